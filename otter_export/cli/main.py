@@ -1,0 +1,90 @@
+"""``otter-export``: the group of commands, loaded lazily so that ``--help`` needs no extra.
+
+Exit status: 0 done, 1 a check failed, 2 misuse or bad input (one line; ``--verbose`` shows the
+traceback).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from otter_export import __version__
+from otter_export.errors import MissingDependencyError, OtterError, VerificationError
+
+#: Command name to ``module:object`` and the extra that installs what the command imports.
+COMMANDS: dict[str, tuple[str, str | None]] = {
+    "insert": ("otter_export.cli.insert:insert", None),
+    "train": ("otter_export.cli.train:train", "train"),
+    "build": ("otter_export.cli.build:build", "build"),
+    "inspect": ("otter_export.cli.inspect:inspect", None),
+    "verify": ("otter_export.cli.verify:verify", "build"),
+    "generate": ("otter_export.cli.generate:generate", None),
+    "list": ("otter_export.cli.list:list_", None),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are imported when they are called or shown."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        path, extra = COMMANDS[cmd_name]
+        module, _, attribute = path.partition(":")
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if extra is None or (error.name or "").startswith("otter_export"):
+                raise
+            raise MissingDependencyError(
+                error.name or "?", extra, f"otter-export {cmd_name}"
+            ) from error
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="otter-export")
+@click.option("--verbose", is_flag=True, help="Show the traceback of an error.")
+def cli(verbose: bool) -> None:
+    """Deploy Otter models: a base LLM and its reward from one forward pass per token."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit; the console script."""
+    args = sys.argv[1:] if arguments is None else arguments
+    # --verbose works at any place of the line, as users type it after the command.
+    verbose = "--verbose" in args
+    args = [a for a in args if a != "--verbose"]
+    sys.exit(_run(args, verbose))
+
+
+def _run(args: list[str], verbose: bool) -> int:
+    try:
+        result: Any = cli.main(args, prog_name="otter-export", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except VerificationError as error:
+        return _fail(error, verbose, 1)
+    except (OtterError, OSError, MemoryError) as error:
+        return _fail(error, verbose, 2)
+
+
+def _fail(error: Exception, verbose: bool, status: int) -> int:
+    if verbose:
+        traceback.print_exc()
+    # Messages are one line each, so that they can be grepped and shown by other programs.
+    click.echo("error: " + " ".join(str(error).split()), err=True)
+    return status

@@ -1,0 +1,273 @@
+"""``otter_config.json``: the widths, signals and base of an Otter checkpoint (format version 1)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from otter_export.errors import ConfigError
+
+FILE_NAME = "otter_config.json"
+FORMAT = "otter"
+VERSION = 1
+
+SIGNAL_KINDS = ("value", "q_value", "medusa", "expert")
+ACTIVATIONS = ("identity", "tanh", "sigmoid")
+EMBEDDINGS = ("projection", "table")
+INITIALIZATIONS = ("copy", "normal", "random")
+#: What an activation guarantees by itself.
+ACTIVATION_BOUNDS = {"identity": None, "tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
+#: Names that a signal cannot take, because a graph input or output has them.
+_RESERVED = ("logits", "input_ids", "position_ids", "attention_mask", "logits_to_keep")
+_SIGNAL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_MAX_WIDTH = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Signal:
+    """One trained output of the channel.
+
+    Args:
+        name: Name of the engine's output: lower case letters, digits and underscores.
+        kind: One of `SIGNAL_KINDS`; it fixes the head's shape.
+        activation: Applied to the head's output; one of `ACTIVATIONS`.
+        bounds: ``(low, high)`` that the activation guarantees, or None.
+        heads: Number of later tokens that a ``medusa`` signal drafts; 1 for the other kinds.
+    """
+
+    name: str
+    kind: str = "value"
+    activation: str = "tanh"
+    bounds: tuple[float, float] | None = (-1.0, 1.0)
+    heads: int = 1
+
+    def weight_shape(self, hidden_size: int, vocab_size: int) -> tuple[int, ...]:
+        """Shape of ``signals.NAME.weight`` for a channel of width ``hidden_size``."""
+        return {
+            "value": (1, hidden_size),
+            "q_value": (vocab_size, hidden_size),
+            "medusa": (self.heads, vocab_size, hidden_size),
+            "expert": (2, vocab_size, hidden_size),
+        }[self.kind]
+
+
+@dataclasses.dataclass(frozen=True)
+class OtterConfig:
+    """Widths and signals of a channel; see the module's docstring for the file.
+
+    Args:
+        hidden_size: d', width of the channel's hidden state.
+        intermediate_size: m', extra neurons of each feed-forward layer.
+        num_attention_heads: H', extra query heads.
+        num_key_value_heads: H'kv, extra key/value heads.
+        head_dim: e, size of one head, the same as the base's.
+        embedding: ``projection`` (``P.otter.projection``) or ``table`` (``P.otter.table``).
+        initialization: How the tensors were initialised; informative.
+        signals: What the channel predicts; at least one.
+        base_model_name_or_path: Of an adapter: a path relative to the checkpoint or a hub id.
+            None when the base lies beside ``otter_config.json``.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    embedding: str = "projection"
+    initialization: str = "copy"
+    signals: tuple[Signal, ...] = (Signal("reward"),)
+    base_model_name_or_path: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``otter_config.json``."""
+        fields = dataclasses.asdict(self)
+        signals = []
+        for signal in self.signals:
+            entry = {
+                "name": signal.name,
+                "kind": signal.kind,
+                "activation": signal.activation,
+                "bounds": None if signal.bounds is None else list(signal.bounds),
+            }
+            if signal.kind == "medusa":
+                entry["heads"] = signal.heads
+            signals.append(entry)
+        base = fields.pop("base_model_name_or_path")
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "base_model_name_or_path": base,
+            **fields,
+            "signals": signals,
+        }
+
+    @classmethod
+    def from_json(cls, data: object, source: str = FILE_NAME) -> OtterConfig:
+        """Validate parsed JSON; every problem is reported at once.
+
+        Raises:
+            ConfigError: Names ``source`` and lists what is wrong.
+        """
+        reader = _Reader(data, source)
+        reader.header()
+        widths = {
+            name: reader.integer(name)
+            for name in (
+                "hidden_size",
+                "intermediate_size",
+                "num_attention_heads",
+                "num_key_value_heads",
+                "head_dim",
+            )
+        }
+        embedding = reader.choice("embedding", EMBEDDINGS, "projection")
+        initialization = reader.choice("initialization", INITIALIZATIONS, "copy")
+        base = reader.fields.pop("base_model_name_or_path", None)
+        if base is not None and (not isinstance(base, str) or not base):
+            reader.problem("base_model_name_or_path must be a path, a hub id or null")
+            base = None
+        signals = reader.signals()
+        reader.leftovers()
+        heads, key_values = widths["num_attention_heads"], widths["num_key_value_heads"]
+        if key_values and heads % key_values:
+            reader.problem(
+                f"num_attention_heads {heads} is not a multiple of num_key_value_heads {key_values}"
+            )
+        reader.finish()
+        return cls(
+            **widths,
+            embedding=embedding,
+            initialization=initialization,
+            signals=signals,
+            base_model_name_or_path=base,
+        )
+
+    @classmethod
+    def load(cls, directory: Path) -> OtterConfig:
+        """Read ``directory/otter_config.json``."""
+        return cls.from_json(read_json(directory / FILE_NAME), str(directory / FILE_NAME))
+
+
+def read_json(path: Path, limit_bytes: int = 32 << 20) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        ConfigError: The file is missing, larger than ``limit_bytes``, or is not JSON.
+    """
+    try:
+        size = path.stat().st_size
+        if size > limit_bytes:
+            raise ConfigError(f"{path}: {size} bytes; a JSON file of at most {limit_bytes} is read")
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not readable JSON: {error}") from None
+
+
+class _Reader:
+    """Collects the problems of one ``otter_config.json``."""
+
+    def __init__(self, data: object, source: str) -> None:
+        if not isinstance(data, dict):
+            raise ConfigError(f"{source}: expected a JSON object, got {type(data).__name__}")
+        self.fields: dict[str, Any] = dict(data)
+        self.source = source
+        self.problems: list[str] = []
+
+    def problem(self, text: str) -> None:
+        self.problems.append(text)
+
+    def header(self) -> None:
+        """Format and version; a foreign file gets this one error and no other."""
+        found = self.fields.pop("format", None)
+        if found != FORMAT:
+            raise ConfigError(f"{self.source}: format is {found!r}, expected {FORMAT!r}")
+        version = self.fields.pop("version", None)
+        if version != VERSION:
+            raise ConfigError(
+                f"{self.source}: version {version!r} is not known; this release reads version "
+                f"{VERSION}. Upgrade otter-export, or write the checkpoint again"
+            )
+
+    def integer(self, name: str) -> int:
+        value = self.fields.pop(name, None)
+        if type(value) is not int or not 0 < value <= _MAX_WIDTH:
+            self.problem(f"{name} must be an integer from 1 to {_MAX_WIDTH}, got {value!r}")
+            return 0
+        return value
+
+    def choice(self, name: str, accepted: tuple[str, ...], default: str) -> str:
+        value = self.fields.pop(name, default)
+        if value not in accepted:
+            self.problem(f"{name} is {value!r}; accepted: {', '.join(accepted)}")
+        return str(value)
+
+    def signals(self) -> tuple[Signal, ...]:
+        entries = self.fields.pop("signals", None)
+        if not isinstance(entries, list) or not entries:
+            self.problem("signals must be a list of at least one signal")
+            return ()
+        signals = [self._signal(i, entry) for i, entry in enumerate(entries)]
+        names = [s.name for s in signals]
+        for name in sorted({n for n in names if names.count(n) > 1}):
+            self.problem(f"two signals are named {name!r}")
+        return tuple(signals)
+
+    def _signal(self, index: int, entry: object) -> Signal:
+        where = f"signals[{index}]"
+        if not isinstance(entry, dict):
+            self.problem(f"{where} must be an object")
+            return Signal("invalid")
+        entry = dict(entry)
+        name = entry.pop("name", None)
+        if not isinstance(name, str) or not _SIGNAL_NAME.fullmatch(name):
+            self.problem(f"{where}.name must match {_SIGNAL_NAME.pattern}, got {name!r}")
+            name = "invalid"
+        if name in _RESERVED:
+            self.problem(f"{where}.name {name!r} is reserved; reserved: {', '.join(_RESERVED)}")
+        kind = entry.pop("kind", None)
+        if kind not in SIGNAL_KINDS:
+            self.problem(f"{where}.kind is {kind!r}; accepted: {', '.join(SIGNAL_KINDS)}")
+        activation = entry.pop("activation", "identity")
+        if activation not in ACTIVATIONS:
+            self.problem(f"{where}.activation is {activation!r}; accepted: {', '.join(ACTIVATIONS)}")
+            activation = "identity"
+        bounds = self._bounds(where, activation, entry.pop("bounds", None))
+        heads = entry.pop("heads", 1)
+        if type(heads) is not int or not 1 <= heads <= 64:
+            self.problem(f"{where}.heads must be an integer from 1 to 64, got {heads!r}")
+            heads = 1
+        for unknown in sorted(entry):
+            self.problem(f"{where} has an unknown field {unknown!r}")
+        return Signal(name, str(kind), activation, bounds, heads)
+
+    def _bounds(self, where: str, activation: str, bounds: object) -> tuple[float, float] | None:
+        if bounds is None:
+            return None
+        numbers = bounds if isinstance(bounds, list) else []
+        finite = all(type(v) in (int, float) and math.isfinite(v) for v in numbers)
+        if len(numbers) != 2 or not finite or not numbers[0] < numbers[1]:
+            self.problem(f"{where}.bounds must be null or [low, high], got {bounds!r}")
+            return None
+        low, high = float(numbers[0]), float(numbers[1])
+        guaranteed = ACTIVATION_BOUNDS[activation]
+        if guaranteed is None or low > guaranteed[0] or high < guaranteed[1]:
+            # Exact pruning trusts the bounds, so bounds that the activation can leave are an error.
+            self.problem(
+                f"{where}.bounds {bounds} are not guaranteed by activation {activation!r}, "
+                f"which gives {'no bounds' if guaranteed is None else list(guaranteed)}"
+            )
+        return (low, high)
+
+    def leftovers(self) -> None:
+        for name in sorted(self.fields):
+            self.problem(f"unknown field {name!r}")
+
+    def finish(self) -> None:
+        if self.problems:
+            raise ConfigError(f"{self.source}: " + "; ".join(self.problems))

@@ -1,0 +1,40 @@
+"""The errors that a user of otter-export can meet.
+
+Every message states what was given, what is accepted and what to do next. The command line prints
+the message alone and exits with 2 (misuse or bad input) or 1 (a check that failed); the traceback
+is shown with ``--verbose`` only.
+"""
+
+
+class OtterError(Exception):
+    """Base of all errors that are the user's to fix; exit status 2."""
+
+
+class ConfigError(OtterError):
+    """A configuration file is missing, malformed or inconsistent."""
+
+
+class CheckpointError(OtterError):
+    """A checkpoint directory cannot be read as it stands."""
+
+
+class EngineError(OtterError):
+    """An engine directory cannot be loaded, or was asked for something that it cannot do."""
+
+
+class UnsupportedError(OtterError):
+    """The input is well formed, but this version has no rule, family or target for it."""
+
+
+class MissingDependencyError(OtterError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package '{package}', which is not installed; "
+            f"install it with: pip install 'otter-export[{extra}]'"
+        )
+
+
+class VerificationError(OtterError):
+    """A check that the user asked for did not hold; exit status 1."""

@@ -1,0 +1,24 @@
+"""Llama and the families that share its modules: RMSNorm, rotary embedding, gated FFN, no biases."""
+
+from otter_export.family import Family, Projection, Space
+
+PROJECTIONS = (
+    Projection("self_attn.q_proj", Space.HIDDEN, Space.QUERY),
+    Projection("self_attn.k_proj", Space.HIDDEN, Space.KEY_VALUE),
+    Projection("self_attn.v_proj", Space.HIDDEN, Space.KEY_VALUE),
+    Projection("self_attn.o_proj", Space.QUERY, Space.HIDDEN),
+    Projection("mlp.gate_proj", Space.HIDDEN, Space.INNER),
+    Projection("mlp.up_proj", Space.HIDDEN, Space.INNER),
+    Projection("mlp.down_proj", Space.INNER, Space.HIDDEN),
+)
+
+FAMILY = Family(
+    name="llama",
+    model_types=("llama",),
+    embeddings=(("model.embed_tokens", "vocab_size"),),
+    layers="model.layers",
+    norms=("input_layernorm", "post_attention_layernorm"),
+    final_norm="model.norm",
+    output_head="lm_head",
+    projections=PROJECTIONS,
+)

@@ -1,0 +1,12 @@
+"""Qwen2 and Qwen2.5: Llama's modules, with biases on the query, key and value projections."""
+
+import dataclasses
+
+from otter_export.families import llama
+
+FAMILY = dataclasses.replace(
+    llama.FAMILY,
+    name="qwen2",
+    model_types=("qwen2",),
+    refused=(("use_sliding_window", False, "sliding windows have no tree mask yet"),),
+)

@@ -1,0 +1,221 @@
+"""What a base family is: a table of its layers' parameters, by Hugging Face name.
+
+A family is data. From it follow the names and shapes of all inserted tensors (`sites`), which
+modules the torch reference replaces, and how a base parameter reaches the ONNX graph. The tables
+are in ``otter_export/families``; `otter_export.families.FAMILIES` lists them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from otter_export.config import OtterConfig
+from otter_export.errors import ConfigError, UnsupportedError
+
+
+class Space(enum.Enum):
+    """What a projection reads or writes; each has a base width and a channel width."""
+
+    HIDDEN = "hidden"  # d and d'
+    INNER = "inner"  # m and m'
+    QUERY = "query"  # H*e and H'*e
+    KEY_VALUE = "key_value"  # Hkv*e and H'kv*e
+
+
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """One logical linear layer of a decoder layer.
+
+    Args:
+        path: Module path inside the layer; its base parameter is ``path.weight``.
+        reads: Space of its input.
+        writes: Space of its output.
+        part: Name of this slice of a fused parameter (``q``, ``k``, ``v``), in storage order; None
+            when the parameter holds this projection alone.
+        graph_path: Its path in the base graph, where that differs from ``path``.
+    """
+
+    path: str
+    reads: Space
+    writes: Space
+    part: str | None = None
+    graph_path: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Table of one base family; all paths are Hugging Face module paths.
+
+    Args:
+        name: Name for messages and tables.
+        model_types: ``model_type`` values of config.json that it covers.
+        embeddings: ``(path, config key of its number of rows)``; the first is the token embedding.
+        layers: Path of the layer list.
+        norms: Paths of the norms inside a layer.
+        final_norm: Path of the norm before the heads.
+        output_head: Path of the language model head; tied to the first embedding if absent.
+        projections: The logical linear layers of a decoder layer.
+        transposed: True when linear weights are stored ``[in, out]`` (Conv1D).
+        config_keys: Standard name to this family's name in config.json.
+        resized: ``(path inside the layer, attribute, space)``: integer attributes that the
+            Hugging Face forward reads and that must grow by the channel's width of ``space``.
+        optional_prefix: A leading path that published weight files of this family may omit.
+        refused: ``(config key, accepted value, reason)``: settings that have no rule.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    embeddings: tuple[tuple[str, str], ...]
+    layers: str
+    norms: tuple[str, ...]
+    final_norm: str
+    output_head: str
+    projections: tuple[Projection, ...]
+    transposed: bool = False
+    config_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    resized: tuple[tuple[str, str, Space], ...] = ()
+    optional_prefix: str = ""
+    refused: tuple[tuple[str, object, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseDimensions:
+    """Sizes of a base model, read from its config.json."""
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], family: Family, source: str) -> BaseDimensions:
+        """Read the sizes under this family's names.
+
+        Raises:
+            ConfigError: A size is missing or is not a positive integer.
+            UnsupportedError: A setting of the family that has no rule here is switched on.
+        """
+
+        def size(name: str, default: int | None = None) -> int:
+            key = family.config_keys.get(name, name)
+            value = data.get(key, default)
+            if value is None:
+                value = default
+            if type(value) is not int or not 0 < value < 1 << 31:
+                raise ConfigError(f"{source}: {key} must be a positive integer, got {value!r}")
+            return value
+
+        for key, accepted, reason in family.refused:
+            if data.get(key, accepted) not in (accepted, None):
+                raise UnsupportedError(f"{source}: {key} = {data[key]!r} is not supported: {reason}")
+        hidden, heads = size("hidden_size"), size("num_attention_heads")
+        if "head_dim" not in data and hidden % heads:
+            raise ConfigError(f"{source}: hidden size {hidden} is not a multiple of {heads} heads")
+        # Llama and Qwen2 default to False and GPT-2 to True when the key is absent.
+        tied_default = bool(family.transposed)
+        return cls(
+            model_type=str(data.get("model_type")),
+            hidden_size=hidden,
+            intermediate_size=size("intermediate_size", 4 * hidden),
+            num_hidden_layers=size("num_hidden_layers"),
+            num_attention_heads=heads,
+            num_key_value_heads=size("num_key_value_heads", heads),
+            head_dim=size("head_dim", hidden // heads),
+            vocab_size=size("vocab_size"),
+            max_position_embeddings=size("max_position_embeddings", 2048),
+            tie_word_embeddings=bool(data.get("tie_word_embeddings", tied_default)),
+        )
+
+    def width(self, space: Space) -> int:
+        """Base width of a space."""
+        return {
+            Space.HIDDEN: self.hidden_size,
+            Space.INNER: self.intermediate_size,
+            Space.QUERY: self.num_attention_heads * self.head_dim,
+            Space.KEY_VALUE: self.num_key_value_heads * self.head_dim,
+        }[space]
+
+
+def channel_width(config: OtterConfig, space: Space) -> int:
+    """Channel width of a space: d', m', H'*e or H'kv*e."""
+    return {
+        Space.HIDDEN: config.hidden_size,
+        Space.INNER: config.intermediate_size,
+        Space.QUERY: config.num_attention_heads * config.head_dim,
+        Space.KEY_VALUE: config.num_key_value_heads * config.head_dim,
+    }[space]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectionSite:
+    """One logical projection of one layer, with full names.
+
+    ``name`` is the stem of its inserted tensors (``NAME.otter.from_base``); ``parameter`` the stem
+    of the base parameter (``PARAMETER.weight``); ``offset`` the first output row of this part in
+    the (possibly fused) base parameter; ``graph_name`` its stem in the base graph.
+    """
+
+    name: str
+    parameter: str
+    graph_name: str
+    reads: Space
+    writes: Space
+    offset: int
+    part: str | None
+    transposed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Sites:
+    """Every place of a base model at which a channel is inserted, in forward order."""
+
+    embeddings: tuple[tuple[str, int], ...]  # (name, rows)
+    norms: tuple[str, ...]
+    projections: tuple[ProjectionSite, ...]
+
+
+def sites(family: Family, base: BaseDimensions, data: Mapping[str, Any]) -> Sites:
+    """List the insertion sites of a base model.
+
+    Args:
+        family: The base's family.
+        base: Its sizes.
+        data: Its parsed config.json (for the rows of further embeddings).
+    """
+    embeddings = tuple((path, int(data[key])) for path, key in family.embeddings)
+    norms: list[str] = []
+    projections: list[ProjectionSite] = []
+    for layer in _layer_paths(family, base):
+        norms.extend(f"{layer}.{norm}" for norm in family.norms)
+        offsets: dict[str, int] = {}
+        for p in family.projections:
+            offset = offsets.get(p.path, 0)
+            offsets[p.path] = offset + base.width(p.writes)
+            stem = f"{layer}.{p.path}"
+            projections.append(
+                ProjectionSite(
+                    name=stem if p.part is None else f"{stem}.{p.part}",
+                    parameter=stem,
+                    graph_name=f"{layer}.{p.graph_path or p.path}",
+                    reads=p.reads,
+                    writes=p.writes,
+                    offset=offset,
+                    part=p.part,
+                    transposed=family.transposed,
+                )
+            )
+    norms.append(family.final_norm)
+    return Sites(embeddings, tuple(norms), tuple(projections))
+
+
+def _layer_paths(family: Family, base: BaseDimensions) -> Iterator[str]:
+    return (f"{family.layers}.{i}" for i in range(base.num_hidden_layers))

@@ -1,0 +1,121 @@
+"""Initial values of a channel's tensors: ``copy``, ``normal`` and ``random``.
+
+``copy`` takes fixed index sets: S of d' hidden units, M of m' neurons (both evenly spaced) and the
+first H' query heads with their key/value heads. With ``A = W[out-set, :]``, ``B = 0``,
+``gamma' = gamma[S]`` and ``P = I[S, :]`` the channel's state equals ``x[S]`` at every layer.
+numpy only: the streaming ``insert`` command and the torch reference both use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from otter_export.checkpoint import BaseModel
+from otter_export.config import OtterConfig
+from otter_export.errors import ConfigError
+from otter_export.family import ProjectionSite, Space, channel_width
+from otter_export.safetensors_io import FloatArray
+
+Maker = Callable[[], FloatArray]
+#: Standard deviation of ``normal``; that of GPT-2 and Llama initialisation.
+NORMAL_STD = 0.02
+
+
+def evenly_spaced(count: int, size: int) -> npt.NDArray[np.int64]:
+    """``count`` evenly spaced indices below ``size``: ``floor(i * size / count)``."""
+    return np.arange(count, dtype=np.int64) * size // count
+
+
+def copied_rows(config: OtterConfig, base: BaseModel, space: Space) -> npt.NDArray[np.int64]:
+    """The base indices that the channel copies in a space (S, M, or the first heads' rows)."""
+    count, size = channel_width(config, space), base.dimensions.width(space)
+    if count > size:
+        raise ConfigError(
+            f"copy initialisation needs a channel no wider than the base: {space.value} "
+            f"{count} > {size}; use --init normal or smaller widths"
+        )
+    if space in (Space.QUERY, Space.KEY_VALUE):
+        return np.arange(count, dtype=np.int64)
+    return evenly_spaced(count, size)
+
+
+def initial_tensors(
+    config: OtterConfig, base: BaseModel, seed: int = 0
+) -> Iterator[tuple[str, tuple[int, ...], Maker]]:
+    """Yield ``(name, shape, make)`` for every inserted tensor; nothing is read until ``make()``.
+
+    Each random tensor has its own generator, seeded by ``seed`` and its position, so that values do
+    not depend on which tensors were made before.
+    """
+    from otter_export.checkpoint import expected_tensors
+
+    makers = _copy_makers(config, base) if config.initialization == "copy" else {}
+    for index, (name, shape) in enumerate(expected_tensors(config, base).items()):
+        make = makers.get(name)
+        if make is None:
+            make = _drawn(name, shape, config.initialization, np.random.SeedSequence([seed, index]))
+        yield name, shape, make
+
+
+def _drawn(
+    name: str, shape: tuple[int, ...], initialization: str, seed: np.random.SeedSequence
+) -> Maker:
+    """Biases are zero, norm weights one; heads are drawn in every initialisation."""
+
+    def make() -> FloatArray:
+        if name.endswith(".bias"):
+            return np.zeros(shape, np.float32)
+        if name.endswith(".otter.weight"):
+            return np.ones(shape, np.float32)
+        generator = np.random.default_rng(seed)
+        if initialization == "random" and not name.startswith("signals."):
+            # torch.nn.Linear's default: uniform in +-1/sqrt(fan_in).
+            limit = 1.0 / np.sqrt(shape[-1])
+            return generator.uniform(-limit, limit, shape).astype(np.float32)
+        return (generator.standard_normal(shape) * NORMAL_STD).astype(np.float32)
+
+    return make
+
+
+def _copy_makers(config: OtterConfig, base: BaseModel) -> Mapping[str, Maker]:
+    rows = {space: copied_rows(config, base, space) for space in Space}
+    hidden = rows[Space.HIDDEN]
+    makers: dict[str, Maker] = {}
+    for name, _ in base.sites.embeddings:
+        makers[f"{name}.otter.projection"] = lambda: np.eye(
+            base.dimensions.hidden_size, dtype=np.float32
+        )[hidden]
+        makers[f"{name}.otter.table"] = _take(base.float32, f"{name}.weight", np.s_[:, hidden])
+    for name in base.sites.norms:
+        makers[f"{name}.otter.weight"] = _take(base.float32, f"{name}.weight", hidden)
+        makers[f"{name}.otter.bias"] = _take(base.float32, f"{name}.bias", hidden)
+    for site in base.sites.projections:
+        out = rows[site.writes]
+        makers[f"{site.name}.otter.from_base"] = _take(base.projection, site, out)
+        makers[f"{site.name}.otter.from_channel"] = _zeros(
+            (channel_width(config, site.writes), channel_width(config, site.reads))
+        )
+        makers[f"{site.name}.otter.bias"] = _bias(base, site, out)
+    return makers
+
+
+def _take(read: Callable[[Any], FloatArray], key: Any, index: Any) -> Maker:
+    return lambda: np.ascontiguousarray(read(key)[index])
+
+
+def _zeros(shape: tuple[int, ...]) -> Maker:
+    return lambda: np.zeros(shape, np.float32)
+
+
+def _bias(base: BaseModel, site: ProjectionSite, out: npt.NDArray[np.int64]) -> Maker:
+    def make() -> FloatArray:
+        bias = base.projection_bias(site)
+        if bias is None:
+            raise ValueError(f"{site.parameter} has no bias")
+        return bias[out]
+
+    return make

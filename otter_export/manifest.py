@@ -1,0 +1,208 @@
+"""``engine.json``: what an engine directory holds and how to drive it (format version 1)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from otter_export.config import OtterConfig, Signal, read_json
+from otter_export.errors import ConfigError, EngineError
+
+FILE_NAME = "engine.json"
+FORMAT = "otter-engine"
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """One graph input or output: its dtype and its shape with named dynamic dimensions."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineFile:
+    """One file of the directory, with its size and SHA-256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineManifest:
+    """Content of ``engine.json``.
+
+    Args:
+        target: Registered target that built it: ``onnx``.
+        precision: ``fp32``, ``fp16``, ``int8``, ``int4``.
+        execution_provider: ``cpu`` or ``cuda``: where it is meant to run.
+        cache_form: How the caches move through the graph; see docs/engine.md. ``read_only``: inputs
+            hold the prefix, outputs the new rows only, and the client writes the rows that it keeps.
+        model_file: The model inside the directory.
+        base: Sizes of the base and its ``model_type``.
+        channel: Widths of the channel.
+        signals: Signals, in the order of the outputs.
+        max_sequence_length: Longest sequence, prompt and generated tokens together.
+        bos_token_id: Token that the base's tokenizer starts a sequence with; None if it adds none.
+        eos_token_ids: Tokens that end a sequence.
+        inputs, outputs: The graph's I/O, in order.
+        files: Every file but engine.json itself.
+        builder: Name and version of the builder and of the libraries it used.
+        source: The checkpoint: its path as given, and hashes of its config and inserted tensors.
+        options: Further build options, for the record.
+    """
+
+    target: str
+    precision: str
+    execution_provider: str
+    cache_form: str
+    model_file: str
+    base: Mapping[str, Any]
+    channel: Mapping[str, Any]
+    signals: tuple[Signal, ...]
+    max_sequence_length: int
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    files: tuple[EngineFile, ...]
+    builder: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return int(self.base["vocab_size"])
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return int(self.base["num_hidden_layers"])
+
+    def signal(self, name: str | None) -> Signal:
+        """The signal of that name; None takes the only (or first) one.
+
+        Raises:
+            EngineError: There is no such signal.
+        """
+        if name is None:
+            return self.signals[0]
+        for signal in self.signals:
+            if signal.name == name:
+                return signal
+        known = ", ".join(s.name for s in self.signals)
+        raise EngineError(f"the engine has no signal {name!r}; its signals: {known}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file."""
+        data = dataclasses.asdict(self)
+        config = {"format": FORMAT, "version": VERSION, **data}
+        config["signals"] = [dataclasses.asdict(s) for s in self.signals]
+        return config
+
+    def save(self, directory: Path) -> None:
+        """Write ``engine.json``."""
+        text = json.dumps(self.to_json(), indent=1) + "\n"
+        (directory / FILE_NAME).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: Path) -> EngineManifest:
+        """Read and validate ``directory/engine.json``; checks that files exist with their sizes.
+
+        Raises:
+            EngineError: The directory is not an engine, or is incomplete.
+        """
+        path = directory / FILE_NAME
+        if not directory.is_dir():
+            raise EngineError(f"{directory} is not a directory; expected an engine directory")
+        if not path.is_file():
+            raise EngineError(
+                f"{directory} has no {FILE_NAME}: it is not an engine. "
+                "Build one with: otter-export build CKPT --target onnx --out DIR"
+            )
+        try:
+            data = read_json(path)
+        except ConfigError as error:
+            raise EngineError(str(error)) from None
+        manifest = cls._from_json(data, path)
+        manifest._check_files(directory)
+        return manifest
+
+    @classmethod
+    def _from_json(cls, data: Any, path: Path) -> EngineManifest:
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise EngineError(f"{path}: not an otter-engine file")
+        if data.get("version") != VERSION:
+            raise EngineError(
+                f"{path}: version {data.get('version')!r} is not known; this release reads version "
+                f"{VERSION}. Build the engine again"
+            )
+        fields = {k: v for k, v in data.items() if k not in ("format", "version")}
+        try:
+            fields["signals"] = _signals(data, str(path))
+            for name in ("inputs", "outputs"):
+                fields[name] = tuple(
+                    TensorSpec(str(t["name"]), str(t["dtype"]), tuple(t["shape"]))
+                    for t in fields[name]
+                )
+            fields["files"] = tuple(
+                EngineFile(str(f["path"]), int(f["size"]), str(f["sha256"])) for f in fields["files"]
+            )
+            fields["eos_token_ids"] = tuple(int(i) for i in fields["eos_token_ids"])
+            manifest = cls(**fields)
+            sizes = ("vocab_size", "num_hidden_layers", "num_key_value_heads", "head_dim")
+            positive = [manifest.base[name] for name in sizes] + [manifest.max_sequence_length]
+            positive.append(manifest.channel["num_key_value_heads"])
+            if any(type(v) is not int or v <= 0 for v in positive):
+                raise ValueError("sizes must be positive integers")
+            return manifest
+        except ConfigError as error:
+            raise EngineError(str(error)) from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise EngineError(f"{path} is malformed: {error!r}. Build the engine again") from None
+
+    def _check_files(self, directory: Path) -> None:
+        for file in self.files:
+            path = PurePosixPath(file.path)
+            if path.is_absolute() or ".." in path.parts or "\\" in file.path:
+                raise EngineError(f"{directory / FILE_NAME} names {file.path!r}, outside the engine")
+            actual = directory / path
+            if not actual.is_file():
+                raise EngineError(f"{directory} is incomplete: {file.path} is missing")
+            if actual.stat().st_size != file.size:
+                raise EngineError(
+                    f"{actual} has {actual.stat().st_size} bytes, {FILE_NAME} says {file.size}: "
+                    "the engine is damaged; build it again"
+                )
+        if self.model_file not in {f.path for f in self.files}:
+            raise EngineError(f"{directory / FILE_NAME}: model_file {self.model_file!r} is not listed")
+
+
+def _signals(data: Mapping[str, Any], source: str) -> tuple[Signal, ...]:
+    """Validate signals by the rules of otter_config.json."""
+    channel = data["channel"]
+    entries = [dict(s) for s in data["signals"]]
+    config = {"format": "otter", "version": 1, **channel, "signals": entries}
+    return OtterConfig.from_json(config, source).signals
+
+
+def describe_file(
+    directory: Path, name: str, progress: Callable[[int], None] | None = None
+) -> EngineFile:
+    """Size and SHA-256 of a file, read in blocks of 4 MiB."""
+    digest = hashlib.sha256()
+    path = directory / name
+    with path.open("rb") as file:
+        while block := file.read(4 << 20):
+            digest.update(block)
+            if progress is not None:
+                progress(len(block))
+    return EngineFile(name, path.stat().st_size, digest.hexdigest())

@@ -1,0 +1,95 @@
+"""The `Engine` protocol: all that decoding needs to know of an engine, whatever runs it.
+
+A step never changes the cache: `Engine.forward` returns the rows that it computed inside a `Step`,
+and `Engine.commit` keeps those that the caller chose. So a tree of candidates, a rejected draft and
+a chunk of prompt are one mechanism.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from otter_export.manifest import EngineManifest
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+class Cache(Protocol):
+    """The key/value rows of a batch of sequences."""
+
+    @property
+    def lengths(self) -> IntArray:
+        """``[B]``: committed tokens of each sequence."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one forward pass gave.
+
+    Args:
+        logits: ``[B, R, V]`` float32, for the last R of the S fed tokens.
+        signals: Name to ``[B, R]`` (``value``) or ``[B, R, V]`` (``q_value``), float32.
+        rows: The new cache rows, in the backend's own form; for `Engine.commit` only.
+    """
+
+    logits: FloatArray
+    signals: Mapping[str, FloatArray]
+    rows: Any
+
+
+class Engine(Protocol):
+    """An engine that is loaded and ready."""
+
+    @property
+    def manifest(self) -> EngineManifest:
+        """The content of its ``engine.json``."""
+        ...
+
+    def new_cache(self, batch_size: int) -> Cache:
+        """An empty cache for ``batch_size`` sequences; it grows as needed up to the limit."""
+        ...
+
+    def forward(
+        self,
+        cache: Cache,
+        input_ids: IntArray,
+        position_ids: IntArray,
+        tree: BoolArray,
+        logits_to_keep: int,
+    ) -> Step:
+        """Run the model on S new tokens per sequence.
+
+        Every new token sees the whole committed prefix of its sequence, and of the new tokens those
+        that ``tree`` allows.
+
+        Args:
+            cache: The committed prefixes; read, not changed.
+            input_ids: ``[B, S]``; padding may be any valid token.
+            position_ids: ``[B, S]``.
+            tree: ``[B, S, S]``; ``tree[b, i, j]``: new token i sees new token j. A padding row may
+                be all False.
+            logits_to_keep: R, 1 to S: rows of logits and signals wanted, the last ones.
+
+        Raises:
+            EngineError: Shapes disagree, a token is out of range, or the sequence is too long.
+        """
+        ...
+
+    def commit(self, cache: Cache, step: Step, rows: Sequence[Sequence[int]]) -> None:
+        """Append rows of a step to the cache.
+
+        Args:
+            cache: The cache that the step was run on.
+            step: The step.
+            rows: For each sequence the indices below S to keep, in the order in which they follow
+                the prefix; empty keeps none.
+        """
+        ...

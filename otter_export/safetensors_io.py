@@ -1,0 +1,242 @@
+"""Lazy, memory-mapped reading and streaming writing of safetensors files, sharded or not.
+
+Reading touches headers only, until a tensor is asked for. Each header is checked by the safetensors
+library first (offsets in range, no overlap, no gap), so a truncated or hostile file is one clear
+error. Nothing here unpickles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+
+from otter_export.config import read_json
+from otter_export.errors import CheckpointError
+
+FloatArray = npt.NDArray[np.float32]
+
+#: safetensors dtype names of the accepted weights, with the numpy type that holds their bits.
+WEIGHT_DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies; ``begin`` and ``end`` are byte offsets in ``file``."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.end - self.begin
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class TensorStore(Mapping[str, TensorInfo]):
+    """The tensors of one or more safetensors files, by name; no tensor data is read up front."""
+
+    def __init__(self, infos: Mapping[str, TensorInfo], source: Path) -> None:
+        self._infos = dict(infos)
+        self.source = source
+
+    @classmethod
+    def open(cls, directory: Path, stem: str) -> TensorStore:
+        """Open ``STEM.safetensors``, or the shards that ``STEM.safetensors.index.json`` names.
+
+        Raises:
+            CheckpointError: Neither file exists, a shard is missing, truncated, malformed or lies
+                outside the directory, the index and the shards disagree, or weights are pickled.
+        """
+        index = directory / f"{stem}.safetensors.index.json"
+        single = directory / f"{stem}.safetensors"
+        if index.is_file():
+            return cls(_read_index(directory, index), index)
+        if single.is_file():
+            return cls(read_header(single), single)
+        pickles = sorted(p.name for p in directory.glob("*") if p.suffix in _PICKLE_SUFFIXES)
+        if pickles:
+            raise CheckpointError(
+                f"{directory} holds {stem} weights as pickles ({', '.join(pickles[:3])}), which can "
+                "run code and are never read; save them as safetensors "
+                "(save_pretrained(..., safe_serialization=True))"
+            )
+        raise CheckpointError(f"{directory} has neither {single.name} nor {index.name}")
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        return self._infos[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def raw(self, name: str) -> npt.NDArray[Any]:
+        """Memory-mapped view of a tensor's bits; bfloat16 comes as uint16."""
+        info = self._infos[name]
+        if info.dtype not in WEIGHT_DTYPES:
+            raise CheckpointError(
+                f"{info.file}: tensor {name} has dtype {info.dtype}; "
+                f"accepted: {', '.join(WEIGHT_DTYPES)}"
+            )
+        dtype = np.dtype(WEIGHT_DTYPES[info.dtype])
+        if info.nbytes == 0:
+            return np.zeros(info.shape, dtype)
+        return np.memmap(info.file, dtype, "r", offset=info.begin, shape=info.shape)
+
+    def float32(self, name: str, rows: slice | None = None) -> FloatArray:
+        """A tensor (or some of its leading rows) in float32; exact for all accepted dtypes."""
+        raw = self.raw(name)
+        return to_float32(raw if rows is None else raw[rows], self._infos[name].dtype)
+
+
+def to_float32(raw: npt.NDArray[Any], dtype: str) -> FloatArray:
+    """Widen the bits of an F32, F16 or BF16 tensor to float32 without rounding."""
+    if dtype == "BF16":
+        return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return np.asarray(raw, dtype=np.float32)
+
+
+def from_float32(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    """Round float32 values to the bits of ``dtype``; to nearest, ties to even."""
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    if dtype == "F32":
+        return values
+    if dtype == "F16":
+        return values.astype(np.float16)
+    bits = values.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return rounded.astype(np.uint16)
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Read and check the header of one safetensors file.
+
+    Raises:
+        CheckpointError: The file is truncated, malformed, or not safetensors.
+    """
+    try:
+        with safetensors.safe_open(str(path), framework="np"):
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
+    header.pop("__metadata__", None)
+    start = 8 + length
+    return {
+        name: TensorInfo(
+            path,
+            entry["dtype"],
+            tuple(entry["shape"]),
+            start + entry["data_offsets"][0],
+            start + entry["data_offsets"][1],
+        )
+        for name, entry in header.items()
+    }
+
+
+def _read_index(directory: Path, index: Path) -> dict[str, TensorInfo]:
+    data = read_json(index, limit_bytes=256 << 20)
+    weight_map = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: no weight_map")
+    shards = sorted({str(name) for name in weight_map.values()})
+    for name in shards:
+        # Index files come with the checkpoint: a path in one is data, not to be trusted.
+        path = PurePosixPath(name)
+        inside = len(path.parts) == 1 and "\\" not in name and path.parts[0] not in (".", "..")
+        if not inside:
+            raise CheckpointError(f"{index} names {name!r}; shards must lie beside the index")
+    missing = [name for name in shards if not (directory / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index} names missing files: {', '.join(missing)}")
+    found: dict[str, TensorInfo] = {}
+    for name in shards:
+        for tensor, info in read_header(directory / name).items():
+            if weight_map.get(tensor) != name:
+                raise CheckpointError(f"{directory / name} holds {tensor}, which {index} does not say")
+            found[tensor] = info
+    absent = sorted(set(weight_map) - set(found))
+    if absent:
+        raise CheckpointError(f"{index} names tensors that no shard holds: {', '.join(absent[:5])}")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor to be written: its header entry, and how to make its bits when its turn comes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    make: Callable[[], npt.NDArray[Any]]
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Iterable[PlannedTensor],
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Write a safetensors file holding one tensor in memory at a time.
+
+    The file appears under ``path`` only when it is complete.
+
+    Args:
+        path: Destination.
+        tensors: What to write; ``make`` returns an array whose bytes are the tensor's.
+        metadata: Strings for the header.
+        progress: Called with the number of bytes written for each tensor.
+
+    Returns:
+        The file's size in bytes.
+    """
+    plan = list(tensors)
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    sizes = {"F32": 4, "F16": 2, "BF16": 2}
+    for tensor in plan:
+        nbytes = sizes[tensor.dtype] * math.prod(tensor.shape)
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + nbytes],
+        }
+        offset += nbytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(len(encoded).to_bytes(8, "little") + encoded)
+            for tensor in plan:
+                data = np.ascontiguousarray(tensor.make())
+                expected = sizes[tensor.dtype] * math.prod(tensor.shape)
+                if data.nbytes != expected or data.shape != tensor.shape:
+                    raise ValueError(f"{tensor.name}: made {data.shape}, planned {tensor.shape}")
+                file.write(data.data if data.size else b"")
+                if progress is not None:
+                    progress(data.nbytes)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path.stat().st_size
