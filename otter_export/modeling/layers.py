@@ -1,0 +1,218 @@
+"""Widened modules: drop-in replacements that carry the state ``[x ; x']`` in one tensor.
+
+The last dimension of every hidden state is d + d'. Each module splits it, computes the base part by
+the untouched module's own arithmetic (so base values stay bit-identical) and the channel part
+beside it, and joins the two. The base part is detached: no base value depends on the channel, so
+no gradient has to flow there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectionWidths:
+    """Widths of one logical projection: base and channel, in and out."""
+
+    base_in: int
+    channel_in: int
+    base_out: int
+    channel_out: int
+
+
+class ChannelProjection(nn.Module):
+    """The inserted tensors of one projection: ``y' = A x + B x' + b'`` (paper section 3.2).
+
+    Attributes:
+        from_base: A, ``[n'_out, n_in]``.
+        from_channel: B, ``[n'_out, n'_in]``.
+        bias: b', ``[n'_out]``, or None where the base has no bias.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, widths: ProjectionWidths, *, bias: bool) -> None:
+        super().__init__()
+        self.from_base = nn.Parameter(torch.zeros(widths.channel_out, widths.base_in))
+        self.from_channel = nn.Parameter(torch.zeros(widths.channel_out, widths.channel_in))
+        self.bias = nn.Parameter(torch.zeros(widths.channel_out)) if bias else None
+
+    def forward(self, base: Tensor, channel: Tensor) -> Tensor:
+        """``[..., n_in]`` and ``[..., n'_in]`` to ``[..., n'_out]``."""
+        projected = functional.linear(channel, self.from_channel, self.bias)
+        return projected + functional.linear(base, self.from_base)
+
+
+class WidenedProjection(nn.Module):
+    """A Linear or Conv1D with one logical projection.
+
+    The module keeps the base parameters under their own names (``weight``, ``bias``) and the
+    inserted ones under ``otter``, so its state dict has the names of the checkpoint format.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, base: nn.Module, widths: ProjectionWidths) -> None:
+        super().__init__()
+        self.weight, self.bias = base.weight, base.bias
+        self.transposed = not isinstance(base, nn.Linear)
+        self.widths = widths
+        self.otter = ChannelProjection(widths, bias=base.bias is not None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., n_in + n'_in]`` to ``[..., n_out + n'_out]``."""
+        base, channel = split_state(x, self.widths.base_in)
+        y = base_projection(base, self.weight, self.bias, self.transposed)
+        return torch.cat((y, self.otter(base, channel)), dim=-1)
+
+
+class ChannelPart(nn.Module):
+    """One part (q, k or v) of a fused projection: holds ``otter`` to give it its name."""
+
+    def __init__(self, widths: ProjectionWidths, *, bias: bool) -> None:
+        super().__init__()
+        self.otter = ChannelProjection(widths, bias=bias)
+
+
+class WidenedFusedProjection(nn.Module):
+    """A fused projection (GPT-2's ``c_attn``); its output is ``[q ; q' ; k ; k' ; v ; v']``."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, base: nn.Module, parts: dict[str, ProjectionWidths]) -> None:
+        super().__init__()
+        self.weight, self.bias = base.weight, base.bias
+        self.transposed = not isinstance(base, nn.Linear)
+        self.widths = dict(parts)
+        for name, widths in parts.items():
+            self.add_module(name, ChannelPart(widths, bias=base.bias is not None))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., n_in + n'_in]`` to ``[..., sum of (n_out + n'_out)]``."""
+        base, channel = split_state(x, next(iter(self.widths.values())).base_in)
+        y = base_projection(base, self.weight, self.bias, self.transposed)
+        outputs: list[Tensor] = []
+        for name, rows in zip(
+            self.widths, y.split([w.base_out for w in self.widths.values()], dim=-1), strict=True
+        ):
+            part = self.get_submodule(name)
+            outputs += [rows, part.otter(base, channel)]
+        return torch.cat(outputs, dim=-1)
+
+
+class ChannelNorm(nn.Module):
+    """gamma' (``weight``) and beta' (``bias``) of one norm."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, size: int, *, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size)) if bias else None
+
+
+class WidenedNorm(nn.Module):
+    """RMSNorm or LayerNorm whose statistics come from the base part alone."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, base: nn.Module, base_size: int, channel_size: int) -> None:
+        super().__init__()
+        self.weight = base.weight
+        self.bias = getattr(base, "bias", None)
+        self.is_layer_norm = isinstance(base, nn.LayerNorm)
+        self.epsilon = float(base.eps if self.is_layer_norm else base.variance_epsilon)
+        self.base_size = base_size
+        # The base's own forward keeps the base part bit-identical; the tuple hides it from the
+        # module tree, so that its parameters are not listed twice.
+        self._base = (base,)
+        self.otter = ChannelNorm(channel_size, bias=self.bias is not None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., d + d']`` to the same shape."""
+        base, channel = split_state(x, self.base_size)
+        wide = base.to(torch.float32)
+        shifted = channel.to(torch.float32)
+        if self.is_layer_norm:
+            mean = wide.mean(-1, keepdim=True)
+            variance = (wide - mean).pow(2).mean(-1, keepdim=True)
+            shifted = shifted - mean
+        else:
+            variance = wide.pow(2).mean(-1, keepdim=True)
+        normed = (shifted * torch.rsqrt(variance + self.epsilon)).to(x.dtype) * self.otter.weight
+        if self.otter.bias is not None:
+            normed = normed + self.otter.bias
+        return torch.cat((self._base[0](base), normed), dim=-1)
+
+
+class ChannelEmbedding(nn.Module):
+    """P (``projection``, ``[d', d]``) or a table ``[rows, d']``, as the config says."""
+
+    projection: nn.Parameter | None
+    table: nn.Parameter | None
+
+    def __init__(self, kind: str, rows: int, base_size: int, channel_size: int) -> None:
+        super().__init__()
+        is_table = kind == "table"
+        self.projection = None if is_table else nn.Parameter(torch.zeros(channel_size, base_size))
+        self.table = nn.Parameter(torch.zeros(rows, channel_size)) if is_table else None
+
+
+class WidenedEmbedding(nn.Module):
+    """An embedding that gives ``[x0 ; x'0]`` with ``x'0 = P x0``, or from a table."""
+
+    def __init__(self, base: nn.Embedding, kind: str, channel_size: int) -> None:
+        super().__init__()
+        self.weight = base.weight
+        self._base = (base,)
+        rows, size = base.weight.shape
+        self.otter = ChannelEmbedding(kind, rows, size, channel_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``[...]`` token or position ids to ``[..., d + d']``."""
+        base = self._base[0](ids)
+        if self.otter.table is not None:
+            channel = functional.embedding(ids, self.otter.table)
+        else:
+            assert self.otter.projection is not None
+            channel = functional.linear(base, self.otter.projection)
+        return torch.cat((base, channel.to(base.dtype)), dim=-1)
+
+
+class BaseHead(nn.Module):
+    """The language model head, reading the base part of the final state only."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, base: nn.Linear, base_size: int) -> None:
+        super().__init__()
+        self.weight, self.bias = base.weight, base.bias
+        self.base_size = base_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., d + d']`` or ``[..., d]`` to logits ``[..., V]``."""
+        return functional.linear(x[..., : self.base_size].contiguous(), self.weight, self.bias)
+
+
+def split_state(x: Tensor, base_size: int) -> tuple[Tensor, Tensor]:
+    """Split ``[x ; x']``; the base part is detached and contiguous.
+
+    Contiguous, because the GEMM that a library picks may depend on the strides, and base values
+    must not depend on the channel's presence.
+    """
+    return x[..., :base_size].detach().contiguous(), x[..., base_size:]
+
+
+def base_projection(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    """The arithmetic of nn.Linear, or of transformers' Conv1D (weights ``[in, out]``)."""
+    if not transposed:
+        return functional.linear(x, weight, bias)
+    if bias is None:
+        return x @ weight
+    out = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
+    return out.view(*x.shape[:-1], weight.shape[1])

@@ -1,0 +1,200 @@
+"""`OtterModel`: a Hugging Face causal LM with a channel inserted, module by module.
+
+Hugging Face's own forward, attention, rotary embedding, cache and ``generate`` run unchanged on the
+widened state; only projections, norms, embeddings and the head are replaced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from otter_export.checkpoint import Checkpoint, expected_tensors
+from otter_export.config import OtterConfig, Signal
+from otter_export.errors import CheckpointError
+from otter_export.family import (
+    BaseDimensions,
+    Family,
+    ProjectionSite,
+    Sites,
+    channel_width,
+)
+from otter_export.modeling.layers import (
+    BaseHead,
+    ProjectionWidths,
+    WidenedEmbedding,
+    WidenedFusedProjection,
+    WidenedNorm,
+    WidenedProjection,
+)
+from otter_export.modeling.signals import SignalHead
+from otter_export.safetensors_io import FloatArray
+
+
+@dataclasses.dataclass(frozen=True)
+class OtterOutput:
+    """One forward pass: ``logits`` ``[B, S, V]`` and each signal, ``[B, S]`` or ``[B, S, V]``."""
+
+    logits: Tensor
+    signals: Mapping[str, Tensor]
+    past_key_values: Any
+
+
+class OtterModel(nn.Module):
+    """A base model with a channel and signal heads; all channel tensors start at zero.
+
+    Use `load_reference` to get one from a checkpoint.
+
+    Args:
+        base: The untouched Hugging Face causal LM; its modules are replaced in place.
+        config: Widths and signals of the channel.
+        family, dimensions, sites: What the base is, from `otter_export.checkpoint.BaseModel`.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        config: OtterConfig,
+        family: Family,
+        dimensions: BaseDimensions,
+        sites: Sites,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.base: Any = base
+        self.signals = nn.ModuleDict(
+            {s.name: SignalHead(s, config.hidden_size, dimensions.vocab_size) for s in config.signals}
+        )
+        _widen_modules(base, config, family, dimensions, sites)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(".otter." in name or name.startswith("signals."))
+
+    def forward(
+        self, input_ids: Tensor, *, compute_logits: bool = True, **arguments: Any
+    ) -> OtterOutput:
+        """Run the widened decoder.
+
+        Args:
+            input_ids: ``[B, S]``.
+            compute_logits: False skips the language model head (training of values needs none);
+                ``logits`` is then empty.
+            **arguments: Passed to the Hugging Face decoder: attention_mask (2-D, or a 4-D bool or
+                additive mask for trees), position_ids, past_key_values, use_cache.
+        """
+        decoded = self.base.base_model(input_ids=input_ids, **arguments)
+        state = decoded.last_hidden_state
+        channel = state[..., -self.config.hidden_size :]
+        logits = self.base.get_output_embeddings()(state) if compute_logits else state[..., :0]
+        signals = {name: head(channel) for name, head in self.signals.items()}
+        return OtterOutput(logits, signals, getattr(decoded, "past_key_values", None))
+
+    def head(self, name: str) -> SignalHead:
+        """The head of one signal."""
+        head = self.signals[name]
+        assert isinstance(head, SignalHead)
+        return head
+
+    def signal_config(self, name: str) -> Signal:
+        """The configuration of one signal."""
+        return next(s for s in self.config.signals if s.name == name)
+
+    def channel_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The inserted parameters under their checkpoint names; all that training changes."""
+        for name, parameter in self.named_parameters():
+            if ".otter." in name:
+                yield name.removeprefix("base."), parameter
+            elif name.startswith("signals."):
+                yield name, parameter
+
+    @torch.no_grad()
+    def load_channel(self, read: Callable[[str], FloatArray]) -> None:
+        """Set every inserted parameter from ``read(name)``, float32."""
+        for name, parameter in self.channel_parameters():
+            parameter.copy_(torch.from_numpy(read(name).copy()).reshape(parameter.shape))
+
+
+def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> OtterModel:
+    """Load a checkpoint into torch, ready to evaluate.
+
+    Raises:
+        CheckpointError: transformers cannot load the base.
+    """
+    base = load_base(checkpoint.base.directory, dtype)
+    source = checkpoint.base
+    model = OtterModel(base, checkpoint.config, source.family, source.dimensions, source.sites)
+    model.load_channel(checkpoint.float32)
+    names = {name for name, _ in model.channel_parameters()}
+    if names != set(expected_tensors(checkpoint.config, source)):
+        raise CheckpointError(f"{checkpoint.directory}: the base's modules do not fit its family")
+    return model.to(dtype).eval()
+
+
+def load_base(directory: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """The untouched base model, from safetensors, never running code of the checkpoint."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(directory),
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        ).eval()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"transformers cannot load {directory}: {error}") from error
+
+
+def _widen_modules(
+    model: nn.Module, config: OtterConfig, family: Family, base: BaseDimensions, sites: Sites
+) -> None:
+    """Replace every module that a site names."""
+    d, channel = base.hidden_size, config.hidden_size
+    for name, _ in sites.embeddings:
+        embedding = model.get_submodule(name)
+        assert isinstance(embedding, nn.Embedding)
+        _replace(model, name, WidenedEmbedding(embedding, config.embedding, channel))
+    for name in sites.norms:
+        _replace(model, name, WidenedNorm(model.get_submodule(name), d, channel))
+    by_parameter: dict[str, list[ProjectionSite]] = defaultdict(list)
+    for site in sites.projections:
+        by_parameter[site.parameter].append(site)
+    for name, parts in by_parameter.items():
+        module = model.get_submodule(name)
+        widths = {s.part: _widths(config, base, s) for s in parts}
+        widened: nn.Module = (
+            WidenedProjection(module, widths[None])
+            if None in widths
+            else WidenedFusedProjection(module, {str(k): w for k, w in widths.items()})
+        )
+        _replace(model, name, widened)
+    for layer in range(base.num_hidden_layers):
+        for path, attribute, space in family.resized:
+            owner = model.get_submodule(f"{family.layers}.{layer}.{path}")
+            setattr(owner, attribute, getattr(owner, attribute) + channel_width(config, space))
+    head = model.get_submodule(family.output_head)
+    assert isinstance(head, nn.Linear)
+    _replace(model, family.output_head, BaseHead(head, d))
+
+
+def _widths(config: OtterConfig, base: BaseDimensions, site: ProjectionSite) -> ProjectionWidths:
+    return ProjectionWidths(
+        base_in=base.width(site.reads),
+        channel_in=channel_width(config, site.reads),
+        base_out=base.width(site.writes),
+        channel_out=channel_width(config, site.writes),
+    )
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
