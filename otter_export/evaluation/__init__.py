@@ -1,0 +1,1 @@
+"""Measuring: parity of an engine with its checkpoint, text metrics, benchmarks."""

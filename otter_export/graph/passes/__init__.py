@@ -1,0 +1,1 @@
+"""Named lowering passes, one per module."""

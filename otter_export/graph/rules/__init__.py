@@ -1,0 +1,1 @@
+"""Widening rules, one per op type."""

@@ -1,0 +1,1 @@
+"""What runs an engine's model: one library per module."""

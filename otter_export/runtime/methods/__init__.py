@@ -1,0 +1,1 @@
+"""Decoding methods: one frozen dataclass and one pure function each."""

@@ -1,0 +1,1 @@
+"""The fused projection, one kernel per engine."""
