@@ -22,6 +22,10 @@ class EngineError(OtterError):
     """An engine directory cannot be loaded, or was asked for something that it cannot do."""
 
 
+class RequestError(OtterError):
+    """A generation request or one of its options is not valid."""
+
+
 class UnsupportedError(OtterError):
     """The input is well formed, but this version has no rule, family or target for it."""
 

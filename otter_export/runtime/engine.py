@@ -45,6 +45,18 @@ class Step:
     rows: Any
 
 
+class Tokenizer(Protocol):
+    """Text to token ids and back."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with what the model's tokenizer puts around one (BOS)."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; special tokens are left out, incomplete UTF-8 becomes U+FFFD."""
+        ...
+
+
 class Engine(Protocol):
     """An engine that is loaded and ready."""
 
@@ -53,8 +65,21 @@ class Engine(Protocol):
         """The content of its ``engine.json``."""
         ...
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of its directory; read when it is first asked for."""
+        ...
+
     def new_cache(self, batch_size: int) -> Cache:
         """An empty cache for ``batch_size`` sequences; it grows as needed up to the limit."""
+        ...
+
+    def gather(self, sources: Sequence[tuple[Cache, int]]) -> Cache:
+        """A new cache that holds copies of these sequences: how they join and leave a batch.
+
+        Args:
+            sources: ``(cache, index of the sequence in it)`` for each sequence of the result.
+        """
         ...
 
     def forward(
