@@ -31,7 +31,7 @@ demo: $(STAMP)
 	$(BIN)/python examples/sentiment/demo.py $(if $(filter 1,$(TRAIN)),--train) $(ARGS)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -39,7 +39,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 wheel-test: $(STAMP)
-	$(BIN)/python -P -m pytest tests/packaging $(ARGS)
+	$(BIN)/pytest tests/packaging $(ARGS)
 
 setup: $(STAMP)
 

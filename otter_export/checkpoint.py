@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from otter_export import config as config_file
 from otter_export.config import OtterConfig, read_json
@@ -89,8 +90,8 @@ class BaseModel:
         """Whether a base tensor is stored."""
         return self.stored_name(name) is not None
 
-    def float32(self, name: str) -> FloatArray:
-        """A base tensor in float32.
+    def float32(self, name: str, index: Any = None) -> FloatArray:
+        """A base tensor in float32, or what a numpy ``index`` selects of it.
 
         Raises:
             CheckpointError: It is missing.
@@ -98,7 +99,7 @@ class BaseModel:
         stored = self.stored_name(name)
         if stored is None:
             raise CheckpointError(f"{self.directory}: base tensor {name} is missing")
-        return self.weights.float32(stored)
+        return self.weights.float32(stored, index)
 
     def weight_dtype(self) -> str:
         """The dtype of the token embedding: F32, F16 or BF16."""
@@ -107,20 +108,28 @@ class BaseModel:
             raise CheckpointError(f"{self.directory}: there is no token embedding in the weights")
         return self.weights[stored].dtype
 
-    def projection(self, site: ProjectionSite) -> FloatArray:
-        """The base weight of one logical projection, ``[out, in]``, float32."""
-        weight = self.float32(f"{site.parameter}.weight")
-        rows = slice(site.offset, site.offset + self.dimensions.width(site.writes))
+    def projection(
+        self, site: ProjectionSite, rows: npt.NDArray[np.int64] | None = None
+    ) -> FloatArray:
+        """The base weight of one logical projection, ``[out, in]``, float32.
+
+        Args:
+            site: The projection.
+            rows: Output rows to read; None reads all.
+        """
+        part: Any = self._rows(site) if rows is None else site.offset + rows
+        name = f"{site.parameter}.weight"
         if site.transposed:
-            return np.ascontiguousarray(weight[:, rows].T)
-        return weight[rows]
+            return np.ascontiguousarray(self.float32(name, np.s_[:, part]).T)
+        return self.float32(name, part)
 
     def projection_bias(self, site: ProjectionSite) -> FloatArray | None:
         """The base bias of one logical projection, ``[out]``, or None."""
         name = f"{site.parameter}.bias"
-        if not self.has(name):
-            return None
-        return self.float32(name)[site.offset : site.offset + self.dimensions.width(site.writes)]
+        return self.float32(name, self._rows(site)) if self.has(name) else None
+
+    def _rows(self, site: ProjectionSite) -> slice:
+        return slice(site.offset, site.offset + self.dimensions.width(site.writes))
 
     def problems(self) -> list[str]:
         """What is missing or has the wrong shape among the tensors that the sites need."""

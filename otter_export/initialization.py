@@ -86,9 +86,7 @@ def _copy_makers(config: OtterConfig, base: BaseModel) -> Mapping[str, Maker]:
     hidden = rows[Space.HIDDEN]
     makers: dict[str, Maker] = {}
     for name, _ in base.sites.embeddings:
-        makers[f"{name}.otter.projection"] = lambda: np.eye(
-            base.dimensions.hidden_size, dtype=np.float32
-        )[hidden]
+        makers[f"{name}.otter.projection"] = _one_hot(hidden, base.dimensions.hidden_size)
         makers[f"{name}.otter.table"] = _take(base.float32, f"{name}.weight", np.s_[:, hidden])
     for name in base.sites.norms:
         makers[f"{name}.otter.weight"] = _take(base.float32, f"{name}.weight", hidden)
@@ -103,8 +101,13 @@ def _copy_makers(config: OtterConfig, base: BaseModel) -> Mapping[str, Maker]:
     return makers
 
 
-def _take(read: Callable[[Any], FloatArray], key: Any, index: Any) -> Maker:
-    return lambda: np.ascontiguousarray(read(key)[index])
+def _take(read: Callable[[Any, Any], FloatArray], key: Any, index: Any) -> Maker:
+    return lambda: np.ascontiguousarray(read(key, index))
+
+
+def _one_hot(indices: npt.NDArray[np.int64], size: int) -> Maker:
+    """Rows of an identity matrix, without the matrix."""
+    return lambda: (indices[:, None] == np.arange(size)).astype(np.float32)
 
 
 def _zeros(shape: tuple[int, ...]) -> Maker:

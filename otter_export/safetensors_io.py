@@ -101,10 +101,16 @@ class TensorStore(Mapping[str, TensorInfo]):
             return np.zeros(info.shape, dtype)
         return np.memmap(info.file, dtype, "r", offset=info.begin, shape=info.shape)
 
-    def float32(self, name: str, rows: slice | None = None) -> FloatArray:
-        """A tensor (or some of its leading rows) in float32; exact for all accepted dtypes."""
+    def float32(self, name: str, index: Any = None) -> FloatArray:
+        """A tensor in float32; exact for all accepted dtypes.
+
+        Args:
+            name: Which tensor.
+            index: A numpy index. It is applied to the mapped bits, so that only what it selects
+                takes memory.
+        """
         raw = self.raw(name)
-        return to_float32(raw if rows is None else raw[rows], self._infos[name].dtype)
+        return to_float32(raw if index is None else raw[index], self._infos[name].dtype)
 
 
 def to_float32(raw: npt.NDArray[Any], dtype: str) -> FloatArray:

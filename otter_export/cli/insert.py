@@ -1,0 +1,153 @@
+"""``otter-export insert BASE CKPT``: add an untrained (or shipped) channel to a base model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from otter_export import config as config_file
+from otter_export import insert as insertion
+from otter_export.cli.progress import byte_bar
+from otter_export.cli.table import human_bytes, human_count, peak_memory
+from otter_export.config import Signal
+from otter_export.insert import ChannelOptions, Insertion
+
+#: Signals that predict a reward are bounded by default; the other kinds offset logits.
+_DEFAULT_ACTIVATION = {
+    "value": "tanh",
+    "q_value": "tanh",
+    "medusa": "identity",
+    "expert": "identity",
+}
+
+
+class SignalType(click.ParamType):  # type: ignore[type-arg]
+    """``NAME:KIND[:ACTIVATION[:HEADS]]``; HEADS is for ``medusa``, the later tokens it drafts."""
+
+    name = "NAME:KIND[:ACTIVATION]"
+
+    def convert(self, value: Any, param: Any, ctx: click.Context | None) -> Signal:
+        """Parse one ``--signal``; the name itself is checked with the whole config."""
+        if isinstance(value, Signal):
+            return value
+        name, *rest = str(value).split(":")
+        if not 1 <= len(rest) <= 3:
+            self.fail(f"{value!r}: expected NAME:KIND[:ACTIVATION[:HEADS]]", param, ctx)
+        kind = self._choice(value, "kind", rest[0], config_file.SIGNAL_KINDS, param, ctx)
+        activation = rest[1] if len(rest) > 1 else _DEFAULT_ACTIVATION[kind]
+        self._choice(value, "activation", activation, config_file.ACTIVATIONS, param, ctx)
+        heads = rest[2] if len(rest) > 2 else "1"
+        if not heads.isdecimal() or (kind != "medusa" and heads != "1"):
+            self.fail(f"{value!r}: HEADS is a number, of a medusa signal only", param, ctx)
+        bounds = config_file.ACTIVATION_BOUNDS[activation]
+        return Signal(name, kind, activation, bounds, int(heads))
+
+    def _choice(
+        self,
+        value: object,
+        what: str,
+        given: str,
+        accepted: tuple[str, ...],
+        param: Any,
+        ctx: click.Context | None,
+    ) -> str:
+        if given not in accepted:
+            known = ", ".join(accepted)
+            self.fail(f"{value!r}: {what} {given!r} is not known; accepted: {known}", param, ctx)
+        return given
+
+
+@click.command()
+@click.argument("base")
+@click.argument("ckpt", type=click.Path(path_type=Path))
+@click.option(
+    "--hidden-size", type=click.IntRange(1), default=64, show_default=True, help="Width d'."
+)
+@click.option(
+    "--intermediate-size",
+    type=click.IntRange(1),
+    help="Extra neurons m'. [default: the base's proportion, in steps of 64]",
+)
+@click.option(
+    "--heads", type=click.IntRange(1), help="Extra query heads H'. [default: the smallest possible]"
+)
+@click.option(
+    "--init",
+    "initialization",
+    type=click.Choice(config_file.INITIALIZATIONS),
+    default="copy",
+    show_default=True,
+    help="Initial values: a copy of base units, normal (0.02), or uniform.",
+)
+@click.option(
+    "--embedding",
+    type=click.Choice(config_file.EMBEDDINGS),
+    default="projection",
+    show_default=True,
+    help="x'0 from the base embedding, or from a table of its own.",
+)
+@click.option(
+    "--signal",
+    "signals",
+    type=SignalType(),
+    multiple=True,
+    help="What the channel predicts; repeatable. [default: reward:value:tanh]",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["F32", "F16", "BF16"], case_sensitive=False),
+    default="F32",
+    show_default=True,
+    help="Of the inserted tensors as stored.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--adapter", is_flag=True, help="Name the base in the checkpoint; do not copy it.")
+@click.option(
+    "--from",
+    "replacements",
+    type=click.Path(path_type=Path),
+    metavar="FILE.safetensors",
+    help="Trained tensors that replace initial ones.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing checkpoint, after success.")
+def insert(
+    base: str, ckpt: Path, adapter: bool, replacements: Path | None, force: bool, **channel: Any
+) -> None:
+    """Insert a channel into BASE (a directory or a hub id) and write the checkpoint CKPT.
+
+    The base's own outputs stay as they are. Memory use does not grow with the base: tensors are
+    written one at a time.
+    """
+    started = time.monotonic()
+    channel["signals"] = channel["signals"] or (Signal("reward"),)
+    plan = insertion.plan(
+        base,
+        ckpt,
+        ChannelOptions(**channel),
+        adapter=adapter,
+        replacements=replacements,
+        force=force,
+    )
+    click.echo(_settings(plan))
+    with byte_bar(plan.total_bytes, "writing") as progress:
+        plan.write(progress)
+    click.echo(
+        f"wrote {ckpt}: {human_bytes(plan.total_bytes)} in {time.monotonic() - started:.1f} s, "
+        f"peak memory {human_bytes(peak_memory())}"
+    )
+
+
+def _settings(plan: Insertion) -> str:
+    c = plan.config
+    signals = ", ".join(f"{s.name} ({s.kind}, {s.activation})" for s in c.signals)
+    where = "copied" if c.base_model_name_or_path is None else f"at {c.base_model_name_or_path}"
+    return (
+        f"base {plan.base.directory} ({plan.base.family.name}), {where}\n"
+        f"channel d'={c.hidden_size} m'={c.intermediate_size} H'={c.num_attention_heads} "
+        f"H'kv={c.num_key_value_heads} e={c.head_dim}, {c.embedding}, {c.initialization}; "
+        f"{human_count(plan.inserted_parameters)} parameters\n"
+        f"signals {signals}"
+    )

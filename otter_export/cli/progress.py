@@ -1,0 +1,37 @@
+"""Progress bars: on stderr, and only for work that takes more than two seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+from tqdm import tqdm
+
+#: Seconds after which a bar appears; quick work stays silent.
+DELAY_SECONDS = 2.0
+
+
+@contextlib.contextmanager
+def byte_bar(total: int, description: str) -> Iterator[Callable[[int], None]]:
+    """Yield a callback that takes the number of bytes just processed.
+
+    Args:
+        total: Bytes in all.
+        description: What is going on: ``writing``.
+    """
+    with tqdm(
+        total=total,
+        desc=description,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        delay=DELAY_SECONDS,
+        mininterval=0.1 if sys.stderr.isatty() else 5.0,  # a log file gets a line now and then
+        leave=False,
+    ) as bar:
+
+        def advance(count: int) -> None:
+            bar.update(count)
+
+        yield advance

@@ -1,0 +1,266 @@
+"""Insert a channel into a base model: plan from headers, then write one tensor at a time.
+
+`plan` reads JSON files and safetensors headers only, so that every mistake is reported before
+anything is written. `Insertion.write` holds one tensor in memory at a time, whatever the base's
+size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from otter_export import config as config_file
+from otter_export.checkpoint import (
+    OTTER_STEM,
+    TOKENIZER_FILES,
+    BaseModel,
+    check_widths,
+    find_base,
+)
+from otter_export.config import OtterConfig, Signal
+from otter_export.errors import CheckpointError, ConfigError
+from otter_export.initialization import initial_tensors
+from otter_export.output_directory import check_replaceable, output_directory
+from otter_export.safetensors_io import (
+    WEIGHT_DTYPES,
+    PlannedTensor,
+    TensorStore,
+    from_float32,
+    read_header,
+    write_safetensors,
+)
+
+_BLOCK_BYTES = 4 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelOptions:
+    """What the user may choose of a channel; None takes the base's proportions.
+
+    Args:
+        hidden_size: d'.
+        intermediate_size: m'; by default ``d' * m / d``, rounded up to a multiple of 64.
+        heads: H'; by default H/Hkv, the smallest count that has a whole key/value head.
+        embedding: ``projection`` or ``table``.
+        initialization: ``copy``, ``normal`` or ``random``.
+        signals: What the channel predicts.
+        dtype: ``F32``, ``F16`` or ``BF16``; of the inserted tensors as stored.
+        seed: Of the drawn tensors.
+    """
+
+    hidden_size: int = 64
+    intermediate_size: int | None = None
+    heads: int | None = None
+    embedding: str = "projection"
+    initialization: str = "copy"
+    signals: tuple[Signal, ...] = (Signal("reward"),)
+    dtype: str = "F32"
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Insertion:
+    """A checked plan: what `write` will put into the checkpoint directory."""
+
+    destination: Path
+    force: bool
+    base: BaseModel
+    config: OtterConfig
+    tensors: tuple[PlannedTensor, ...]
+    copied: tuple[Path, ...]
+    metadata: Mapping[str, str]
+
+    @property
+    def inserted_parameters(self) -> int:
+        """Number of inserted values."""
+        return sum(math.prod(t.shape) for t in self.tensors)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of tensors and copied files, as `write` reports them to ``progress``."""
+        copied = sum(path.stat().st_size for path in self.copied)
+        return copied + sum(
+            math.prod(t.shape) * int(np.dtype(WEIGHT_DTYPES[t.dtype]).itemsize)
+            for t in self.tensors
+        )
+
+    def write(self, progress: Callable[[int], None] | None = None) -> None:
+        """Write the checkpoint; it appears under its name only when it is complete.
+
+        Args:
+            progress: Called with the number of bytes just written.
+        """
+        marker = config_file.FILE_NAME
+        with output_directory(self.destination, marker=marker, force=self.force) as directory:
+            for path in self.copied:
+                _copy(path, directory / path.name, progress)
+            write_safetensors(
+                directory / f"{OTTER_STEM}.safetensors", self.tensors, self.metadata, progress
+            )
+            text = json.dumps(self.config.to_json(), indent=1) + "\n"
+            (directory / marker).write_text(text, encoding="utf-8")
+
+
+def plan(
+    base_name: str,
+    destination: Path,
+    options: ChannelOptions,
+    *,
+    adapter: bool = False,
+    replacements: Path | None = None,
+    force: bool = False,
+) -> Insertion:
+    """Check everything that can be checked before writing.
+
+    Args:
+        base_name: Directory of the base, or its hub id.
+        destination: Directory that `Insertion.write` will make.
+        options: The channel.
+        adapter: Name the base in ``otter_config.json`` instead of copying it.
+        replacements: A safetensors file with some of the inserted tensors, which replace the
+            initial values: a trained channel, shipped without its base.
+        force: Whether an existing checkpoint at ``destination`` may be replaced.
+
+    Raises:
+        OtterError: The base, the widths, the replacements or the destination are unusable.
+    """
+    check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
+    directory = find_base(base_name)
+    base = BaseModel.open(directory)
+    problems = base.problems()
+    if problems:
+        raise CheckpointError(f"{directory}: " + "; ".join(problems[:20]))
+    _refuse_overlap(destination, directory)
+    named = _adapter_name(base_name, destination) if adapter else None
+    config = channel_config(base, options, base_name=named)
+    return Insertion(
+        destination=destination,
+        force=force,
+        base=base,
+        config=config,
+        tensors=_planned(config, base, options, replacements),
+        copied=() if adapter else base_files(base),
+        metadata={"format": "pt"},
+    )
+
+
+def channel_config(
+    base: BaseModel, options: ChannelOptions, base_name: str | None = None
+) -> OtterConfig:
+    """Resolve the default widths against a base.
+
+    Raises:
+        ConfigError: The widths cannot be had with this base.
+    """
+    d = base.dimensions
+    if d.num_attention_heads % d.num_key_value_heads:
+        raise ConfigError(
+            f"{base.directory}: {d.num_attention_heads} query heads are not a multiple of "
+            f"{d.num_key_value_heads} key/value heads"
+        )
+    group = d.num_attention_heads // d.num_key_value_heads
+    heads = group if options.heads is None else options.heads
+    if heads < 1 or heads % group:
+        raise ConfigError(
+            f"{heads} heads: the base has {group} query heads for each key/value head, so the "
+            f"channel needs a multiple of {group}"
+        )
+    intermediate = options.intermediate_size
+    if intermediate is None:
+        proportional = options.hidden_size * d.intermediate_size / d.hidden_size
+        intermediate = 64 * math.ceil(proportional / 64)
+    config = OtterConfig(
+        hidden_size=options.hidden_size,
+        intermediate_size=intermediate,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // group,
+        head_dim=d.head_dim,
+        embedding=options.embedding,
+        initialization=options.initialization,
+        signals=options.signals,
+        base_model_name_or_path=base_name,
+    )
+    # The file's own rules (ranges, names, bounds) hold for what is about to be written.
+    config = OtterConfig.from_json(config.to_json(), "the channel")
+    problems = check_widths(config, d)
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return config
+
+
+def base_files(base: BaseModel) -> tuple[Path, ...]:
+    """The files that make a base self-contained: configuration, tokenizer, weights."""
+    weights = {base.weights[name].file for name in base.weights} | {base.weights.source}
+    named = [base.directory / name for name in ("config.json", *TOKENIZER_FILES)]
+    return (*(path for path in named if path.is_file()), *sorted(weights))
+
+
+def _planned(
+    config: OtterConfig, base: BaseModel, options: ChannelOptions, replacements: Path | None
+) -> tuple[PlannedTensor, ...]:
+    initial = list(initial_tensors(config, base, options.seed))
+    shapes = {name: shape for name, shape, _ in initial}
+    trained = _open_replacements(replacements, shapes)
+
+    def rounded(name: str, make: Callable[[], npt.NDArray[Any]]) -> PlannedTensor:
+        # The file may hold another dtype than the checkpoint is to have.
+        source = make if name not in trained else lambda: trained.float32(name)
+        return PlannedTensor(
+            name, options.dtype, shapes[name], lambda: from_float32(source(), options.dtype)
+        )
+
+    return tuple(rounded(name, make) for name, _, make in initial)
+
+
+def _open_replacements(path: Path | None, shapes: Mapping[str, Sequence[int]]) -> TensorStore:
+    """Open a file of trained tensors; all its problems are reported at once."""
+    if path is None:
+        return TensorStore({}, Path())
+    store = TensorStore(read_header(path), path)
+    problems = []
+    for name, info in store.items():
+        if name not in shapes:
+            problems.append(f"tensor {name} is not one of this channel")
+        elif info.shape != tuple(shapes[name]):
+            expected = list(shapes[name])
+            problems.append(f"tensor {name} has shape {list(info.shape)}, expected {expected}")
+        elif info.dtype not in WEIGHT_DTYPES:
+            accepted = ", ".join(WEIGHT_DTYPES)
+            problems.append(f"tensor {name} has dtype {info.dtype}; accepted: {accepted}")
+    if not store:
+        problems.append("it holds no tensors")
+    if problems:
+        more = [f"and {len(problems) - 20} more"] if problems[20:] else []
+        raise CheckpointError(f"{path}: " + "; ".join(problems[:20] + more))
+    return store
+
+
+def _adapter_name(base_name: str, destination: Path) -> str:
+    """A local base relative to the checkpoint, so that both can move together; else the hub id."""
+    if not Path(base_name).is_dir():
+        return base_name
+    return os.path.relpath(Path(base_name).resolve(), destination.resolve())
+
+
+def _refuse_overlap(destination: Path, base: Path) -> None:
+    """Writing over the base, or over a directory that holds it, would delete it."""
+    target, source = destination.resolve(), base.resolve()
+    if target == source or target in source.parents:
+        raise CheckpointError(f"{destination} holds the base {base}; choose another name for CKPT")
+
+
+def _copy(source: Path, destination: Path, progress: Callable[[int], None] | None) -> None:
+    with source.open("rb") as reader, destination.open("wb") as writer:
+        while block := reader.read(_BLOCK_BYTES):
+            writer.write(block)
+            if progress is not None:
+                progress(len(block))
