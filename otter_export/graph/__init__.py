@@ -1,1 +1,4 @@
-"""The ONNX graph: the base graph, its widening, and the passes that lower it for a target."""
+"""The ONNX graph: base graph, widening (one rule per op), and the passes that lower it.
+
+Needs the extra ``[build]``.
+"""

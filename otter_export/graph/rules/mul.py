@@ -1,0 +1,30 @@
+"""Mul: gate times up repeats on the channel; a scalar scales both streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from otter_export.errors import UnsupportedError
+from otter_export.graph.widen import Rule, Widening
+
+
+def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
+    """Mul(a, b) => Mul(a', b');   Mul(a, scalar) => Mul(a', scalar)."""
+    operands = []
+    for value in node.inputs:
+        assert value is not None
+        if value in state.channel:
+            operands.append(state.channel[value])
+        elif value.const_value is not None and value.const_value.size == 1:
+            operands.append(value)
+        else:
+            raise UnsupportedError(
+                f"node {node.name!r}: Mul of the widened state and {value.name!r}, which has no "
+                "channel part and is no scalar"
+            )
+    return [state.emitter(node).op("Mul", operands, f"{node.outputs[0].name}.otter")]
+
+
+RULE = Rule("Mul", _apply, "n' * n', or n' * scalar")

@@ -1,0 +1,88 @@
+"""Norms: the channel is normalised by the statistics of the base part alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from otter_export.errors import UnsupportedError
+from otter_export.graph.functions import DOMAIN
+from otter_export.graph.widen import Rule, Widening, parameter_stem
+
+_FLOAT = ir.DataType.FLOAT
+
+
+def _apply_rms(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
+    """n = RMSNormalization(x, gamma)  =>  r = InverseRms(x);  n' = (x' * r) * gamma'."""
+    x, stem = node.inputs[0], _stem(node, state)
+    assert x is not None
+    e = state.emitter(node)
+    r = e.op(
+        "InverseRms",
+        [x],
+        f"{stem}.otter.inverse_rms",
+        domain=DOMAIN,
+        dtype=_FLOAT,
+        epsilon=_epsilon(node),
+    )
+    scaled = e.op("Mul", [_wide(e, state.channel[x], stem), r], f"{stem}.otter.scaled")
+    return [_affine(e, state, node, stem, scaled)]
+
+
+def _apply_layer(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
+    """n = LayerNormalization(x, gamma, beta)  =>
+    mean, r = MeanInverseStd(x);  n' = (x' - mean) * r * gamma' + beta'."""
+    x, stem = node.inputs[0], _stem(node, state)
+    assert x is not None
+    e = state.emitter(node)
+    mean, r = e.nodes(
+        "MeanInverseStd",
+        [x],
+        [f"{stem}.otter.mean", f"{stem}.otter.inverse_std"],
+        domain=DOMAIN,
+        dtype=_FLOAT,
+        epsilon=_epsilon(node),
+    )
+    r.type = ir.TensorType(_FLOAT)
+    centred = e.op("Sub", [_wide(e, state.channel[x], stem), mean], f"{stem}.otter.centred")
+    scaled = e.op("Mul", [centred, r], f"{stem}.otter.scaled")
+    return [_affine(e, state, node, stem, scaled)]
+
+
+def _affine(e, state: Widening, node: ir.Node, stem: str, scaled: ir.Value) -> ir.Value:  # type: ignore[no-untyped-def]
+    """Back to the stream's dtype, times gamma', plus beta' where there is one."""
+    output = node.outputs[0]
+    if output.dtype is not None and output.dtype != _FLOAT:
+        scaled = e.op(
+            "Cast", [scaled], f"{stem}.otter.narrow", dtype=output.dtype, to=output.dtype
+        )
+    gamma = state.tensor(f"{stem}.otter.weight", output)
+    n: ir.Value = e.op("Mul", [scaled, gamma], f"{stem}.otter.norm")
+    if state.has_tensor(f"{stem}.otter.bias"):
+        n = e.op("Add", [n, state.tensor(f"{stem}.otter.bias", output)], f"{stem}.otter.shifted")
+    return n
+
+
+def _wide(e, value: ir.Value, stem: str) -> ir.Value:  # type: ignore[no-untyped-def]
+    if value.dtype in (None, _FLOAT):
+        return value
+    wide: ir.Value = e.op("Cast", [value], f"{stem}.otter.wide", dtype=_FLOAT, to=_FLOAT)
+    return wide
+
+
+def _stem(node: ir.Node, state: Widening) -> str:
+    stem = parameter_stem(node.inputs[1])
+    if not state.is_norm(stem):
+        raise UnsupportedError(f"node {node.name!r}: {stem!r} is none of the family's norms")
+    return stem
+
+
+def _epsilon(node: ir.Node) -> float:
+    attribute = node.attributes.get("epsilon")
+    # 1e-5 is the operators' default (opset 23 RMSNormalization, opset 17 LayerNormalization).
+    return 1e-5 if attribute is None else attribute.as_float()
+
+
+RMS_RULE = Rule("RMSNormalization", _apply_rms, "d' -> d', statistics of d")
+LAYER_RULE = Rule("LayerNormalization", _apply_layer, "d' -> d', statistics of d")

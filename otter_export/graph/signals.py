@@ -1,0 +1,54 @@
+"""Signal heads in the graph: ``activation(n' W^T + b)`` as an output under the signal's name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from otter_export.config import Signal
+from otter_export.errors import UnsupportedError
+from otter_export.graph.emit import Emitter
+
+if TYPE_CHECKING:
+    from otter_export.graph.widen import Widening
+
+_ACTIVATIONS = {"tanh": "Tanh", "sigmoid": "Sigmoid"}
+
+
+def add_signal(state: Widening, signal: Signal) -> None:
+    """Append one head and its graph output.
+
+    ``value`` gives ``[batch, step]``, ``q_value`` ``[batch, step, V]``; float32 always.
+
+    Raises:
+        UnsupportedError: The kind has no head in the graph.
+    """
+    if signal.kind not in ("value", "q_value"):
+        raise UnsupportedError(
+            f"signal {signal.name!r} has kind {signal.kind!r}; this release builds value, q_value"
+        )
+    graph = state.model.graph
+    n = state.final_state
+    assert n is not None
+    logits = next(v for v in graph.outputs if v.name == "logits").producer()
+    assert logits is not None
+    e = Emitter(graph, logits)
+    stem = f"signals.{signal.name}"
+    weight = state.tensor(f"{stem}.weight", n)
+    transposed = e.op("Transpose", [weight], f"{stem}.weight_t", perm=[1, 0])
+    z = e.op("MatMul", [n, transposed], f"{stem}.matmul")
+    z = e.op("Add", [z, state.tensor(f"{stem}.bias", n)], f"{stem}.add")
+    if z.dtype != ir.DataType.FLOAT:
+        z = e.op("Cast", [z], f"{stem}.cast", dtype=ir.DataType.FLOAT, to=ir.DataType.FLOAT)
+    if signal.activation in _ACTIVATIONS:
+        z = e.op(_ACTIVATIONS[signal.activation], [z], f"{stem}.{signal.activation}")
+    dims: list[int | str] = ["batch", "step"]
+    if signal.kind == "value":
+        axes = e.constant([-1], "otter.axis_last")
+        z = e.op("Squeeze", [z, axes], f"{stem}.squeeze")
+    else:
+        dims.append(state.checkpoint.base.dimensions.vocab_size)
+    z.name = signal.name
+    z.shape = ir.Shape(dims)
+    graph.outputs.append(z)
