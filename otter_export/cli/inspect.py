@@ -1,0 +1,144 @@
+"""``otter-export inspect PATH``: what a checkpoint or an engine is, from headers only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from otter_export import inspection
+from otter_export.cli.table import human_bytes, human_count, table
+from otter_export.config import Signal
+from otter_export.inspection import PARTS, CheckpointSummary, EngineSummary, Size, dtypes
+from otter_export.manifest import TensorSpec
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(path: Path, as_json: bool) -> None:
+    """Show the checkpoint or engine at PATH. Reads headers only, whatever its size."""
+    summary = inspection.inspect(path)
+    if as_json:
+        click.echo(json.dumps(summary.to_json(), indent=1))
+    elif isinstance(summary, CheckpointSummary):
+        click.echo(_checkpoint(summary))
+    else:
+        click.echo(_engine(summary))
+
+
+def _checkpoint(summary: CheckpointSummary) -> str:
+    checkpoint = summary.checkpoint
+    base, config = checkpoint.base.dimensions, checkpoint.config
+    where = config.base_model_name_or_path or "beside the channel"
+    widths = [
+        ["hidden", str(base.hidden_size), str(config.hidden_size)],
+        ["inner", str(base.intermediate_size), str(config.intermediate_size)],
+        ["query heads", str(base.num_attention_heads), str(config.num_attention_heads)],
+        ["key/value heads", str(base.num_key_value_heads), str(config.num_key_value_heads)],
+        ["head size", str(base.head_dim), str(config.head_dim)],
+    ]
+    facts = {
+        "checkpoint": str(checkpoint.directory),
+        "base": f"{checkpoint.base.family.name} family, model type {base.model_type}, {where}",
+        "layers": str(base.num_hidden_layers),
+        "vocabulary": str(base.vocab_size),
+        "positions": str(base.max_position_embeddings),
+        "channel": f"{config.embedding} embedding, {config.initialization} initialisation",
+        "inserted": f"{human_count(summary.inserted_total.parameters)} parameters, "
+        f"{summary.share:.1%} of the base's {human_count(summary.base_total.parameters)}",
+        "dtypes": f"base {_dtypes(dtypes(checkpoint.base.weights))}; "
+        f"channel {_dtypes(dtypes(checkpoint.tensors))}",
+    }
+    blocks = [
+        _facts(facts),
+        table(widths, ["width", "base", "channel"]),
+        _signals(config.signals),
+        _parts(summary),
+    ]
+    return "\n\n".join(blocks)
+
+
+def _parts(summary: CheckpointSummary) -> str:
+    def row(name: str, base: Size, inserted: Size) -> list[str]:
+        share = inserted.parameters / base.parameters if base.parameters else None
+        return [
+            name,
+            human_count(base.parameters),
+            human_bytes(base.bytes),
+            human_count(inserted.parameters),
+            human_bytes(inserted.bytes),
+            "" if share is None else f"{share:.1%}",
+        ]
+
+    rows = [
+        row(part, summary.base.get(part, Size()), summary.inserted.get(part, Size()))
+        for part in PARTS
+        if part in summary.base or part in summary.inserted
+    ]
+    rows.append(row("total", summary.base_total, summary.inserted_total))
+    return table(rows, ["part", "base", "size", "inserted", "size", "share"])
+
+
+def _engine(summary: EngineSummary) -> str:
+    m = summary.manifest
+    total = sum(file.size for file in m.files)
+    facts = {
+        "engine": str(summary.directory),
+        "target": f"{m.target}, {m.execution_provider}, {m.precision}, {m.cache_form} caches",
+        "base": f"{m.base.get('model_type')}, {m.num_layers} layers, vocabulary {m.vocab_size}",
+        "channel": _pairs(m.channel),
+        "longest sequence": f"{m.max_sequence_length} tokens",
+        "BOS, EOS": f"{m.bos_token_id}, {', '.join(map(str, m.eos_token_ids)) or 'none'}",
+        "builder": _pairs(m.builder),
+        "source": _pairs(m.source),
+        "options": _pairs(m.options),
+        "size": f"{human_bytes(total)} in {len(m.files)} files",
+    }
+    files = [[file.path, human_bytes(file.size), file.sha256[:12]] for file in m.files]
+    blocks = [
+        _facts({name: text for name, text in facts.items() if text}),
+        _signals(m.signals),
+        table(list(_specs(m.inputs)), ["input", "dtype", "shape"]),
+        table(list(_specs(m.outputs)), ["output", "dtype", "shape"]),
+        table(files, ["file", "size", "sha256"]),
+    ]
+    return "\n\n".join(blocks)
+
+
+def _specs(specs: Iterable[TensorSpec]) -> Iterable[list[str]]:
+    """One row per tensor; the layers' caches, which differ by number only, are one row."""
+    seen: dict[tuple[str, str, str], int] = {}
+    for spec in specs:
+        name = ".".join("N" if part.isdecimal() else part for part in spec.name.split("."))
+        shape = "[" + ", ".join(map(str, spec.shape)) + "]"
+        key = (name, spec.dtype, shape)
+        seen[key] = seen.get(key, 0) + 1
+    for (name, dtype, shape), count in seen.items():
+        yield [name if count == 1 else f"{name} (N < {count})", dtype, shape]
+
+
+def _signals(signals: Iterable[Signal]) -> str:
+    rows = [
+        [s.name, s.kind, s.activation, "none" if s.bounds is None else str(list(s.bounds))]
+        for s in signals
+    ]
+    return table(rows, ["signal", "kind", "activation", "bounds"])
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    width = max(map(len, facts))
+    return "\n".join(f"{name.ljust(width)}  {text}" for name, text in facts.items())
+
+
+def _pairs(data: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in data.items())
+
+
+def _dtypes(sizes: Mapping[str, int]) -> str:
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    return ", ".join(f"{dtype} ({human_bytes(size)})" for dtype, size in sizes.items())

@@ -1,0 +1,122 @@
+"""``otter-export list KIND``: what this installation knows, from the registries."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from otter_export.cli.table import table
+from otter_export.config import ACTIVATION_BOUNDS, ACTIVATIONS, SIGNAL_KINDS, Signal
+from otter_export.errors import MissingDependencyError
+from otter_export.families import FAMILIES
+from otter_export.registry import Registry
+
+Entry = dict[str, str]
+
+#: What each kind of signal predicts, and what the engine's output of its name holds.
+_SIGNAL_PURPOSE = {
+    "value": ("one score for the prefix", "[batch, rows]"),
+    "q_value": ("one score for each next token", "[batch, rows, V]"),
+    "medusa": ("logits of later tokens", "[batch, rows, heads, V]"),
+    "expert": ("logits of an expert and of an anti-expert", "[batch, rows, 2, V]"),
+}
+
+
+def _targets() -> list[Entry]:
+    return _registered("otter_export.targets:TARGETS", _summary)
+
+
+def _methods() -> list[Entry]:
+    return _registered("otter_export.runtime.methods:METHODS", _method)
+
+
+def _rules() -> list[Entry]:
+    return _registered(
+        "otter_export.graph.rules:RULES", lambda rule: {"description": str(rule.shape)}
+    )
+
+
+def _families() -> list[Entry]:
+    def describe(name: str) -> Entry:
+        family = FAMILIES.load(name)
+        return {
+            "name": name,
+            "model types": ", ".join(family.model_types),
+            "refused settings": ", ".join(key for key, _, _ in family.refused),
+        }
+
+    return [describe(name) for name in FAMILIES]
+
+
+def _signals() -> list[Entry]:
+    rows = []
+    for kind in SIGNAL_KINDS:
+        purpose, output = _SIGNAL_PURPOSE[kind]
+        symbols = {1: "1", 2: "2", -1: "d'", -2: "V", 64: "heads"}
+        shape = Signal("any", kind, heads=64).weight_shape(-1, -2)
+        weight = "[" + ", ".join(symbols[n] for n in shape) + "]"
+        rows.append({"name": kind, "predicts": purpose, "weight": weight, "output": output})
+    for activation in ACTIVATIONS:
+        bounds = ACTIVATION_BOUNDS[activation]
+        meaning = "no bounds" if bounds is None else f"bounds {list(bounds)}"
+        rows.append({"name": f"activation {activation}", "predicts": meaning})
+    return rows
+
+
+LISTS: dict[str, Callable[[], list[Entry]]] = {
+    "targets": _targets,
+    "signals": _signals,
+    "methods": _methods,
+    "rules": _rules,
+    "families": _families,
+}
+
+
+@click.command(name="list")
+@click.argument("what", type=click.Choice(list(LISTS)))
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+def list_(what: str, as_json: bool) -> None:
+    """List the known targets, signals, methods, widening rules or base families."""
+    entries = LISTS[what]()
+    if as_json:
+        click.echo(json.dumps(entries, indent=1))
+        return
+    columns = list(dict.fromkeys(key for entry in entries for key in entry))
+    click.echo(table([[entry.get(c, "") for c in columns] for entry in entries], columns))
+
+
+def _registered(path: str, describe: Callable[[Any], Entry]) -> list[Entry]:
+    """Names of a registry; an entry whose extra is missing says so instead of failing."""
+    module_name, _, attribute = path.partition(":")
+    try:
+        registry: Registry[Any] = getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("otter_export"):
+            raise
+        raise MissingDependencyError(error.name or "?", "build", "this list") from error
+    entries = []
+    for name in registry:
+        try:
+            entries.append({"name": name, **describe(registry.load(name))})
+        except MissingDependencyError as error:
+            entries.append({"name": name, "description": f"not usable here: {error}"})
+    return entries
+
+
+def _summary(entry: object) -> Entry:
+    first_line = (inspect.getdoc(entry) or "").partition("\n")[0]
+    return {"description": first_line.replace("``", "")}
+
+
+def _method(method: Any) -> Entry:
+    options = ", ".join(
+        field.name if field.default is dataclasses.MISSING else f"{field.name}={field.default}"
+        for field in dataclasses.fields(method)
+    )
+    return {**_summary(method), "options": options}
