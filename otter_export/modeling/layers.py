@@ -55,14 +55,15 @@ class WidenedProjection(nn.Module):
     inserted ones under ``otter``, so its state dict has the names of the checkpoint format.
     """
 
+    weight: nn.Parameter
     bias: nn.Parameter | None
 
     def __init__(self, base: nn.Module, widths: ProjectionWidths) -> None:
         super().__init__()
-        self.weight, self.bias = base.weight, base.bias
+        self.weight, self.bias = _parameters(base)
         self.transposed = not isinstance(base, nn.Linear)
         self.widths = widths
-        self.otter = ChannelProjection(widths, bias=base.bias is not None)
+        self.otter = ChannelProjection(widths, bias=self.bias is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., n_in + n'_in]`` to ``[..., n_out + n'_out]``."""
@@ -82,15 +83,16 @@ class ChannelPart(nn.Module):
 class WidenedFusedProjection(nn.Module):
     """A fused projection (GPT-2's ``c_attn``); its output is ``[q ; q' ; k ; k' ; v ; v']``."""
 
+    weight: nn.Parameter
     bias: nn.Parameter | None
 
     def __init__(self, base: nn.Module, parts: dict[str, ProjectionWidths]) -> None:
         super().__init__()
-        self.weight, self.bias = base.weight, base.bias
+        self.weight, self.bias = _parameters(base)
         self.transposed = not isinstance(base, nn.Linear)
         self.widths = dict(parts)
         for name, widths in parts.items():
-            self.add_module(name, ChannelPart(widths, bias=base.bias is not None))
+            self.add_module(name, ChannelPart(widths, bias=self.bias is not None))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., n_in + n'_in]`` to ``[..., sum of (n_out + n'_out)]``."""
@@ -98,9 +100,12 @@ class WidenedFusedProjection(nn.Module):
         y = base_projection(base, self.weight, self.bias, self.transposed)
         outputs: list[Tensor] = []
         for name, rows in zip(
-            self.widths, y.split([w.base_out for w in self.widths.values()], dim=-1), strict=True
+            self.widths,
+            torch.split(y, [w.base_out for w in self.widths.values()], dim=-1),
+            strict=True,
         ):
             part = self.get_submodule(name)
+            assert isinstance(part, ChannelPart)
             outputs += [rows, part.otter(base, channel)]
         return torch.cat(outputs, dim=-1)
 
@@ -126,7 +131,7 @@ class WidenedNorm(nn.Module):
         self.weight = base.weight
         self.bias = getattr(base, "bias", None)
         self.is_layer_norm = isinstance(base, nn.LayerNorm)
-        self.epsilon = float(base.eps if self.is_layer_norm else base.variance_epsilon)
+        self.epsilon = float(getattr(base, "eps" if self.is_layer_norm else "variance_epsilon"))
         self.base_size = base_size
         # The base's own forward keeps the base part bit-identical; the tuple hides it from the
         # module tree, so that its parameters are not listed twice.
@@ -144,9 +149,11 @@ class WidenedNorm(nn.Module):
             shifted = shifted - mean
         else:
             variance = wide.pow(2).mean(-1, keepdim=True)
-        normed = (shifted * torch.rsqrt(variance + self.epsilon)).to(x.dtype) * self.otter.weight
+        normed = (shifted * torch.rsqrt(variance + self.epsilon)).to(x.dtype)
+        # Training may hold gamma' in float32 beside bfloat16 states.
+        normed = normed * self.otter.weight.to(x.dtype)
         if self.otter.bias is not None:
-            normed = normed + self.otter.bias
+            normed = normed + self.otter.bias.to(x.dtype)
         return torch.cat((self._base[0](base), normed), dim=-1)
 
 
@@ -197,6 +204,14 @@ class BaseHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., d + d']`` or ``[..., d]`` to logits ``[..., V]``."""
         return functional.linear(x[..., : self.base_size].contiguous(), self.weight, self.bias)
+
+
+def _parameters(base: nn.Module) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """Weight and bias of a Linear or Conv1D."""
+    weight, bias = base.weight, base.bias
+    assert isinstance(weight, nn.Parameter)
+    assert bias is None or isinstance(bias, nn.Parameter)
+    return weight, bias
 
 
 def split_state(x: Tensor, base_size: int) -> tuple[Tensor, Tensor]:

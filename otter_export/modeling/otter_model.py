@@ -69,7 +69,10 @@ class OtterModel(nn.Module):
         self.config = config
         self.base: Any = base
         self.signals = nn.ModuleDict(
-            {s.name: SignalHead(s, config.hidden_size, dimensions.vocab_size) for s in config.signals}
+            {
+                s.name: SignalHead(s, config.hidden_size, dimensions.vocab_size)
+                for s in config.signals
+            }
         )
         _widen_modules(base, config, family, dimensions, sites)
         for name, parameter in self.named_parameters():
@@ -141,17 +144,18 @@ def load_base(directory: Any, dtype: torch.dtype = torch.float32) -> Any:
     from transformers.utils import logging as transformers_logging
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             str(directory),
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-        ).eval()
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"transformers cannot load {directory}: {error}") from error
+    return model.eval()
 
 
 def _widen_modules(

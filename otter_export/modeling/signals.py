@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from otter_export.config import Signal
 
-_ACTIVATIONS = {"identity": lambda z: z, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda z: z,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
 
 
 class SignalHead(nn.Module):
@@ -26,6 +32,8 @@ class SignalHead(nn.Module):
 
     def forward(self, channel: Tensor) -> Tensor:
         """``[B, S, d']`` to ``[B, S]`` (value), ``[B, S, V]`` (q_value) or ``[B, S, heads, V]``."""
+        # Training holds the head in float32 beside bfloat16 states.
+        channel = channel.to(self.weight.dtype)
         z = torch.tensordot(channel, self.weight, dims=([-1], [-1])) + self.bias
         if self.kind == "value":
             z = z.squeeze(-1)

@@ -1,0 +1,176 @@
+"""``otter-export train``: teach a signal to a checkpoint's channel."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal as signals
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from otter_export.checkpoint import Checkpoint
+from otter_export.modeling import report as reporting
+from otter_export.modeling.data import Reader, split
+from otter_export.modeling.tokenization import end_token_id, load_tokenizer
+from otter_export.modeling.train_state import remove_state
+from otter_export.modeling.training import Trainer
+from otter_export.modeling.training_config import (
+    DTYPES,
+    Progress,
+    TrainingConfig,
+    reward_signal,
+)
+
+_DEFAULT = TrainingConfig()
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CKPT")
+@click.option("--data", required=True, type=click.Path(path_type=Path), metavar="FILE.jsonl",
+              help='Lines of {"text", "score"} or {"prompt", "text", "score"} (regression), or '
+              '{"prompt", "chosen", "rejected"} (pairwise).')  # fmt: skip
+@click.option("--objective", required=True, type=click.Choice(["regression", "pairwise"]))
+@click.option("--eval-data", type=click.Path(path_type=Path), metavar="FILE.jsonl",
+              help="Held-out lines; without it, a share of --data is held out.")  # fmt: skip
+@click.option("--eval-fraction", type=click.FloatRange(0, 1, True, True), default=0.1,
+              show_default=True, help="Share held out of --data.")  # fmt: skip
+@click.option("--signal", "signal_name", help="Signal to train; default: the checkpoint's first.")
+@click.option("--trainable", default=_DEFAULT.trainable, show_default=True, metavar="REGEX",
+              help="Inserted tensors that learn, by name.")  # fmt: skip
+@click.option("--score-scale", type=click.FloatRange(0, min_open=True), default=1.0,
+              show_default=True, help="Scores are divided by this.")  # fmt: skip
+@click.option("--epochs", type=click.IntRange(1), default=_DEFAULT.epochs, show_default=True)
+@click.option("--batch-tokens", type=click.IntRange(16), default=_DEFAULT.batch_tokens,
+              show_default=True, help="Tokens per step, padding included.")  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(2), default=512, show_default=True,
+              help="Longer texts are cut.")  # fmt: skip
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True),
+              default=_DEFAULT.learning_rate, show_default=True)  # fmt: skip
+@click.option("--weight-decay", type=click.FloatRange(0), default=_DEFAULT.weight_decay,
+              show_default=True)  # fmt: skip
+@click.option("--eval-every", type=click.IntRange(1), default=_DEFAULT.eval_every,
+              metavar="STEPS", show_default=True,
+              help="Steps between evaluations; each saves the state.")  # fmt: skip
+@click.option("--patience", type=click.IntRange(0), default=_DEFAULT.patience, show_default=True,
+              help="Stop after so many evaluations without progress; 0: never.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default=_DEFAULT.dtype,
+              show_default=True, help="Of the base's arithmetic while training.")  # fmt: skip
+@click.option("--max-seconds", type=click.FloatRange(0), default=0.0, show_default=True,
+              help="Shorten the schedule to end in this time; 0: no limit.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--restart", is_flag=True, help="Forget an unfinished run instead of resuming it.")
+@click.option("--delta", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Also write the trained tensors alone, float16, for insert --from.")  # fmt: skip
+def train(checkpoint: Path, data: Path, objective: str, eval_data: Path | None,
+          eval_fraction: float, signal_name: str | None, score_scale: float, max_tokens: int,
+          restart: bool, delta: Path | None, **settings: Any) -> None:  # fmt: skip
+    """Train a signal of the checkpoint CKPT; the base stays frozen.
+
+    Every prefix of each response is supervised. A run that was interrupted continues when the same
+    command is repeated. The result replaces CKPT/otter.safetensors, with training_report.json and
+    training_curve.png beside it.
+    """
+    opened = Checkpoint.open(checkpoint)
+    signal = reward_signal(opened, signal_name or opened.config.signals[0].name)
+    reader = Reader(
+        objective,
+        signal,
+        load_tokenizer(opened.base.directory),
+        end_token_id(opened.base),
+        score_scale,
+        min(max_tokens, opened.base.dimensions.max_position_embeddings),
+    )
+    items = reader.read(data)
+    config = TrainingConfig(objective=objective, signal=signal.name, **settings)
+    if eval_data is None:
+        items, held_out = split(items, eval_fraction, config.seed)
+    else:
+        held_out = reader.read(eval_data)
+    trainer = Trainer(opened, config, items, held_out, ends=reader.end_id is not None)
+    if restart:
+        remove_state(checkpoint)
+    resumed = trainer.resume()
+    _show_settings(trainer, resumed)
+    _run(trainer)
+    size = reporting.write_trained(opened, trainer.best)
+    if delta is not None:
+        reporting.write_delta(delta, trainer.best)
+    sources = {"data": data.name, "eval_data": eval_data.name if eval_data else None,
+               "eval_fraction": eval_fraction, "score_scale": score_scale,
+               "max_tokens": reader.max_tokens}  # fmt: skip
+    content = reporting.report(trainer, sources)
+    reporting.write_report(checkpoint, content)
+    remove_state(checkpoint)
+    click.echo(reporting.summary(content))
+    click.echo(
+        f"{checkpoint / 'otter.safetensors'}: {size / 1e6:.1f} MB, "
+        f"step {trainer.progress.best_step} of {trainer.progress.step}, "
+        f"{trainer.progress.seconds:.0f} s"
+    )
+
+
+def _show_settings(trainer: Trainer, resumed: bool) -> None:
+    """Resolved settings, before anything slow happens."""
+    parameters = sum(p.numel() for p in trainer.parameters.values())
+    tokens = sum(len(row.ids) - row.start for item in trainer.train for row in item.rows)
+    rows = {
+        "signal": f"{trainer.signal.name} ({trainer.signal.kind}, {trainer.signal.activation})",
+        "trainable": f"{parameters:,} parameters in {len(trainer.parameters)} tensors",
+        "data": f"{len(trainer.train)} items ({tokens:,} supervised tokens), "
+        f"{len(trainer.held_out)} held out",
+        "steps": f"{trainer.total_steps} ({trainer.config.epochs} epochs)",
+        "settings": ", ".join(
+            f"{k} {v}" for k, v in dataclasses.asdict(trainer.config).items()
+            if k in ("learning_rate", "batch_tokens", "dtype", "seed", "max_seconds", "patience")
+        ),
+    }  # fmt: skip
+    if resumed:
+        rows["resumed"] = f"at step {trainer.progress.step}"
+    for name, value in rows.items():
+        click.echo(f"{name:10} {value}", err=True)
+
+
+def _run(trainer: Trainer) -> None:
+    """Train under a progress bar; Ctrl-C saves the state and ends after the current step."""
+    with (
+        _stop_requests() as requests,
+        tqdm(total=trainer.total_steps, initial=trainer.progress.step, unit="step") as bar,
+    ):
+
+        def listen(progress: Progress, total_steps: int) -> None:
+            shown: dict[str, float] = {}
+            if progress.curve:
+                recent = [point["loss"] for point in progress.curve[-20:]]
+                shown["loss"] = sum(recent) / len(recent)
+            metric = trainer.objective.metric
+            if progress.evaluations:
+                shown[f"held-out {metric}"] = progress.evaluations[-1][metric]["100"]
+            bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()}, refresh=False)
+            bar.update(progress.step - bar.n)
+
+        finished = trainer.run(listen, lambda: bool(requests))
+    if not finished:
+        raise click.exceptions.Abort()
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM; a second one interrupts at once."""
+    requests: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        if requests:
+            raise KeyboardInterrupt
+        requests.append(number)
+        click.echo("\nsaving the state; repeat the command to resume", err=True)
+
+    previous = {s: signals.signal(s, handle) for s in (signals.SIGINT, signals.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in previous.items():
+            signals.signal(number, handler)

@@ -1,0 +1,141 @@
+"""What a finished run leaves in the checkpoint: the tensors, a JSON report and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from otter_export.checkpoint import OTTER_STEM, Checkpoint
+from otter_export.modeling.train_state import write_json
+from otter_export.modeling.training import Trainer
+from otter_export.safetensors_io import PlannedTensor, from_float32, write_safetensors
+
+REPORT = "training_report.json"
+CURVE = "training_curve.png"
+_SMOOTHING = 0.95
+
+
+def write_trained(checkpoint: Checkpoint, trained: Mapping[str, Tensor]) -> int:
+    """Replace the inserted tensors of a checkpoint; those not trained keep their bits.
+
+    Args:
+        checkpoint: Whose ``otter.safetensors`` is replaced, atomically; each tensor keeps its
+            stored dtype.
+        trained: Float32 values by name.
+
+    Returns:
+        The file's size in bytes.
+    """
+
+    def make(name: str) -> npt.NDArray[Any]:
+        if name in trained:
+            return from_float32(trained[name].numpy(), checkpoint.tensors[name].dtype)
+        return checkpoint.tensors.raw(name)
+
+    plan = [
+        PlannedTensor(name, info.dtype, info.shape, lambda name=name: make(name))  # type: ignore[misc]
+        for name, info in checkpoint.tensors.items()
+    ]
+    return write_safetensors(checkpoint.directory / f"{OTTER_STEM}.safetensors", plan)
+
+
+def write_delta(path: Path, trained: Mapping[str, Tensor]) -> int:
+    """Write the trained tensors alone, in float16, for ``otter-export insert --from``.
+
+    Returns:
+        The file's size in bytes.
+    """
+    plan = [
+        PlannedTensor(name, "F16", tuple(t.shape), lambda t=t: from_float32(t.numpy(), "F16"))  # type: ignore[misc]
+        for name, t in sorted(trained.items())
+    ]
+    return write_safetensors(path, plan)
+
+
+def report(trainer: Trainer, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of ``training_report.json``.
+
+    Args:
+        trainer: After its run.
+        settings: What the user chose besides the training configuration (data, split).
+    """
+    p = trainer.progress
+    best = next(e for e in p.evaluations if e["step"] == p.best_step)
+    return {
+        "objective": trainer.config.objective,
+        "signal": trainer.config.signal,
+        "metric": trainer.objective.metric,
+        "held_out": best[trainer.objective.metric],
+        "held_out_loss": best["loss"],
+        "best_step": p.best_step,
+        "steps": p.step,
+        "epochs": p.step / trainer.steps_per_epoch,
+        "supervised_tokens": p.tokens,
+        "seconds": round(p.seconds, 1),
+        "items": {"train": len(trainer.train), "held_out": len(trainer.held_out)},
+        "trained_tensors": len(trainer.parameters),
+        "trained_parameters": sum(t.numel() for t in trainer.parameters.values()),
+        "config": dataclasses.asdict(trainer.config),
+        "settings": dict(settings),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "evaluations": p.evaluations,
+        "curve": p.curve,
+    }
+
+
+def write_report(checkpoint: Path, content: Mapping[str, Any]) -> None:
+    """Write the report and draw its curve into a checkpoint directory."""
+    write_json(checkpoint / REPORT, content)
+    draw_curve(checkpoint / CURVE, content)
+
+
+def draw_curve(path: Path, content: Mapping[str, Any]) -> None:
+    """Draw the loss per step, and the held-out metric by prefix, of a report."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = [point["step"] for point in content["curve"]]
+    losses = [point["loss"] for point in content["curve"]]
+    left.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
+    left.plot(steps, smoothed(losses), color="tab:blue", label="training, smoothed")
+    evaluations = content["evaluations"]
+    at = [e["step"] for e in evaluations]
+    left.plot(at, [e["loss"] for e in evaluations], "o-", color="tab:orange", label="held-out")
+    left.set(xlabel="step", ylabel="loss")
+    left.legend()
+    for key in content["held_out"]:
+        label = "end token" if key == "end" else f"{key} % of the text"
+        right.plot(at, [e[content["metric"]][key] for e in evaluations], "o-", label=label)
+    right.set(xlabel="step", ylabel=f"held-out {content['metric']}")
+    right.legend()
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    temporary = path.with_name(f".{path.name}.partial")
+    FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
+    temporary.replace(path)
+
+
+def smoothed(values: list[float]) -> list[float]:
+    """Exponential moving average without the bias of its start."""
+    result: list[float] = []
+    total, weight = 0.0, 0.0
+    for value in values:
+        total = _SMOOTHING * total + (1 - _SMOOTHING) * value
+        weight = _SMOOTHING * weight + (1 - _SMOOTHING)
+        result.append(total / weight)
+    return result
+
+
+def summary(content: Mapping[str, Any]) -> str:
+    """One line for the end of a run: metric by prefix."""
+    shares = [f"{k} {v:.3f}" for k, v in content["held_out"].items()]
+    return f"held-out {content['metric']} by prefix: " + "  ".join(shares)

@@ -1,0 +1,40 @@
+"""The base's tokenizer and end token, as training sees them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from otter_export.checkpoint import BaseModel
+from otter_export.config import read_json
+from otter_export.errors import CheckpointError
+from otter_export.modeling.data import Tokenizer
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer beside a base model; never runs code of the checkpoint.
+
+    Raises:
+        CheckpointError: There is none, or transformers cannot read it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{directory} has no usable tokenizer: {error}") from None
+    return tokenizer
+
+
+def end_token_id(base: BaseModel) -> int | None:
+    """The id that ends a text, by generation_config.json, else config.json; the first of many."""
+    path = base.directory / "generation_config.json"
+    generation: Any = read_json(path) if path.is_file() else {}
+    for source in (generation, base.data):
+        value = source.get("eos_token_id")
+        value = value[0] if isinstance(value, list) and value else value
+        if type(value) is int and 0 <= value < base.dimensions.vocab_size:
+            return value
+    return None

@@ -1,0 +1,277 @@
+"""The training loop: the base frozen, the chosen channel tensors learn, every prefix supervised."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from otter_export.checkpoint import Checkpoint
+from otter_export.errors import ConfigError
+from otter_export.modeling.data import Batch, Item, batches, epoch_batches
+from otter_export.modeling.objectives import (
+    Evaluated,
+    merged,
+    objective_for,
+    prefix_rewards,
+    response_rewards,
+)
+from otter_export.modeling.otter_model import OtterModel, load_reference
+from otter_export.modeling.train_state import load_state, save_state
+from otter_export.modeling.training_config import (
+    DTYPES,
+    Progress,
+    TrainingConfig,
+    reward_signal,
+    schedule,
+    trainable_names,
+)
+
+
+class Listener(Protocol):
+    """Receives progress; the command line draws a bar from it."""
+
+    def __call__(self, progress: Progress, total_steps: int) -> None:
+        """Called after each step and each evaluation."""
+
+
+class Trainer:
+    """One training run over a checkpoint.
+
+    Args:
+        checkpoint: Where the channel's values come from; never written here.
+        config: Settings.
+        train, held_out: Items of `otter_export.modeling.data.Reader`.
+
+    Raises:
+        ConfigError: ``trainable`` matches no tensor, or is not a regular expression.
+        UnsupportedError: The signal is unknown or cannot be trained as a reward.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: TrainingConfig,
+        train: Sequence[Item],
+        held_out: Sequence[Item],
+        *,
+        ends: bool = True,
+    ) -> None:
+        self.checkpoint, self.config = checkpoint, config
+        self.train, self.held_out, self.ends = train, held_out, ends
+        self.signal = reward_signal(checkpoint, config.signal)
+        self.objective = objective_for(config.objective, self.signal)
+        names = trainable_names(checkpoint, config)
+        self.model = load_reference(checkpoint, DTYPES[config.dtype])
+        self.parameters = _make_trainable(self.model, names, checkpoint)
+        self.optimizer = _optimizer(self.parameters.values(), config)
+        self.steps_per_epoch = len(list(self._epoch(0)))
+        # Every epoch groups anew and may differ by a batch; the schedule uses the first's number.
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {n: p.detach().clone() for n, p in self.parameters.items()}
+
+    def run(
+        self,
+        listen: Listener = lambda progress, total_steps: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Train until done; the best tensors by held-out metric are then in `best`.
+
+        Args:
+            listen: Called after each step.
+            should_stop: Asked after each step; True saves the state and returns.
+
+        Returns:
+            True when the run is finished, False when it was stopped and can be resumed.
+        """
+        p, started = self.progress, time.monotonic() - self.progress.seconds
+        if not p.evaluations:
+            self._evaluate()
+        while not self._finished():
+            for batch in self._remaining_batches():
+                loss = self._step(batch)
+                p.seconds = time.monotonic() - started
+                p.curve.append({"step": p.step, "loss": loss})
+                if p.step % self.config.eval_every == 0 or self._finished():
+                    self._evaluate()
+                    p.seconds = time.monotonic() - started
+                    self.save()
+                listen(p, self.total_steps)
+                if self._finished():
+                    return True
+                if should_stop():
+                    self.save()
+                    return False
+            p.epoch, p.batch = p.epoch + 1, 0
+        return True
+
+    def _finished(self) -> bool:
+        p, c = self.progress, self.config
+        out_of_time = 0 < c.max_seconds <= p.seconds
+        impatient = 0 < c.patience <= p.stale
+        return p.step >= self.total_steps or out_of_time or impatient
+
+    def _epoch(self, epoch: int) -> Iterator[Batch]:
+        c = self.config
+        return epoch_batches(self.train, c.batch_tokens, c.seed, epoch)
+
+    def _remaining_batches(self) -> Iterator[Batch]:
+        for i, batch in enumerate(self._epoch(self.progress.epoch)):
+            if i >= self.progress.batch:
+                self.progress.batch = i + 1
+                yield batch
+
+    def _step(self, batch: Batch) -> float:
+        c, p = self.config, self.progress
+        rate = c.learning_rate * schedule(self._share_done(), c.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.objective.loss(self._rewards(batch), batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), c.clip)
+        self.optimizer.step()
+        p.step += 1
+        p.tokens += batch.tokens
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ConfigError(
+                f"the loss is {value} at step {p.step}; lower --learning-rate or use "
+                "--dtype float32"
+            )
+        return value
+
+    def _share_done(self) -> float:
+        p, c = self.progress, self.config
+        share = (p.step + 1) / max(self.total_steps, 1)
+        return max(share, p.seconds / c.max_seconds) if c.max_seconds > 0 else share
+
+    def _rewards(self, batch: Batch) -> Tensor:
+        """float32 ``[R, S]``."""
+        mixed = self.config.dtype != "float32"
+        context = torch.autocast("cpu", torch.bfloat16) if mixed else contextlib.nullcontext()
+        with context:
+            output = self.model(batch.ids, compute_logits=False, use_cache=False)
+        return response_rewards(output, batch.ids, self.signal)
+
+    def _evaluate(self) -> None:
+        """Judge the held-out items; keep the tensors if they are the best so far."""
+        p = self.progress
+        metrics = self.evaluate(self.held_out)
+        p.evaluations.append({"step": p.step, **metrics})
+        chosen = metrics[f"{self.objective.metric}"]["100"]
+        if chosen > p.best_metric:
+            p.best_metric, p.best_step, p.stale = chosen, p.step, 0
+            self.best = {n: t.detach().clone() for n, t in self.parameters.items()}
+        else:
+            p.stale += 1
+
+    @torch.no_grad()
+    def evaluate(self, items: Sequence[Item]) -> dict[str, Any]:
+        """Loss, and the metric by prefix, of items: ``{"loss": x, METRIC: {"25": x, ...}}``."""
+        total, count = 0.0, 0
+        parts: list[Mapping[str, Sequence[float]]] = []
+        scores: list[Tensor] = []
+        for batch in batches(items, self.config.batch_tokens, None):
+            rewards = self._rewards(batch)
+            total += float(self.objective.loss(rewards, batch)) * batch.tokens
+            count += batch.tokens
+            parts.append(prefix_rewards(rewards, batch, self.ends))
+            scores.append(batch.scores)
+        evaluated = Evaluated(merged(parts), torch.cat(scores).double().numpy())
+        return {"loss": total / count, self.objective.metric: self.objective.metrics(evaluated)}
+
+    def save(self) -> None:
+        """Write the state, from which `resume` continues."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            tensors[f"parameter.{name}"] = parameter
+            tensors[f"best.{name}"] = self.best[name]
+            state = self.optimizer.state.get(parameter, {})
+            for key in ("exp_avg", "exp_avg_sq"):
+                if key in state:
+                    tensors[f"{key}.{name}"] = state[key]
+        record = {"fingerprint": self.fingerprint(), **dataclasses.asdict(self.progress),
+                  "step": self.progress.step}  # fmt: skip
+        if not math.isfinite(self.progress.best_metric):
+            record["best_metric"] = None
+        save_state(self.checkpoint.directory, tensors, record)
+
+    @torch.no_grad()
+    def resume(self) -> bool:
+        """Continue from the checkpoint's saved state, if it has one.
+
+        Raises:
+            ConfigError: The state belongs to a run with other settings, data or initial values.
+        """
+        loaded = load_state(self.checkpoint.directory)
+        if loaded is None:
+            return False
+        tensors, record = loaded
+        if record.pop("fingerprint", None) != self.fingerprint():
+            raise ConfigError(
+                f"{self.checkpoint.directory} holds an unfinished run with other settings or data; "
+                "repeat its settings to resume it, or start over with --restart"
+            )
+        record.pop("tensors")
+        if record["best_metric"] is None:
+            record["best_metric"] = -math.inf
+        self.progress = Progress(**record)
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[f"parameter.{name}"])
+            self.best[name] = tensors[f"best.{name}"]
+            if f"exp_avg.{name}" in tensors:
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(self.progress.step)),
+                    "exp_avg": tensors[f"exp_avg.{name}"],
+                    "exp_avg_sq": tensors[f"exp_avg_sq.{name}"],
+                }
+        return True
+
+    def fingerprint(self) -> str:
+        """Digest of all that the result depends on."""
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config)).encode())
+        for items in (self.train, self.held_out):
+            digest.update(repr([(i.rows, i.score) for i in items]).encode())
+        for name in self.parameters:
+            digest.update(name.encode() + self.checkpoint.tensors.raw(name).tobytes())
+        return digest.hexdigest()
+
+
+def _make_trainable(
+    model: OtterModel, names: Sequence[str], checkpoint: Checkpoint
+) -> dict[str, nn.Parameter]:
+    """Freeze all but the named tensors, and hold those in float32 as they are stored."""
+    chosen = set(names)
+    parameters: dict[str, nn.Parameter] = {}
+    for name, parameter in model.channel_parameters():
+        parameter.requires_grad_(name in chosen)
+        if name in chosen:
+            stored = torch.from_numpy(checkpoint.float32(name).copy())
+            parameter.data = stored.reshape(parameter.shape)
+            parameters[name] = parameter
+    return parameters
+
+
+def _optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW; norm weights and biases are not pulled towards zero."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in parameters:
+        groups[parameter.dim() >= 2].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": groups[True], "weight_decay": config.weight_decay},
+            {"params": groups[False], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=(0.9, 0.98),
+    )

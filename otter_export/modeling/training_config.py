@@ -1,0 +1,119 @@
+"""Settings of a training run, what it has done so far, and which tensors of a checkpoint learn."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import torch
+
+from otter_export.checkpoint import Checkpoint
+from otter_export.config import Signal
+from otter_export.errors import ConfigError, UnsupportedError
+
+TRAINABLE_KINDS = ("value", "q_value")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of one run; everything that its result depends on, besides data and checkpoint.
+
+    Args:
+        objective: ``regression`` or ``pairwise``.
+        signal: Name of the signal to train.
+        trainable: Regular expression; inserted tensors whose name it matches (anywhere) learn.
+        epochs: Passes over the training items.
+        batch_tokens: Tokens per step, padding included.
+        learning_rate: Peak, reached after ``warmup`` (share of the run), then a cosine to zero.
+        weight_decay, clip: Of AdamW; largest norm of the gradient.
+        eval_every: Steps between evaluations, each of which saves the state.
+        patience: Evaluations without a better metric before the run stops; 0 never stops early.
+        dtype: Of the frozen tensors and the matrix products; what learns is kept in float32.
+        seed: Of the order of the items.
+        max_seconds: The schedule is shortened so that the run ends in this time; 0 for no limit.
+            Only a run without this limit resumes to exactly the same result.
+    """
+
+    objective: str = "regression"
+    signal: str = "reward"
+    trainable: str = "."
+    epochs: int = 3
+    batch_tokens: int = 1024
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    clip: float = 1.0
+    eval_every: int = 50
+    patience: int = 0
+    dtype: str = "float32"
+    seed: int = 0
+    max_seconds: float = 0.0
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run has done so far; saved in its state."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_metric: float = -math.inf
+    best_step: int = 0
+    stale: int = 0
+    curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    evaluations: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+def schedule(share: float, warmup: float) -> float:
+    """Factor of the learning rate when ``share`` of the run is done: linear, then a cosine to 0."""
+    share = min(share, 1.0)
+    if share < warmup:
+        return share / warmup
+    return 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))
+
+
+def reward_signal(checkpoint: Checkpoint, name: str) -> Signal:
+    """The signal to train.
+
+    Raises:
+        UnsupportedError: The checkpoint has no such signal, or it does not score prefixes.
+    """
+    signals = {s.name: s for s in checkpoint.config.signals}
+    if name not in signals:
+        raise UnsupportedError(
+            f"there is no signal {name!r}; the checkpoint has {', '.join(signals)}"
+        )
+    if signals[name].kind not in TRAINABLE_KINDS:
+        raise UnsupportedError(
+            f"signal {name!r} is of kind {signals[name].kind!r}; trained are: "
+            + ", ".join(TRAINABLE_KINDS)
+        )
+    return signals[name]
+
+
+def trainable_names(checkpoint: Checkpoint, config: TrainingConfig) -> list[str]:
+    """Inserted tensors that ``config.trainable`` matches and that the signal depends on.
+
+    Raises:
+        ConfigError: It is not a regular expression, or nothing matches.
+    """
+    try:
+        pattern = re.compile(config.trainable)
+    except re.error as error:
+        raise ConfigError(
+            f"--trainable {config.trainable!r} is no regular expression: {error}"
+        ) from None
+    others = (s.name for s in checkpoint.config.signals if s.name != config.signal)
+    heads = tuple(f"signals.{name}." for name in others)
+    names = [n for n in checkpoint.tensors if pattern.search(n) and not n.startswith(heads)]
+    if not names:
+        raise ConfigError(
+            f"--trainable {config.trainable!r} matches no inserted tensor; the names are shown by "
+            "otter-export inspect"
+        )
+    return names
