@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ ACTIVATION_BOUNDS = {"identity": None, "tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0
 _RESERVED = ("logits", "input_ids", "position_ids", "attention_mask", "logits_to_keep")
 _SIGNAL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MAX_WIDTH = 1 << 20
+#: No score is that large; also refuses infinity, NaN and integers beyond float64.
+_MAX_BOUND = 1e300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +251,7 @@ class _Reader:
         if bounds is None:
             return None
         numbers = bounds if isinstance(bounds, list) else []
-        finite = all(type(v) in (int, float) and math.isfinite(v) for v in numbers)
+        finite = all(type(v) in (int, float) and abs(v) <= _MAX_BOUND for v in numbers)
         if len(numbers) != 2 or not finite or not numbers[0] < numbers[1]:
             self.problem(f"{where}.bounds must be null or [low, high], got {bounds!r}")
             return None

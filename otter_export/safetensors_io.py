@@ -122,14 +122,15 @@ def to_float32(raw: npt.NDArray[Any], dtype: str) -> FloatArray:
 
 def from_float32(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     """Round float32 values to the bits of ``dtype``; to nearest, ties to even."""
-    values = np.ascontiguousarray(values, dtype=np.float32)
+    values = np.asarray(values, dtype=np.float32, order="C")
     if dtype == "F32":
         return values
     if dtype == "F16":
         return values.astype(np.float16)
     bits = values.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return rounded.astype(np.uint16)
+    # A NaN whose payload is all ones would carry into the sign and become zero.
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded.astype(np.uint16))
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -235,7 +236,7 @@ def write_safetensors(
         with temporary.open("wb") as file:
             file.write(len(encoded).to_bytes(8, "little") + encoded)
             for tensor in plan:
-                data = np.ascontiguousarray(tensor.make())
+                data = np.asarray(tensor.make(), order="C")
                 expected = sizes[tensor.dtype] * math.prod(tensor.shape)
                 if data.nbytes != expected or data.shape != tensor.shape:
                     raise ValueError(f"{tensor.name}: made {data.shape}, planned {tensor.shape}")

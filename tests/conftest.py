@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Nothing may reach for the network, and a test's speed must not depend on the machine's cores.
@@ -12,6 +13,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tests import tiny
+
+# The same examples in every run, and no deadline: a shared machine is no reason to fail.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("suite")
 
 #: The checkout, for tests that compare it with its settings.
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,0 +1,176 @@
+"""L0: otter_config.json round-trips, and whatever else it holds is one ConfigError."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otter_export import config as config_file
+from otter_export.config import ACTIVATION_BOUNDS, OtterConfig, Signal, read_json
+from otter_export.errors import ConfigError
+
+names = st.from_regex(r"[a-z][a-z0-9_]{0,63}", fullmatch=True).filter(
+    lambda name: name not in config_file._RESERVED
+)
+widths = st.integers(1, 1 << 20)
+
+
+@st.composite
+def signal_values(draw: st.DrawFn) -> Signal:
+    activation = draw(st.sampled_from(config_file.ACTIVATIONS))
+    kind = draw(st.sampled_from(config_file.SIGNAL_KINDS))
+    bounds = draw(st.sampled_from([None, ACTIVATION_BOUNDS[activation]]))
+    heads = draw(st.integers(1, 64)) if kind == "medusa" else 1
+    return Signal(draw(names), kind, activation, bounds, heads)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> OtterConfig:
+    key_values = draw(st.integers(1, 1024))
+    return OtterConfig(
+        hidden_size=draw(widths),
+        intermediate_size=draw(widths),
+        num_attention_heads=key_values * draw(st.integers(1, 1024)),
+        num_key_value_heads=key_values,
+        head_dim=draw(widths),
+        embedding=draw(st.sampled_from(config_file.EMBEDDINGS)),
+        initialization=draw(st.sampled_from(config_file.INITIALIZATIONS)),
+        signals=tuple(draw(st.lists(signal_values(), min_size=1, unique_by=lambda s: s.name))),
+        base_model_name_or_path=draw(st.none() | st.text(min_size=1)),
+    )
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+EXAMPLE: dict[str, Any] = {
+    "format": "otter",
+    "version": 1,
+    "base_model_name_or_path": None,
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "embedding": "projection",
+    "initialization": "copy",
+    "signals": [
+        {"name": "reward", "kind": "value", "activation": "tanh", "bounds": [-1.0, 1.0]},
+    ],
+}
+#: Paths into EXAMPLE, for fuzzing one field at a time.
+FIELDS = [*((key,) for key in EXAMPLE), *(("signals", 0, key) for key in EXAMPLE["signals"][0])]
+
+
+@given(configs())
+def test_round_trip(config: OtterConfig) -> None:
+    assert OtterConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_the_documented_example_is_read_and_written_as_it_stands() -> None:
+    config = OtterConfig.from_json(EXAMPLE)
+    assert config == OtterConfig(64, 192, 3, 1, 64)
+    assert config.to_json() == EXAMPLE
+
+
+@given(json_values)
+def test_any_json_is_a_config_error(data: object) -> None:
+    with pytest.raises(ConfigError):
+        OtterConfig.from_json(data)
+
+
+@given(st.sampled_from(FIELDS), json_values | st.just(10**400))
+def test_any_value_of_one_field_is_accepted_or_a_config_error(
+    path: tuple[Any, ...], value: object
+) -> None:
+    data = json.loads(json.dumps(EXAMPLE))
+    target = data
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    try:
+        config = OtterConfig.from_json(data)
+    except ConfigError as error:
+        assert "\n" not in str(error).replace(repr(value), "")
+    else:
+        # What is accepted is kept: it is written back as it was read.
+        again = OtterConfig.from_json(config.to_json())
+        assert again == config
+
+
+@pytest.mark.parametrize(
+    "bounds", [[-(10**400), 10**400], [1.0, -1.0], [0.0, 0.0], [0, float("nan")], [None, 1], [1]]
+)
+def test_bounds_that_are_no_interval(bounds: object) -> None:
+    data = json.loads(json.dumps(EXAMPLE))
+    data["signals"][0]["bounds"] = bounds
+    with pytest.raises(ConfigError, match=r"bounds must be null or \[low, high\]"):
+        OtterConfig.from_json(data)
+
+
+def test_all_problems_are_listed_at_once() -> None:
+    data = {
+        **EXAMPLE,
+        "hidden_size": -1,
+        "embedding": "rotary",
+        "extra": 0,
+        "signals": [{"name": "logits", "kind": "scalar", "bounds": [0, 2]}],
+    }
+    with pytest.raises(ConfigError) as caught:
+        OtterConfig.from_json(data, "somewhere.json")
+    message = str(caught.value)
+    assert message.startswith("somewhere.json: ")
+    for part in (
+        "hidden_size must be an integer from 1",
+        "embedding is 'rotary'",
+        "unknown field 'extra'",
+        "'logits' is reserved",
+        "kind is 'scalar'; accepted: value, q_value, medusa, expert",
+        "not guaranteed by activation 'identity'",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "heads", "expected"),
+    [
+        ("value", 1, (1, 16)),
+        ("q_value", 1, (100, 16)),
+        ("medusa", 3, (3, 100, 16)),
+        ("expert", 1, (2, 100, 16)),
+    ],
+)
+def test_head_shapes(kind: str, heads: int, expected: tuple[int, ...]) -> None:
+    assert Signal("s", kind, heads=heads).weight_shape(16, 100) == expected
+
+
+@given(st.binary(max_size=200))
+def test_read_json_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_bytes(content)
+    try:
+        expected = json.loads(content.decode("utf-8"))
+    except ValueError:
+        with pytest.raises(ConfigError, match=r"any\.json is not readable JSON"):
+            read_json(path)
+    else:
+        assert repr(read_json(path)) == repr(expected)
+
+
+def test_read_json_refuses_deep_and_large_files(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 200_000)
+    with pytest.raises(ConfigError, match="not readable JSON"):
+        read_json(path)
+    with pytest.raises(ConfigError, match="at most 1000 is read"):
+        read_json(path, limit_bytes=1000)
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_json(tmp_path / "absent.json")
