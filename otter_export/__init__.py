@@ -1,3 +1,63 @@
-"""otter-export: deploy Otter models, a base LLM and a reward from the same forward pass."""
+"""otter-export: deploy Otter models, a base LLM and a reward from the same forward pass.
+
+    from otter_export import ArgsGreedy, generate, load_engine
+
+    engine = load_engine("smollm2-engine")
+    result = generate(engine, "The film was", ArgsGreedy(top_k=8, weight=4.0), max_tokens=40)[0]
+    print(result.text, result.rewards)
+
+The names below are imported when they are first used, so that importing the package stays cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from otter_export.runtime.generation import generate, stream
+    from otter_export.runtime.load import load_engine
+    from otter_export.runtime.methods.args_greedy import ArgsGreedy
+    from otter_export.runtime.methods.args_stochastic import ArgsStochastic
+    from otter_export.runtime.methods.plain import Plain
+    from otter_export.runtime.request import Candidate, Request, Result, TokenEvent
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ArgsGreedy",
+    "ArgsStochastic",
+    "Candidate",
+    "Plain",
+    "Request",
+    "Result",
+    "TokenEvent",
+    "generate",
+    "load_engine",
+    "stream",
+]
+
+_MODULES = {
+    "ArgsGreedy": "otter_export.runtime.methods.args_greedy",
+    "ArgsStochastic": "otter_export.runtime.methods.args_stochastic",
+    "Candidate": "otter_export.runtime.request",
+    "Plain": "otter_export.runtime.methods.plain",
+    "Request": "otter_export.runtime.request",
+    "Result": "otter_export.runtime.request",
+    "TokenEvent": "otter_export.runtime.request",
+    "generate": "otter_export.runtime.generation",
+    "load_engine": "otter_export.runtime.load",
+    "stream": "otter_export.runtime.generation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,1 +1,4 @@
-"""The runtime: drive a built engine with reward-guided decoding. numpy and an engine library only."""
+"""The runtime: drive a built engine with reward-guided decoding.
+
+It needs numpy, tokenizers and one engine library; never torch or onnx.
+"""

@@ -1,1 +1,49 @@
-"""Decoding methods: one frozen dataclass and one pure function each."""
+"""Decoding methods: one frozen dataclass and one pure function each.
+
+A new method is one file here, one line below and one test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from otter_export.errors import RequestError
+from otter_export.registry import Registry
+from otter_export.runtime.methods.base import DecodingMethod
+
+METHODS: Registry[type[DecodingMethod]] = Registry("method", expected=type)
+METHODS.register("args-greedy", "otter_export.runtime.methods.args_greedy:ArgsGreedy")
+METHODS.register("args-stochastic", "otter_export.runtime.methods.args_stochastic:ArgsStochastic")
+METHODS.register("plain", "otter_export.runtime.methods.plain:Plain")
+
+
+def method_options(name: str) -> tuple[str, ...]:
+    """Names of the options that a method takes.
+
+    Raises:
+        UnsupportedError: There is no such method.
+    """
+    return tuple(field.name for field in dataclasses.fields(METHODS.load(name)))
+
+
+def make_method(name: str, options: Mapping[str, Any]) -> DecodingMethod:
+    """A method by its registered name.
+
+    Args:
+        name: One of `METHODS`.
+        options: Its options by name; those left out have their defaults.
+
+    Raises:
+        UnsupportedError: There is no such method.
+        RequestError: The method has no such option, or a value is out of range.
+    """
+    accepted = method_options(name)
+    unknown = sorted(set(options) - set(accepted))
+    if unknown:
+        raise RequestError(
+            f"method {name!r} has no option {', '.join(unknown)}; "
+            f"its options: {', '.join(accepted)}"
+        )
+    return METHODS.load(name)(**options)

@@ -1,0 +1,131 @@
+"""`generate` and `stream`: text from prompts, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from otter_export.errors import RequestError
+from otter_export.runtime.batch import decode
+from otter_export.runtime.engine import Engine
+from otter_export.runtime.methods.args_greedy import ArgsGreedy
+from otter_export.runtime.methods.base import DecodingMethod
+from otter_export.runtime.request import Request, Result, TokenEvent
+from otter_export.runtime.sequence import SequenceState
+
+#: Requests decoded at a time unless told otherwise; more wait for a place.
+BATCH_SIZE = 32
+
+
+def generate(
+    engine: Engine,
+    prompts: str | Request | Sequence[str | Request],
+    method: DecodingMethod | None = None,
+    *,
+    max_tokens: int = 64,
+    stop: str | Sequence[str] = (),
+    seed: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    on_event: Callable[[TokenEvent], None] | None = None,
+) -> list[Result]:
+    """Continue prompts with reward-guided decoding, all in one batch.
+
+    >>> from otter_export import ArgsGreedy, generate, load_engine
+    >>> engine = load_engine("smollm2-engine")                                  # doctest: +SKIP
+    >>> result = generate(engine, "The film was", ArgsGreedy(weight=4.0))[0]    # doctest: +SKIP
+    >>> print(result.text, result.rewards)                                      # doctest: +SKIP
+
+    Args:
+        engine: From `load_engine`.
+        prompts: One prompt or several. Texts take the arguments below; a `Request` brings its own.
+        method: How tokens are chosen; None is ``ArgsGreedy()``.
+        max_tokens: Most tokens to generate for each prompt.
+        stop: Texts that end the generation.
+        seed: Of each prompt's own random generator; None draws one.
+        batch_size: Most prompts that are decoded at a time.
+        on_event: Called with each token as it comes.
+
+    Returns:
+        One result per prompt, in their order.
+
+    Raises:
+        RequestError: A prompt or an option is not valid; nothing was generated.
+        EngineError: The engine has no such signal, or fails.
+    """
+    requests = _requests(prompts, method, max_tokens, stop, seed)
+    results: dict[int, Result] = {}
+    for sequence, event in _decode(engine, requests, batch_size):
+        if event.finish_reason is not None:
+            results[event.request] = sequence.result()
+        if on_event is not None:
+            on_event(event)
+    return [results[index] for index in range(len(requests))]
+
+
+def stream(
+    engine: Engine, requests: Sequence[Request], *, batch_size: int = BATCH_SIZE
+) -> Iterator[TokenEvent | Result]:
+    """Continue prompts, yielding each token as it comes.
+
+    Closing the iterator ends the generation. The arguments are checked at once, not when the first
+    token is asked for.
+
+    Args:
+        engine: From `load_engine`.
+        requests: What to continue.
+        batch_size: Most prompts that are decoded at a time.
+
+    Returns:
+        An iterator of `TokenEvent`; a request's last one is followed by its `Result`.
+
+    Raises:
+        RequestError, EngineError: As `generate`.
+    """
+    decoded = _decode(engine, requests, batch_size)
+
+    def events() -> Iterator[TokenEvent | Result]:
+        for sequence, event in decoded:
+            yield event
+            if event.finish_reason is not None:
+                yield sequence.result()
+
+    return events()
+
+
+def _decode(
+    engine: Engine, requests: Sequence[Request], batch_size: int
+) -> Iterator[tuple[SequenceState, TokenEvent]]:
+    if type(batch_size) is not int or batch_size < 1:
+        raise RequestError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+    return decode(engine, _sequences(engine, requests), batch_size)
+
+
+def _sequences(engine: Engine, requests: Sequence[Request]) -> list[SequenceState]:
+    sequences = []
+    for index, request in enumerate(requests):
+        try:
+            sequences.append(SequenceState(index, request, engine))
+        except RequestError as error:
+            where = f"prompt {index + 1} of {len(requests)}: " if len(requests) > 1 else ""
+            raise RequestError(f"{where}{error}") from None
+    return sequences
+
+
+def _requests(
+    prompts: str | Request | Sequence[str | Request],
+    method: DecodingMethod | None,
+    max_tokens: int,
+    stop: str | Sequence[str],
+    seed: int | None,
+) -> list[Request]:
+    if isinstance(prompts, str | Request):
+        prompts = [prompts]
+    if not isinstance(prompts, Sequence):
+        raise RequestError(f"prompts must be texts or requests, got {prompts!r:.80}")
+    chosen = ArgsGreedy() if method is None else method
+    words = (stop,) if isinstance(stop, str) else tuple(stop)
+    return [
+        prompt
+        if isinstance(prompt, Request)
+        else Request(prompt, chosen, max_tokens=max_tokens, stop=words, seed=seed)
+        for prompt in prompts
+    ]

@@ -1,0 +1,39 @@
+"""`load_engine`: from an engine directory to something that decodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from otter_export.errors import RequestError
+from otter_export.manifest import EngineManifest
+from otter_export.runtime.backends import BACKENDS
+from otter_export.runtime.engine import Engine
+
+PROVIDERS = ("cpu", "cuda")
+
+
+def load_engine(
+    directory: str | Path, *, provider: str | None = None, threads: int | None = None
+) -> Engine:
+    """Load an engine directory, as ``otter-export build`` writes it.
+
+    Args:
+        directory: The engine directory.
+        provider: ``cpu`` or ``cuda``; None takes what the engine was built for.
+        threads: Threads of one forward pass on the CPU; None uses every core.
+
+    Raises:
+        EngineError: The directory is not an engine, is incomplete, or its model does not match its
+            ``engine.json``.
+        UnsupportedError: There is no backend for its target.
+        MissingDependencyError: The backend's library is not installed.
+        RequestError: An option is out of range.
+    """
+    if provider is not None and provider not in PROVIDERS:
+        raise RequestError(f"provider must be one of {', '.join(PROVIDERS)}, got {provider!r}")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
+        raise RequestError(f"threads must be an integer from 1 to 1024, got {threads!r}")
+    path = Path(directory)
+    manifest = EngineManifest.load(path)
+    load = BACKENDS.load(manifest.target)
+    return load(path, manifest, provider or manifest.execution_provider, threads)

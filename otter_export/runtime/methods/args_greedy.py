@@ -1,0 +1,68 @@
+"""``args-greedy``: the candidate with the best reward-weighted score."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from otter_export.runtime.methods.base import (
+    DecodingMethod,
+    ScoreArray,
+    add_weighted,
+    check_flag,
+    check_number,
+    check_signal,
+    check_top_k,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArgsGreedy(DecodingMethod):
+    """Take the best of ``logit + weight * reward`` among the k best next tokens (ARGS greedy).
+
+    Args:
+        top_k: Candidates per token, 1 to the vocabulary size.
+        weight: Any finite number; 0 is plain greedy decoding, a negative weight lowers the reward.
+        prune: Leave out candidates that a bounded reward cannot make win; this changes the cost,
+            never the result.
+
+    Raises:
+        RequestError: An option is out of range.
+    """
+
+    name: ClassVar[str] = "args-greedy"
+    top_k: int = 8
+    weight: float = 1.0
+    prune: bool = True
+
+    def __post_init__(self) -> None:
+        check_top_k(self.top_k)
+        check_number("weight", self.weight)
+        check_flag("prune", self.prune)
+        check_signal(self.signal)
+
+    @property
+    def candidate_count(self) -> int:
+        """`top_k`."""
+        return self.top_k
+
+    @property
+    def needs_rewards(self) -> bool:
+        """False for weight 0, unless pruning is switched off."""
+        return self.weight != 0 or not self.prune
+
+    @property
+    def prunes(self) -> bool:
+        """As the field says: only the best score wins, and the score is linear in the reward."""
+        return self.prune
+
+    def combine(self, logits: npt.NDArray[Any], rewards: npt.NDArray[Any]) -> ScoreArray:
+        """``logits + weight * rewards``; all ``[k]``."""
+        return add_weighted(logits, rewards, self.weight)
+
+    def choose(self, scores: ScoreArray, generator: np.random.Generator) -> int:
+        """The best score; of equal ones the first, which has the higher logit."""
+        return int(np.argmax(scores))

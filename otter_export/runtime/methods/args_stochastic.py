@@ -1,0 +1,69 @@
+"""``args-stochastic``: sample among the candidates by reward-weighted score."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from otter_export.runtime.methods.base import (
+    DecodingMethod,
+    ScoreArray,
+    add_weighted,
+    check_number,
+    check_signal,
+    check_top_k,
+)
+from otter_export.runtime.sampling import sample
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArgsStochastic(DecodingMethod):
+    """Sample from ``softmax((logit + weight * reward) / temperature)`` over the k best next tokens.
+
+    Weight 0 is `Plain` sampling with the same ``top_k``, ``temperature``, ``top_p`` and seed, token
+    for token.
+
+    Args:
+        top_k: Candidates per token, 1 to the vocabulary size.
+        weight: Any finite number; a negative weight lowers the reward.
+        temperature: Above 0.
+        top_p: Above 0, at most 1: sample from the smallest set of candidates that holds at least
+            this probability.
+
+    Raises:
+        RequestError: An option is out of range.
+    """
+
+    name: ClassVar[str] = "args-stochastic"
+    top_k: int = 8
+    weight: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_top_k(self.top_k)
+        check_number("weight", self.weight)
+        check_number("temperature", self.temperature, above=0)
+        check_number("top_p", self.top_p, above=0, maximum=1)
+        check_signal(self.signal)
+
+    @property
+    def candidate_count(self) -> int:
+        """`top_k`."""
+        return self.top_k
+
+    @property
+    def needs_rewards(self) -> bool:
+        """False for weight 0."""
+        return self.weight != 0
+
+    def combine(self, logits: npt.NDArray[Any], rewards: npt.NDArray[Any]) -> ScoreArray:
+        """``logits + weight * rewards``; all ``[k]``."""
+        return add_weighted(logits, rewards, self.weight)
+
+    def choose(self, scores: ScoreArray, generator: np.random.Generator) -> int:
+        """One draw from the softmax of the scores."""
+        return sample(scores, self.temperature, self.top_p, generator)

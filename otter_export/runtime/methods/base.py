@@ -1,0 +1,117 @@
+"""What a decoding method is, and the checks of its options."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from otter_export.errors import RequestError
+
+#: Scores are computed in float64, so that adding a reward never makes or breaks a tie by rounding.
+ScoreArray = npt.NDArray[np.float64]
+#: Options beyond this are refused as infinite would be, so that no score overflows.
+_LARGEST = 1e30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodingMethod(abc.ABC):
+    """How the next token is chosen among the candidates of one position.
+
+    A method is data and two pure functions; it never sees an engine. The loop asks `top_k` for the
+    number of candidates, scores them with `combine` and picks one with `choose`.
+
+    Args:
+        signal: The signal that is the reward; None takes the engine's first ``value`` or
+            ``q_value`` signal.
+    """
+
+    name: ClassVar[str]
+    signal: str | None = None
+
+    @property
+    @abc.abstractmethod
+    def candidate_count(self) -> int | None:
+        """How many of the best next tokens are candidates; None: all of them."""
+
+    @property
+    def needs_rewards(self) -> bool:
+        """Whether rewards can change the choice; if not, the winner alone is fed to the engine."""
+        return False
+
+    @property
+    def prunes(self) -> bool:
+        """Whether candidates that cannot win may be left out.
+
+        A method may say so if only the best score wins and `combine` is monotone in the reward.
+        """
+        return False
+
+    def combine(self, logits: npt.NDArray[Any], rewards: npt.NDArray[Any]) -> ScoreArray:
+        """Scores of candidates; all three ``[k]``.
+
+        Args:
+            logits: Their logits.
+            rewards: Their rewards.
+        """
+        del rewards
+        return np.asarray(logits, dtype=np.float64)
+
+    @abc.abstractmethod
+    def choose(self, scores: ScoreArray, generator: np.random.Generator) -> int:
+        """Index of the winner.
+
+        Args:
+            scores: ``[k]``, in the order of falling logits.
+            generator: The sequence's own; a method draws from it the same number of times for
+                every token, so that the choice depends on nothing else.
+        """
+
+
+def add_weighted(logits: npt.NDArray[Any], rewards: npt.NDArray[Any], weight: float) -> ScoreArray:
+    """``logits + weight * rewards`` (ARGS, arXiv 2402.01694); all ``[k]``."""
+    return np.asarray(logits, np.float64) + weight * np.asarray(rewards, np.float64)
+
+
+def check_top_k(value: object) -> None:
+    """Raise `RequestError` unless ``value`` is a positive integer."""
+    if type(value) is not int or value < 1:
+        raise RequestError(f"top_k must be an integer from 1 to the vocabulary size, got {value!r}")
+
+
+def check_number(
+    name: str,
+    value: object,
+    *,
+    above: float = -math.inf,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+) -> None:
+    """Raise `RequestError` unless ``value`` is a finite number in the range."""
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    # NaN compares as False, so it is refused here as well.
+    if abs(number) <= _LARGEST and number > above and minimum <= number <= maximum:
+        return
+    limits = [
+        f"above {above:g}" if math.isfinite(above) else "",
+        f"at least {minimum:g}" if math.isfinite(minimum) else "",
+        f"at most {maximum:g}" if math.isfinite(maximum) else "",
+    ]
+    described = " and ".join(limit for limit in limits if limit)
+    raise RequestError(f"{name} must be a finite number {described}".rstrip() + f", got {value!r}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise `RequestError` unless ``value`` is a bool."""
+    if not isinstance(value, bool):
+        raise RequestError(f"{name} must be true or false, got {value!r}")
+
+
+def check_signal(value: object) -> None:
+    """Raise `RequestError` unless ``value`` is None or a name."""
+    if value is not None and (not isinstance(value, str) or not value):
+        raise RequestError(f"signal must be the name of a signal or null, got {value!r}")

@@ -1,0 +1,56 @@
+"""``plain``: the base model's own decoding; rewards are reported, never used."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+from otter_export.runtime.methods.base import (
+    DecodingMethod,
+    ScoreArray,
+    check_number,
+    check_signal,
+    check_top_k,
+)
+from otter_export.runtime.sampling import sample
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plain(DecodingMethod):
+    """Greedy decoding, or sampling when a temperature is given.
+
+    Args:
+        temperature: None or 0 takes the best logit; above 0 samples.
+        top_k: Sample from this many of the best tokens; None samples from all.
+        top_p: Above 0, at most 1: sample from the smallest set of tokens that holds at least this
+            probability.
+
+    Raises:
+        RequestError: An option is out of range.
+    """
+
+    name: ClassVar[str] = "plain"
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None:
+            check_number("temperature", self.temperature, minimum=0)
+        if self.top_k is not None:
+            check_top_k(self.top_k)
+        check_number("top_p", self.top_p, above=0, maximum=1)
+        check_signal(self.signal)
+
+    @property
+    def candidate_count(self) -> int | None:
+        """1 when greedy, else `top_k`."""
+        return self.top_k if self.temperature else 1
+
+    def choose(self, scores: ScoreArray, generator: np.random.Generator) -> int:
+        """The first (best) candidate when greedy, else one draw from the softmax."""
+        if not self.temperature:
+            return 0
+        return sample(scores, self.temperature, self.top_p, generator)
