@@ -90,6 +90,11 @@ class Widening:
         tensor = lazy_tensor(name, dtype, shape, lambda: self.checkpoint.float32(name))
         return add_initializer(self.model.graph, name, tensor)
 
+    def shape(self, base: ir.Value, width: int) -> list[int | str | ir.SymbolicDim | None]:
+        """The shape of a channel value beside ``base``: the same but for the last dimension."""
+        leading = [] if base.shape is None else list(base.shape)[:-1]
+        return [*leading, width]
+
     def has_tensor(self, name: str) -> bool:
         """Whether the checkpoint has an inserted tensor of this name."""
         return name in self._shapes

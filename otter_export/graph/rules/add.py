@@ -26,7 +26,7 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
             )
         operands.append(state.tensor(f"{site.name}.otter.bias", node.outputs[0]))
     name = f"{node.outputs[0].name}.otter"
-    return [state.emitter(node).op("Add", operands, name)]
+    return [state.emitter(node).op("Add", operands, name, shape=operands[0].shape)]
 
 
 RULE = Rule("Add", _apply, "n' + n' (residual) or n' + b'")

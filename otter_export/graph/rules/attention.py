@@ -37,7 +37,8 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
     names = [f"{node.outputs[0].name}.otter"]
     names += [f"otter_present.{layer}.{kind}" for kind in ("key", "value")]
     inputs = [state.channel[q], state.channel[k], state.channel[v], mask, *caches]  # type: ignore[index]
-    outputs = state.emitter(node).nodes("Attention", inputs, names, **attributes)
+    shape = state.shape(node.outputs[0], config.num_attention_heads * config.head_dim)
+    outputs = state.emitter(node).nodes("Attention", inputs, names, shape=shape, **attributes)
     for present, base in zip(outputs[1:], node.outputs[1:3], strict=True):
         assert base.shape is not None
         present.type = base.type

@@ -14,8 +14,11 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
     x = node.inputs[0]
     assert x is not None
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    name = f"{node.outputs[0].name}.otter"
-    return [state.emitter(node).op(node.op_type, [state.channel[x]], name, **attributes)]
+    channel, name = state.channel[x], f"{node.outputs[0].name}.otter"
+    outputs = state.emitter(node).op(
+        node.op_type, [channel], name, shape=channel.shape, **attributes
+    )
+    return [outputs]
 
 
 def _rule(op_type: str) -> Rule:

@@ -14,12 +14,13 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
     stem = parameter_stem(node.inputs[0])
     output = node.outputs[0]
     e = state.emitter(node)
+    shape = state.shape(output, state.config.hidden_size)
     if state.config.embedding == "table":
         table = state.tensor(f"{stem}.otter.table", output)
-        return [e.op("Gather", [table, node.inputs[1]], f"{stem}.otter")]
+        return [e.op("Gather", [table, node.inputs[1]], f"{stem}.otter", shape=shape)]
     projection = state.tensor(f"{stem}.otter.projection", output)
     transposed = e.op("Transpose", [projection], f"{stem}.otter.projection_t", perm=[1, 0])
-    return [e.op("MatMul", [output, transposed], f"{stem}.otter", dtype=output.dtype)]
+    return [e.op("MatMul", [output, transposed], f"{stem}.otter", shape=shape)]
 
 
 RULE = Rule("Gather", _apply, "embedding row d -> d' (only at an embedding)")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from otter_export.errors import UnsupportedError
+from otter_export.family import channel_width
 from otter_export.graph.widen import Rule, Widening, parameter_stem, source_initializer
 
 
@@ -28,12 +29,13 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
             f"{stem or 'its second input'} is none of the family's projections"
         )
     e = state.emitter(node)
+    shape = state.shape(node.outputs[0], channel_width(state.config, site.writes))
     parts = []
     for name, value in (("from_base", x), ("from_channel", state.channel[x])):
         full = f"{site.name}.otter.{name}"
         matrix = e.op("Transpose", [state.tensor(full, x)], f"{full}_t", perm=[1, 0])
-        parts.append(e.op("MatMul", [value, matrix], f"{full}_matmul", dtype=x.dtype))
-    return [e.op("Add", parts, f"{site.name}.otter", dtype=x.dtype)]
+        parts.append(e.op("MatMul", [value, matrix], f"{full}_matmul", shape=shape))
+    return [e.op("Add", parts, f"{site.name}.otter", shape=shape)]
 
 
 RULE = Rule("MatMul", _apply, "n'_in -> n'_out, from n_in and n'_in (weight only)")

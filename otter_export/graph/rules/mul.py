@@ -24,7 +24,8 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
                 f"node {node.name!r}: Mul of the widened state and {value.name!r}, which has no "
                 "channel part and is no scalar"
             )
-    return [state.emitter(node).op("Mul", operands, f"{node.outputs[0].name}.otter")]
+    name = f"{node.outputs[0].name}.otter"
+    return [state.emitter(node).op("Mul", operands, name, shape=operands[0].shape)]
 
 
 RULE = Rule("Mul", _apply, "n' * n', or n' * scalar")

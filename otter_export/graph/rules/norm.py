@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from otter_export.errors import UnsupportedError
+from otter_export.graph.emit import Emitter
 from otter_export.graph.functions import DOMAIN
 from otter_export.graph.widen import Rule, Widening, parameter_stem
 
@@ -50,7 +51,9 @@ def _apply_layer(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
     return [_affine(e, state, node, stem, scaled)]
 
 
-def _affine(e, state: Widening, node: ir.Node, stem: str, scaled: ir.Value) -> ir.Value:  # type: ignore[no-untyped-def]
+def _affine(
+    e: Emitter, state: Widening, node: ir.Node, stem: str, scaled: ir.Value
+) -> ir.Value:
     """Back to the stream's dtype, times gamma', plus beta' where there is one."""
     output = node.outputs[0]
     if output.dtype is not None and output.dtype != _FLOAT:
@@ -58,17 +61,18 @@ def _affine(e, state: Widening, node: ir.Node, stem: str, scaled: ir.Value) -> i
             "Cast", [scaled], f"{stem}.otter.narrow", dtype=output.dtype, to=output.dtype
         )
     gamma = state.tensor(f"{stem}.otter.weight", output)
-    n: ir.Value = e.op("Mul", [scaled, gamma], f"{stem}.otter.norm")
+    shape = state.shape(output, state.config.hidden_size)
+    n = e.op("Mul", [scaled, gamma], f"{stem}.otter.norm", shape=shape)
     if state.has_tensor(f"{stem}.otter.bias"):
-        n = e.op("Add", [n, state.tensor(f"{stem}.otter.bias", output)], f"{stem}.otter.shifted")
+        beta = state.tensor(f"{stem}.otter.bias", output)
+        n = e.op("Add", [n, beta], f"{stem}.otter.shifted", shape=shape)
     return n
 
 
-def _wide(e, value: ir.Value, stem: str) -> ir.Value:  # type: ignore[no-untyped-def]
+def _wide(e: Emitter, value: ir.Value, stem: str) -> ir.Value:
     if value.dtype in (None, _FLOAT):
         return value
-    wide: ir.Value = e.op("Cast", [value], f"{stem}.otter.wide", dtype=_FLOAT, to=_FLOAT)
-    return wide
+    return e.op("Cast", [value], f"{stem}.otter.wide", dtype=_FLOAT, to=_FLOAT)
 
 
 def _stem(node: ir.Node, state: Widening) -> str:

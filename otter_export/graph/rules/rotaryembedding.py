@@ -32,7 +32,8 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
         attributes["num_heads"] = state.config.num_attention_heads
     name = f"{node.outputs[0].name}.otter"
     inputs = [state.channel[x], *node.inputs[1:]]
-    return [state.emitter(node).op("RotaryEmbedding", inputs, name, **attributes)]
+    shape = state.channel[x].shape
+    return [state.emitter(node).op("RotaryEmbedding", inputs, name, shape=shape, **attributes)]
 
 
 RULE = Rule("RotaryEmbedding", _apply, "H*e -> H'*e, same angles")

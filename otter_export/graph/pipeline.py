@@ -1,0 +1,106 @@
+"""Which passes each target gets, in order. Read this file to know what a build does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from otter_export.checkpoint import BaseModel
+from otter_export.graph.passes.flatten_tokens import FlattenTokens
+from otter_export.graph.passes.fold_transposes import FoldTransposes
+from otter_export.graph.passes.half_storage import HalfStorage
+from otter_export.graph.passes.keep_last_logits import KeepLastLogits
+from otter_export.graph.passes.merge_reshapes import MergeReshapes
+from otter_export.graph.passes.quantize_weights import QuantizeWeights
+from otter_export.graph.passes.read_only_cache import ReadOnlyCache
+from otter_export.graph.passes.reuse_statistics import ReuseStatistics
+from otter_export.graph.passes.stack_siblings import StackSiblings
+from otter_export.graph.passes.tie_embedding import TieEmbedding
+
+#: Precisions of the ONNX Runtime target by execution provider.
+PRECISIONS = {"cpu": ("fp32", "fp16", "int8", "int4"), "cuda": ("fp32", "fp16")}
+_BITS = {"int8": 8, "int4": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowering:
+    """What a pipeline is asked for."""
+
+    precision: str = "fp32"
+    execution_provider: str = "cpu"
+
+
+def onnxruntime_passes(base: BaseModel, lowering: Lowering) -> list[ir.passes.InPlacePass]:
+    """The pipeline of the ``onnx`` target, hub form to engine form.
+
+    The unwidened base graph goes through the same list, which is how base outputs are compared.
+    """
+    on_cpu = lowering.execution_provider == "cpu"
+    embedding = f"{base.family.embeddings[0][0]}.weight"
+    passes: list[ir.passes.InPlacePass] = [
+        # 1. What is computed: logits of the rows that are wanted; caches read, not copied.
+        KeepLastLogits(),
+        ReadOnlyCache(),
+        # 2. Statistics before flattening, while residual Adds are still recognisable.
+        ReuseStatistics() if on_cpu else common.InlinePass(),
+        # 3. Fewer, larger products on two-dimensional states.
+        StackSiblings(),
+        FlattenTokens(_embedding_tables(base)),
+        MergeReshapes(),
+    ]
+    # 4. Precision: before transposes are folded, since quantisation reads [out, in].
+    if lowering.precision in _BITS:
+        passes.append(QuantizeWeights(_BITS[lowering.precision], _is_channel))
+    passes.append(FoldTransposes())
+    if base.dimensions.tie_word_embeddings:
+        passes.append(TieEmbedding(embedding, f"{embedding}_t"))
+    if on_cpu and lowering.precision != "fp32":
+        passes.append(HalfStorage(_stored_half(lowering.precision, embedding)))
+    # 5. What the passes left behind.
+    passes += [common.RemoveUnusedNodesPass(), common.RemoveUnusedFunctionsPass()]
+    passes += [common.RemoveUnusedOpsetsPass()]
+    return passes
+
+
+def run_passes(
+    model: ir.Model,
+    passes: list[ir.passes.InPlacePass],
+    after_each: Callable[[str, ir.Model], None] | None = None,
+) -> ir.Model:
+    """Run passes in order; a failure names the pass and those before it.
+
+    Args:
+        model: Changed in place.
+        passes: In order.
+        after_each: Called with the pass's name and the model, to dump or check it.
+    """
+    done: list[str] = []
+    for one in passes:
+        name = type(one).__name__
+        try:
+            one(model)
+        except ir.passes.PassError as error:
+            raise RuntimeError(f"pass {name} failed after {', '.join(done)}: {error}") from error
+        done.append(name)
+        if after_each is not None:
+            after_each(name, model)
+    return model
+
+
+def _embedding_tables(base: BaseModel) -> frozenset[str]:
+    names = [name for name, _ in base.sites.embeddings]
+    return frozenset([f"{n}.weight" for n in names] + [f"{n}.otter.table" for n in names])
+
+
+def _is_channel(name: str) -> bool:
+    return ".otter." in name or name.startswith("signals.")
+
+
+def _stored_half(precision: str, embedding: str) -> Callable[[str], bool]:
+    """fp16: every base matrix; int8 and int4: the embedding, which is gathered, not multiplied."""
+    if precision == "fp16":
+        return lambda name: not _is_channel(name) and name.endswith((".weight", ".weight_t"))
+    return lambda name: name == embedding
