@@ -274,7 +274,7 @@ def _base_directory(checkpoint: Path, config: OtterConfig) -> Path:
     name = config.base_model_name_or_path
     if name is None:
         return checkpoint
-    local = Path(name) if os.path.isabs(name) else checkpoint / name
+    local = Path(name) if Path(name).is_absolute() else checkpoint / name
     if local.is_dir():
         return local
     return find_base(name)
@@ -289,7 +289,9 @@ def find_base(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise CheckpointError(f"base model {name!r} is neither a directory nor a hub id (owner/name)")
+        raise CheckpointError(
+            f"base model {name!r} is neither a directory nor a hub id (owner/name)"
+        )
     try:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError:

@@ -88,7 +88,7 @@ class OtterConfig:
         fields = dataclasses.asdict(self)
         signals = []
         for signal in self.signals:
-            entry = {
+            entry: dict[str, Any] = {
                 "name": signal.name,
                 "kind": signal.kind,
                 "activation": signal.activation,
@@ -236,7 +236,9 @@ class _Reader:
             self.problem(f"{where}.kind is {kind!r}; accepted: {', '.join(SIGNAL_KINDS)}")
         activation = entry.pop("activation", "identity")
         if activation not in ACTIVATIONS:
-            self.problem(f"{where}.activation is {activation!r}; accepted: {', '.join(ACTIVATIONS)}")
+            self.problem(
+                f"{where}.activation is {activation!r}; accepted: {', '.join(ACTIVATIONS)}"
+            )
             activation = "identity"
         bounds = self._bounds(where, activation, entry.pop("bounds", None))
         heads = entry.pop("heads", 1)

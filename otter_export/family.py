@@ -105,20 +105,26 @@ class BaseDimensions:
             UnsupportedError: A setting of the family that has no rule here is switched on.
         """
 
-        def size(name: str, default: int | None = None) -> int:
+        def size(name: str, default: int | None = None, limit: int = 1 << 31) -> int:
             key = family.config_keys.get(name, name)
             value = data.get(key, default)
             if value is None:
                 value = default
-            if type(value) is not int or not 0 < value < 1 << 31:
-                raise ConfigError(f"{source}: {key} must be a positive integer, got {value!r}")
+            if type(value) is not int or not 0 < value < limit:
+                raise ConfigError(
+                    f"{source}: {key} must be an integer from 1 to {limit - 1}, got {value!r}"
+                )
             return value
 
         for key, accepted, reason in family.refused:
             if data.get(key, accepted) not in (accepted, None):
-                raise UnsupportedError(f"{source}: {key} = {data[key]!r} is not supported: {reason}")
+                raise UnsupportedError(
+                    f"{source}: {key} = {data[key]!r} is not supported: {reason}"
+                )
+        for _, key in family.embeddings:
+            size(key)  # the rows of an embedding have no default
         hidden, heads = size("hidden_size"), size("num_attention_heads")
-        if "head_dim" not in data and hidden % heads:
+        if data.get("head_dim") is None and hidden % heads:
             raise ConfigError(f"{source}: hidden size {hidden} is not a multiple of {heads} heads")
         # Llama and Qwen2 default to False and GPT-2 to True when the key is absent.
         tied_default = bool(family.transposed)
@@ -126,7 +132,8 @@ class BaseDimensions:
             model_type=str(data.get("model_type")),
             hidden_size=hidden,
             intermediate_size=size("intermediate_size", 4 * hidden),
-            num_hidden_layers=size("num_hidden_layers"),
+            # Every layer becomes entries in memory, so a hostile count must not get that far.
+            num_hidden_layers=size("num_hidden_layers", limit=1 << 14),
             num_attention_heads=heads,
             num_key_value_heads=size("num_key_value_heads", heads),
             head_dim=size("head_dim", hidden // heads),

@@ -43,8 +43,9 @@ class EngineManifest:
         target: Registered target that built it: ``onnx``.
         precision: ``fp32``, ``fp16``, ``int8``, ``int4``.
         execution_provider: ``cpu`` or ``cuda``: where it is meant to run.
-        cache_form: How the caches move through the graph; see docs/engine.md. ``read_only``: inputs
-            hold the prefix, outputs the new rows only, and the client writes the rows that it keeps.
+        cache_form: How the caches move through the graph; see docs/engine.md. ``read_only``: the
+            inputs hold the prefix, the outputs the new rows only, and the client writes the rows
+            that it keeps.
         model_file: The model inside the directory.
         base: Sizes of the base and its ``model_type``.
         channel: Widths of the channel.
@@ -154,10 +155,12 @@ class EngineManifest:
                     for t in fields[name]
                 )
             fields["files"] = tuple(
-                EngineFile(str(f["path"]), int(f["size"]), str(f["sha256"])) for f in fields["files"]
+                EngineFile(str(f["path"]), int(f["size"]), str(f["sha256"]))
+                for f in fields["files"]
             )
             fields["eos_token_ids"] = tuple(int(i) for i in fields["eos_token_ids"])
             manifest = cls(**fields)
+            manifest._check_types()
             sizes = ("vocab_size", "num_hidden_layers", "num_key_value_heads", "head_dim")
             positive = [manifest.base[name] for name in sizes] + [manifest.max_sequence_length]
             positive.append(manifest.channel["num_key_value_heads"])
@@ -166,14 +169,27 @@ class EngineManifest:
             return manifest
         except ConfigError as error:
             raise EngineError(str(error)) from None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise EngineError(f"{path} is malformed: {error!r}. Build the engine again") from None
+
+    def _check_types(self) -> None:
+        """Raise TypeError for a field of a wrong JSON type; nested fields are read above."""
+        text = ("target", "precision", "execution_provider", "cache_form", "model_file")
+        objects = ("base", "channel", "builder", "source", "options")
+        for expected, names in ((str, text), (dict, objects)):
+            for name in names:
+                if not isinstance(getattr(self, name), expected):
+                    raise TypeError(f"{name} must be of type {expected.__name__}")
+        if type(self.bos_token_id) not in (int, type(None)):
+            raise TypeError("bos_token_id must be an integer or null")
 
     def _check_files(self, directory: Path) -> None:
         for file in self.files:
             path = PurePosixPath(file.path)
             if path.is_absolute() or ".." in path.parts or "\\" in file.path:
-                raise EngineError(f"{directory / FILE_NAME} names {file.path!r}, outside the engine")
+                raise EngineError(
+                    f"{directory / FILE_NAME} names {file.path!r}, outside the engine"
+                )
             actual = directory / path
             if not actual.is_file():
                 raise EngineError(f"{directory} is incomplete: {file.path} is missing")
@@ -183,7 +199,9 @@ class EngineManifest:
                     "the engine is damaged; build it again"
                 )
         if self.model_file not in {f.path for f in self.files}:
-            raise EngineError(f"{directory / FILE_NAME}: model_file {self.model_file!r} is not listed")
+            raise EngineError(
+                f"{directory / FILE_NAME}: model_file {self.model_file!r} is not listed"
+            )
 
 
 def _signals(data: Mapping[str, Any], source: str) -> tuple[Signal, ...]:

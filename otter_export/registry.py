@@ -25,7 +25,9 @@ class Registry(Generic[T]):
         extra: The pip extra that installs what the entries import; None when the core suffices.
     """
 
-    def __init__(self, kind: str, *, expected: type | None = None, extra: str | None = None) -> None:
+    def __init__(
+        self, kind: str, *, expected: type | None = None, extra: str | None = None
+    ) -> None:
         self.kind = kind
         self._expected = expected
         self._extra = extra

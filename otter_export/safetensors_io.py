@@ -73,8 +73,8 @@ class TensorStore(Mapping[str, TensorInfo]):
         pickles = sorted(p.name for p in directory.glob("*") if p.suffix in _PICKLE_SUFFIXES)
         if pickles:
             raise CheckpointError(
-                f"{directory} holds {stem} weights as pickles ({', '.join(pickles[:3])}), which can "
-                "run code and are never read; save them as safetensors "
+                f"{directory} holds {stem} weights as pickles ({', '.join(pickles[:3])}), which "
+                "can run code and are never read; save them as safetensors "
                 "(save_pretrained(..., safe_serialization=True))"
             )
         raise CheckpointError(f"{directory} has neither {single.name} nor {index.name}")
@@ -180,7 +180,9 @@ def _read_index(directory: Path, index: Path) -> dict[str, TensorInfo]:
     for name in shards:
         for tensor, info in read_header(directory / name).items():
             if weight_map.get(tensor) != name:
-                raise CheckpointError(f"{directory / name} holds {tensor}, which {index} does not say")
+                raise CheckpointError(
+                    f"{directory / name} holds {tensor}, which {index} does not say"
+                )
             found[tensor] = info
     absent = sorted(set(weight_map) - set(found))
     if absent:

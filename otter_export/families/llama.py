@@ -1,4 +1,4 @@
-"""Llama and the families that share its modules: RMSNorm, rotary embedding, gated FFN, no biases."""
+"""Llama and what shares its modules: RMSNorm, rotary embedding, gated FFN, no biases."""
 
 from otter_export.family import Family, Projection, Space
 
