@@ -1,1 +1,1 @@
-"""Targets: one module turns a widened graph into the engine of one runtime."""
+"""Converters: one target a file. Installed as ``otter_export.converters``."""

@@ -45,7 +45,7 @@ _SOURCE = {
 def register_functions(model: ir.Model) -> None:
     """Add the functions to a model and import their domain."""
     for source in _SOURCE.values():
-        text = f'<domain: "{DOMAIN}", opset_import: ["" : 18]>\n{source}'
+        text = f'<domain: "{DOMAIN}", opset_import: ["" : 24]>\n{source}'
         function = ir.serde.deserialize_function(onnx.parser.parse_function(text))
         model.functions[function.identifier()] = function
     model.graph.opset_imports[DOMAIN] = 1

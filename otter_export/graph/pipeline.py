@@ -33,6 +33,12 @@ class Lowering:
     execution_provider: str = "cpu"
 
 
+def hub_dtype(lowering: Lowering) -> str:
+    """Activations are float16 on a GPU at fp16; a CPU computes in float32 whatever is stored."""
+    on_gpu = lowering.execution_provider == "cuda"
+    return "f16" if on_gpu and lowering.precision == "fp16" else "f32"
+
+
 def onnxruntime_passes(base: BaseModel, lowering: Lowering) -> list[ir.passes.InPlacePass]:
     """The pipeline of the ``onnx`` target, hub form to engine form.
 

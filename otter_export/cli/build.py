@@ -1,0 +1,113 @@
+"""``otter-export build CKPT``: a checkpoint becomes an engine directory."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from otter_export import manifest as manifest_file
+from otter_export.checkpoint import Checkpoint
+from otter_export.cli.progress import byte_bar
+from otter_export.cli.table import human_bytes, peak_memory, table
+from otter_export.errors import OtterError
+from otter_export.output_directory import check_replaceable, output_directory
+from otter_export.targets import TARGETS, BuildPlan, BuildRequest
+
+
+@click.command("build")
+@click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
+@click.option("--target", default="onnx", show_default=True, help="What to build; see `list targets`.")
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Engine directory.")
+@click.option(
+    "--precision", default="fp32", show_default=True, help="fp32, fp16, int8 or int4 base weights."
+)
+@click.option("--ep", default="cpu", show_default=True, help="Execution provider: cpu or cuda.")
+@click.option(
+    "--max-seq-len", type=int, help="Longest sequence, prompt included.  [default: the base's]"
+)
+@click.option("--dry-run", is_flag=True, help="Show names, shapes and bytes; write nothing.")
+@click.option("--force", is_flag=True, help="Replace an existing engine, after success.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def build(
+    checkpoint: Path,
+    target: str,
+    out: Path | None,
+    precision: str,
+    ep: str,
+    max_seq_len: int | None,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Build the engine DIR from the checkpoint CKPT.
+
+    Weights are streamed: memory stays near that of the largest tensor. A killed build leaves
+    nothing under DIR.
+    """
+    started = time.perf_counter()
+    if out is None and not dry_run:
+        raise click.UsageError("--out DIR is needed (or --dry-run)")
+    if out is not None:
+        check_replaceable(out, marker=manifest_file.FILE_NAME, force=force)
+    request = BuildRequest(precision, ep, max_seq_len)
+    converter = TARGETS.load(target)
+    opened = Checkpoint.open(checkpoint)
+    if not as_json:
+        click.echo(f"building {checkpoint} for target {target}: {precision}, {ep}", err=True)
+    plan = converter.plan(opened, request)
+    if dry_run or out is None:
+        _show_plan(plan, as_json)
+        return
+    if out.resolve() in (opened.directory.resolve(), opened.base.directory.resolve()):
+        raise OtterError(f"--out {out} is the checkpoint itself; choose another directory")
+    with output_directory(out, marker=manifest_file.FILE_NAME, force=force) as directory:
+        with byte_bar(plan.total_bytes, "writing weights") as advance:
+            manifest = plan.write(directory, advance)
+        manifest.save(directory)
+    _report(out, plan, manifest, time.perf_counter() - started, as_json)
+
+
+def _report(
+    out: Path,
+    plan: BuildPlan,
+    manifest: manifest_file.EngineManifest,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    size = sum(file.size for file in manifest.files)
+    if as_json:
+        result: dict[str, Any] = {
+            "engine": str(out),
+            "bytes": size,
+            "nodes": plan.details.get("nodes"),
+            "seconds": round(seconds, 3),
+            "peak_memory_bytes": peak_memory(),
+        }
+        click.echo(json.dumps(result))
+        return
+    click.echo(
+        f"{out}: {human_bytes(size)}, {plan.details.get('nodes')} nodes, {seconds:.1f} s, "
+        f"peak memory {human_bytes(peak_memory())}"
+    )
+
+
+def _show_plan(plan: BuildPlan, as_json: bool) -> None:
+    if as_json:
+        weights = [
+            {"name": n, "dtype": d, "shape": list(s), "bytes": b} for n, d, s, b in plan.weights
+        ]
+        click.echo(
+            json.dumps({"weights": weights, "bytes": plan.total_bytes, "details": plan.details})
+        )
+        return
+    rows = [(n, d, "x".join(map(str, s)), human_bytes(b)) for n, d, s, b in plan.weights]
+    click.echo(table(rows, ("weight", "dtype", "shape", "size")))
+    for title, specs in (("input", plan.inputs), ("output", plan.outputs)):
+        click.echo()
+        lines = [(s.name, s.dtype, "[" + ", ".join(map(str, s.shape)) + "]") for s in specs]
+        click.echo(table(lines, (title, "dtype", "shape")))
+    click.echo(f"\n{len(plan.weights)} weights, {human_bytes(plan.total_bytes)}; nothing written")
