@@ -1,7 +1,7 @@
 """An engine without a model (L4): its answers are hashes of exactly what each token can see.
 
 A row of the cache is a digest of the token, its position and the set of rows that it saw when it
-was computed, as a key/value row of a real decoder is. Logits and rewards are drawn from that digest.
+was computed, as a key/value row of a real decoder is. Logits and rewards are drawn from it.
 So one wrong mask, position, cache slot or commit anywhere in the past changes everything after it,
 while the order of rows does not matter, as in attention.
 """

@@ -1,4 +1,4 @@
-"""Guided decoding written the slow and obvious way (L4): every candidate by a forward of its own."""
+"""Guided decoding in the slow and obvious way (L4): every candidate by a forward of its own."""
 
 from __future__ import annotations
 
