@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.modeling import report as reporting
-from otter_export.modeling.data import Reader, split
+from otter_export.modeling.data import Item, Reader, split
 from otter_export.modeling.tokenization import end_token_id, load_tokenizer
 from otter_export.modeling.train_state import remove_state
 from otter_export.modeling.training import Trainer
@@ -30,44 +30,131 @@ _DEFAULT = TrainingConfig()
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CKPT")
-@click.option("--data", required=True, type=click.Path(path_type=Path), metavar="FILE.jsonl",
-              help='Lines of {"text", "score"} or {"prompt", "text", "score"} (regression), or '
-              '{"prompt", "chosen", "rejected"} (pairwise).')  # fmt: skip
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE.jsonl",
+    help='Lines of {"text", "score"} or {"prompt", "text", "score"} (regression), or '
+    '{"prompt", "chosen", "rejected"} (pairwise).',
+)
 @click.option("--objective", required=True, type=click.Choice(["regression", "pairwise"]))
-@click.option("--eval-data", type=click.Path(path_type=Path), metavar="FILE.jsonl",
-              help="Held-out lines; without it, a share of --data is held out.")  # fmt: skip
-@click.option("--eval-fraction", type=click.FloatRange(0, 1, True, True), default=0.1,
-              show_default=True, help="Share held out of --data.")  # fmt: skip
+@click.option(
+    "--eval-data",
+    type=click.Path(path_type=Path),
+    metavar="FILE.jsonl",
+    help="Held-out lines; without it, a share of --data is held out.",
+)
+@click.option(
+    "--eval-fraction",
+    type=click.FloatRange(0, 1, True, True),
+    default=0.1,
+    show_default=True,
+    help="Share held out of --data.",
+)
+@click.option(
+    "--test-data",
+    type=click.Path(path_type=Path),
+    metavar="FILE.jsonl",
+    help="Judged once, at the end; chooses nothing.",
+)
 @click.option("--signal", "signal_name", help="Signal to train; default: the checkpoint's first.")
-@click.option("--trainable", default=_DEFAULT.trainable, show_default=True, metavar="REGEX",
-              help="Inserted tensors that learn, by name.")  # fmt: skip
-@click.option("--score-scale", type=click.FloatRange(0, min_open=True), default=1.0,
-              show_default=True, help="Scores are divided by this.")  # fmt: skip
+@click.option(
+    "--trainable",
+    default=_DEFAULT.trainable,
+    show_default=True,
+    metavar="REGEX",
+    help="Inserted tensors that learn, by name.",
+)
+@click.option(
+    "--score-scale",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Scores are divided by this.",
+)
 @click.option("--epochs", type=click.IntRange(1), default=_DEFAULT.epochs, show_default=True)
-@click.option("--batch-tokens", type=click.IntRange(16), default=_DEFAULT.batch_tokens,
-              show_default=True, help="Tokens per step, padding included.")  # fmt: skip
-@click.option("--max-tokens", type=click.IntRange(2), default=512, show_default=True,
-              help="Longer texts are cut.")  # fmt: skip
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True),
-              default=_DEFAULT.learning_rate, show_default=True)  # fmt: skip
-@click.option("--weight-decay", type=click.FloatRange(0), default=_DEFAULT.weight_decay,
-              show_default=True)  # fmt: skip
-@click.option("--eval-every", type=click.IntRange(1), default=_DEFAULT.eval_every,
-              metavar="STEPS", show_default=True,
-              help="Steps between evaluations; each saves the state.")  # fmt: skip
-@click.option("--patience", type=click.IntRange(0), default=_DEFAULT.patience, show_default=True,
-              help="Stop after so many evaluations without progress; 0: never.")  # fmt: skip
-@click.option("--dtype", type=click.Choice(list(DTYPES)), default=_DEFAULT.dtype,
-              show_default=True, help="Of the base's arithmetic while training.")  # fmt: skip
-@click.option("--max-seconds", type=click.FloatRange(0), default=0.0, show_default=True,
-              help="Shorten the schedule to end in this time; 0: no limit.")  # fmt: skip
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(16),
+    default=_DEFAULT.batch_tokens,
+    show_default=True,
+    help="Tokens per step, padding included.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(2),
+    default=512,
+    show_default=True,
+    help="Longer texts are cut.",
+)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=_DEFAULT.learning_rate,
+    show_default=True,
+)
+@click.option(
+    "--weight-decay", type=click.FloatRange(0), default=_DEFAULT.weight_decay, show_default=True
+)
+@click.option(
+    "--eval-every",
+    type=click.IntRange(1),
+    default=_DEFAULT.eval_every,
+    metavar="STEPS",
+    show_default=True,
+    help="Steps between evaluations; each saves the state.",
+)
+@click.option(
+    "--eval-items",
+    type=click.IntRange(1),
+    default=_DEFAULT.eval_items,
+    show_default=True,
+    help="Held-out items judged then; all are at the end.",
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(0),
+    default=_DEFAULT.patience,
+    show_default=True,
+    help="Stop after so many evaluations without progress; 0: never.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(list(DTYPES)),
+    default=_DEFAULT.dtype,
+    show_default=True,
+    help="Of the base's arithmetic while training.",
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Shorten the schedule to end in this time; 0: no limit.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--restart", is_flag=True, help="Forget an unfinished run instead of resuming it.")
-@click.option("--delta", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Also write the trained tensors alone, float16, for insert --from.")  # fmt: skip
-def train(checkpoint: Path, data: Path, objective: str, eval_data: Path | None,
-          eval_fraction: float, signal_name: str | None, score_scale: float, max_tokens: int,
-          restart: bool, delta: Path | None, **settings: Any) -> None:  # fmt: skip
+@click.option(
+    "--delta",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also write the trained tensors alone, float16, for insert --from.",
+)
+def train(
+    checkpoint: Path,
+    data: Path,
+    objective: str,
+    eval_data: Path | None,
+    test_data: Path | None,
+    eval_fraction: float,
+    signal_name: str | None,
+    score_scale: float,
+    max_tokens: int,
+    restart: bool,
+    delta: Path | None,
+    **settings: Any,
+) -> None:
     """Train a signal of the checkpoint CKPT; the base stays frozen.
 
     Every prefix of each response is supervised. A run that was interrupted continues when the same
@@ -90,19 +177,27 @@ def train(checkpoint: Path, data: Path, objective: str, eval_data: Path | None,
         items, held_out = split(items, eval_fraction, config.seed)
     else:
         held_out = reader.read(eval_data)
+    judged = {"held_out": held_out} | ({"test": reader.read(test_data)} if test_data else {})
     trainer = Trainer(opened, config, items, held_out, ends=reader.end_id is not None)
     if restart:
         remove_state(checkpoint)
     resumed = trainer.resume()
     _show_settings(trainer, resumed)
     _run(trainer)
+    trainer.use_best()
+    results = {name: _judge(trainer, name, items) for name, items in judged.items()}
     size = reporting.write_trained(opened, trainer.best)
     if delta is not None:
         reporting.write_delta(delta, trainer.best)
-    sources = {"data": data.name, "eval_data": eval_data.name if eval_data else None,
-               "eval_fraction": eval_fraction, "score_scale": score_scale,
-               "max_tokens": reader.max_tokens}  # fmt: skip
-    content = reporting.report(trainer, sources)
+    sources = {
+        "data": data.name,
+        "eval_data": eval_data.name if eval_data else None,
+        "test_data": test_data.name if test_data else None,
+        "eval_fraction": eval_fraction,
+        "score_scale": score_scale,
+        "max_tokens": reader.max_tokens,
+    }
+    content = reporting.report(trainer, sources, results)
     reporting.write_report(checkpoint, content)
     remove_state(checkpoint)
     click.echo(reporting.summary(content))
@@ -124,10 +219,11 @@ def _show_settings(trainer: Trainer, resumed: bool) -> None:
         f"{len(trainer.held_out)} held out",
         "steps": f"{trainer.total_steps} ({trainer.config.epochs} epochs)",
         "settings": ", ".join(
-            f"{k} {v}" for k, v in dataclasses.asdict(trainer.config).items()
+            f"{k} {v}"
+            for k, v in dataclasses.asdict(trainer.config).items()
             if k in ("learning_rate", "batch_tokens", "dtype", "seed", "max_seconds", "patience")
         ),
-    }  # fmt: skip
+    }
     if resumed:
         rows["resumed"] = f"at step {trainer.progress.step}"
     for name, value in rows.items():
@@ -155,6 +251,13 @@ def _run(trainer: Trainer) -> None:
         finished = trainer.run(listen, lambda: bool(requests))
     if not finished:
         raise click.exceptions.Abort()
+
+
+def _judge(trainer: Trainer, name: str, items: list[Item]) -> dict[str, Any]:
+    with tqdm(
+        total=len(items), desc=f"judging {name.replace('_', '-')}", delay=2, leave=False
+    ) as bar:
+        return {"items": len(items), **trainer.evaluate(items, bar.update)}
 
 
 @contextmanager

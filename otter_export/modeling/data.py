@@ -116,21 +116,21 @@ class Reader:
                     if len(problems) == _MAX_PROBLEMS:
                         break
         if problems:
-            raise ConfigError(f"{path}: " + "; ".join(problems))
+            raise ConfigError(f"{path}: {'; '.join(problems)}; a line is {FIELDS[self.objective]}")
         if not items:
             raise ConfigError(f"{path} holds no data; a line is {FIELDS[self.objective]}")
         return items
 
     def _item(self, number: int, line: dict[str, Any]) -> Item:
         if self.objective == "pairwise":
-            _check_fields(line, {"prompt", "chosen", "rejected"}, "pairwise")
+            _check_fields(line, {"prompt", "chosen", "rejected"})
             chosen, rejected = _text(line, "chosen"), _text(line, "rejected")
             if chosen == rejected:
                 raise _BadLineError("chosen and rejected are the same text")
             prompt = _text(line, "prompt", empty=True)
             return Item(number, (self._row(prompt, chosen), self._row(prompt, rejected)))
         name = "response" if "response" in line else "text"
-        _check_fields(line, {name, "score"} | ({"prompt"} & set(line)), "regression")
+        _check_fields(line, {name, "score"} | ({"prompt"} & set(line)))
         prompt = _text(line, "prompt", empty=True) if "prompt" in line else ""
         row = self._row(prompt, _text(line, name))
         return Item(number, (row,), self._score(line["score"]))
@@ -182,19 +182,19 @@ def _parse(raw: bytes) -> dict[str, Any]:
     return line
 
 
-def _check_fields(line: dict[str, Any], required: set[str], objective: str) -> None:
-    missing = sorted(required - set(line))
-    unknown = sorted(set(line) - required)
-    if missing or unknown:
-        parts = [f"{what} {', '.join(names)}" for what, names in
-                 (("missing", missing), ("unknown", unknown)) if names]  # fmt: skip
-        raise _BadLineError(f"fields {'; '.join(parts)}; a line is {FIELDS[objective]}")
+def _check_fields(line: dict[str, Any], required: set[str]) -> None:
+    differences = {"missing": required - set(line), "unknown": set(line) - required}
+    parts = [f"{what} {', '.join(sorted(names))}" for what, names in differences.items() if names]
+    if parts:
+        raise _BadLineError("; ".join(parts))
 
 
 def _text(line: dict[str, Any], name: str, empty: bool = False) -> str:
     value = line[name]
     if not isinstance(value, str) or not (empty or value.strip()):
         raise _BadLineError(f"{name} must be a non-empty string, got {value!r:.60}")
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise _BadLineError(f"{name} is not valid Unicode (half of a surrogate pair)")
     return value
 
 

@@ -141,8 +141,9 @@ class WidenedNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., d + d']`` to the same shape."""
         base, channel = split_state(x, self.base_size)
-        wide = base.to(torch.float32)
-        shifted = channel.to(torch.float32)
+        statistics_dtype = torch.promote_types(x.dtype, torch.float32)
+        wide = base.to(statistics_dtype)
+        shifted = channel.to(statistics_dtype)
         if self.is_layer_norm:
             mean = wide.mean(-1, keepdim=True)
             variance = (wide - mean).pow(2).mean(-1, keepdim=True)
@@ -203,7 +204,7 @@ class BaseHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., d + d']`` or ``[..., d]`` to logits ``[..., V]``."""
-        return functional.linear(x[..., : self.base_size].contiguous(), self.weight, self.bias)
+        return functional.linear(split_state(x, self.base_size)[0], self.weight, self.bias)
 
 
 def _parameters(base: nn.Module) -> tuple[nn.Parameter, nn.Parameter | None]:

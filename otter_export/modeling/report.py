@@ -59,21 +59,22 @@ def write_delta(path: Path, trained: Mapping[str, Tensor]) -> int:
     return write_safetensors(path, plan)
 
 
-def report(trainer: Trainer, settings: Mapping[str, Any]) -> dict[str, Any]:
+def report(
+    trainer: Trainer, settings: Mapping[str, Any], results: Mapping[str, Any]
+) -> dict[str, Any]:
     """The content of ``training_report.json``.
 
     Args:
         trainer: After its run.
         settings: What the user chose besides the training configuration (data, split).
+        results: `Trainer.evaluate` of the best tensors on each set: ``held_out``, ``test``.
     """
     p = trainer.progress
-    best = next(e for e in p.evaluations if e["step"] == p.best_step)
     return {
         "objective": trainer.config.objective,
         "signal": trainer.config.signal,
         "metric": trainer.objective.metric,
-        "held_out": best[trainer.objective.metric],
-        "held_out_loss": best["loss"],
+        "results": dict(results),
         "best_step": p.best_step,
         "steps": p.step,
         "epochs": p.step / trainer.steps_per_epoch,
@@ -112,7 +113,7 @@ def draw_curve(path: Path, content: Mapping[str, Any]) -> None:
     left.plot(at, [e["loss"] for e in evaluations], "o-", color="tab:orange", label="held-out")
     left.set(xlabel="step", ylabel="loss")
     left.legend()
-    for key in content["held_out"]:
+    for key in evaluations[0][content["metric"]]:
         label = "end token" if key == "end" else f"{key} % of the text"
         right.plot(at, [e[content["metric"]][key] for e in evaluations], "o-", label=label)
     right.set(xlabel="step", ylabel=f"held-out {content['metric']}")
@@ -136,6 +137,14 @@ def smoothed(values: list[float]) -> list[float]:
 
 
 def summary(content: Mapping[str, Any]) -> str:
-    """One line for the end of a run: metric by prefix."""
-    shares = [f"{k} {v:.3f}" for k, v in content["held_out"].items()]
-    return f"held-out {content['metric']} by prefix: " + "  ".join(shares)
+    """The metric by prefix, one line for each set of items."""
+    metric = content["metric"]
+    lines = []
+    for name, result in content["results"].items():
+        shares = "  ".join(
+            f"{k}{'' if k == 'end' else '%'} {v:.3f}" for k, v in result[metric].items()
+        )
+        lines.append(
+            f"{name.replace('_', '-')} {metric} by prefix ({result['items']} items): {shares}"
+        )
+    return "\n".join(lines)

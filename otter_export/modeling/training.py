@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -71,11 +72,15 @@ class Trainer:
         self.objective = objective_for(config.objective, self.signal)
         names = trainable_names(checkpoint, config)
         self.model = load_reference(checkpoint, DTYPES[config.dtype])
+        # At the lengths of training texts, CPU flash attention takes twice as long backwards.
+        self.model.base.set_attn_implementation("eager")
         self.parameters = _make_trainable(self.model, names, checkpoint)
         self.optimizer = _optimizer(self.parameters.values(), config)
         self.steps_per_epoch = len(list(self._epoch(0)))
         # Every epoch groups anew and may differ by a batch; the schedule uses the first's number.
         self.total_steps = self.steps_per_epoch * config.epochs
+        order = np.random.default_rng([config.seed, 2]).permutation(len(held_out))
+        self.sample = [held_out[i] for i in order[: config.eval_items]]
         self.progress = Progress()
         self.best: dict[str, Tensor] = {n: p.detach().clone() for n, p in self.parameters.items()}
 
@@ -94,8 +99,6 @@ class Trainer:
             True when the run is finished, False when it was stopped and can be resumed.
         """
         p, started = self.progress, time.monotonic() - self.progress.seconds
-        if not p.evaluations:
-            self._evaluate()
         while not self._finished():
             for batch in self._remaining_batches():
                 loss = self._step(batch)
@@ -107,11 +110,12 @@ class Trainer:
                     self.save()
                 listen(p, self.total_steps)
                 if self._finished():
-                    return True
+                    break
                 if should_stop():
                     self.save()
                     return False
-            p.epoch, p.batch = p.epoch + 1, 0
+            else:
+                p.epoch, p.batch = p.epoch + 1, 0
         return True
 
     def _finished(self) -> bool:
@@ -166,7 +170,7 @@ class Trainer:
     def _evaluate(self) -> None:
         """Judge the held-out items; keep the tensors if they are the best so far."""
         p = self.progress
-        metrics = self.evaluate(self.held_out)
+        metrics = self.evaluate(self.sample)
         p.evaluations.append({"step": p.step, **metrics})
         chosen = metrics[f"{self.objective.metric}"]["100"]
         if chosen > p.best_metric:
@@ -176,8 +180,15 @@ class Trainer:
             p.stale += 1
 
     @torch.no_grad()
-    def evaluate(self, items: Sequence[Item]) -> dict[str, Any]:
-        """Loss, and the metric by prefix, of items: ``{"loss": x, METRIC: {"25": x, ...}}``."""
+    def evaluate(
+        self, items: Sequence[Item], listen: Callable[[int], None] = lambda items: None
+    ) -> dict[str, Any]:
+        """Loss, and the metric by prefix, of items: ``{"loss": x, METRIC: {"25": x, ...}}``.
+
+        Args:
+            items: What to judge.
+            listen: Called with the number of items just judged.
+        """
         total, count = 0.0, 0
         parts: list[Mapping[str, Sequence[float]]] = []
         scores: list[Tensor] = []
@@ -187,8 +198,15 @@ class Trainer:
             count += batch.tokens
             parts.append(prefix_rewards(rewards, batch, self.ends))
             scores.append(batch.scores)
+            listen(len(batch.ids) // len(items[0].rows))
         evaluated = Evaluated(merged(parts), torch.cat(scores).double().numpy())
         return {"loss": total / count, self.objective.metric: self.objective.metrics(evaluated)}
+
+    @torch.no_grad()
+    def use_best(self) -> None:
+        """Give the model its best tensors; after the run."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.best[name])
 
     def save(self) -> None:
         """Write the state, from which `resume` continues."""

@@ -30,6 +30,7 @@ class TrainingConfig:
         learning_rate: Peak, reached after ``warmup`` (share of the run), then a cosine to zero.
         weight_decay, clip: Of AdamW; largest norm of the gradient.
         eval_every: Steps between evaluations, each of which saves the state.
+        eval_items: At most so many held-out items are judged then; all of them at the end.
         patience: Evaluations without a better metric before the run stops; 0 never stops early.
         dtype: Of the frozen tensors and the matrix products; what learns is kept in float32.
         seed: Of the order of the items.
@@ -47,6 +48,7 @@ class TrainingConfig:
     warmup: float = 0.05
     clip: float = 1.0
     eval_every: int = 50
+    eval_items: int = 256
     patience: int = 0
     dtype: str = "float32"
     seed: int = 0

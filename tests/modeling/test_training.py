@@ -1,0 +1,285 @@
+"""L2: training teaches the channel something that can be learned, and nothing to the base."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from otter_export.checkpoint import Checkpoint
+from otter_export.config import Signal
+from otter_export.errors import CheckpointError, ConfigError, UnsupportedError
+from otter_export.modeling.data import Item, Row
+from otter_export.modeling.train_state import DIRECTORY, load_state, remove_state
+from otter_export.modeling.training import Trainer
+from otter_export.modeling.training_config import Progress, TrainingConfig, schedule
+from tests import tiny
+from tests.modeling.reference import widths
+
+GOOD, BAD, END = range(3, 11), range(11, 19), 2
+
+
+def sentences(count: int, seed: int = 0) -> list[Item]:
+    """Texts whose score is the share of good words minus that of bad ones, decided early on.
+
+    Every word of a text has its side with probability 0.9, so each prefix tells, longer ones more.
+    """
+    generator = np.random.default_rng(seed)
+    items = []
+    for i in range(count):
+        side = bool(generator.integers(2))
+        words = [
+            int(generator.choice(GOOD if (generator.random() < 0.9) == side else BAD))
+            for _ in range(generator.integers(4, 9))
+        ]
+        items.append(Item(i, (Row((*words, END), 0),), 0.8 if side else -0.8))
+    return items
+
+
+def pairs(count: int, seed: int = 0) -> list[Item]:
+    """After a common prompt, a text of good words against one of bad words."""
+    generator = np.random.default_rng(seed)
+
+    def row(words: range) -> Row:
+        size = int(generator.integers(2, 7))
+        return Row((30, 31, *(int(generator.choice(words)) for _ in range(size)), END), 2)
+
+    return [Item(i, (row(GOOD), row(BAD))) for i in range(count)]
+
+
+CONFIG = TrainingConfig(
+    epochs=3, batch_tokens=256, learning_rate=1e-2, eval_every=5, weight_decay=0.0
+)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Trainer]:
+    """Makes a trainer over a fresh copy of one tiny checkpoint."""
+    made = 0
+
+    def make_trainer(
+        config: TrainingConfig = CONFIG,
+        family: str = "llama",
+        train: list[Item] | None = None,
+        held_out: list[Item] | None = None,
+        directory: Path | None = None,
+        signals: tuple[Signal, ...] = (tiny.REWARD, tiny.NEXT),
+    ) -> Trainer:
+        nonlocal made
+        if directory is None:
+            made += 1
+            directory = tmp_path / str(made) / "ck"
+            directory.parent.mkdir()
+            tiny.write_checkpoint(directory, family, signals=signals, **widths(family))
+        return Trainer(
+            Checkpoint.open(directory),
+            config,
+            sentences(240) if train is None else train,
+            sentences(80, seed=1) if held_out is None else held_out,
+        )
+
+    return make_trainer
+
+
+def base_bits(trainer: Trainer) -> dict[str, bytes]:
+    state = trainer.model.base.state_dict()
+    return {n: t.numpy().tobytes() for n, t in state.items() if ".otter." not in n}
+
+
+def test_regression_learns_and_the_base_keeps_its_bits(
+    make: Callable[..., Trainer], family: str
+) -> None:
+    trainer = make(family=family)
+    before, bits = trainer.evaluate(trainer.held_out), base_bits(trainer)
+    assert trainer.run()
+    trainer.use_best()
+    after = trainer.evaluate(trainer.held_out)
+    assert before["loss"] > 0.4
+    assert after["loss"] < 0.5 * before["loss"]
+    assert after["pearson"]["100"] > 0.9
+    # A quarter of a text is one word or two, of which a tenth mislead: correlation 0.8 at best.
+    assert 0.6 < after["pearson"]["25"] < after["pearson"]["100"]
+    assert after["pearson"]["end"] > 0.8
+    assert base_bits(trainer) == bits
+
+
+def test_a_q_value_signal_learns_the_value_of_the_next_token(make: Callable[..., Trainer]) -> None:
+    items = [
+        dataclasses.replace(i, rows=(dataclasses.replace(i.rows[0], start=1),))
+        for i in sentences(240)
+    ]
+    trainer = make(dataclasses.replace(CONFIG, signal="next", epochs=6), train=items)
+    assert trainer.run()
+    trainer.use_best()
+    with torch.no_grad():
+        values = trainer.model(torch.tensor([[4, 5, 6]])).signals["next"][0, -1]
+    # After good words: another good one is worth more than a bad one.
+    assert float(values[list(GOOD)].mean()) > float(values[list(BAD)].mean()) + 0.1
+    held_out = [
+        dataclasses.replace(i, rows=(dataclasses.replace(i.rows[0], start=1),))
+        for i in sentences(80, 1)
+    ]
+    assert trainer.evaluate(held_out)["pearson"]["100"] > 0.8
+
+
+def test_pairwise_learns_at_every_prefix(make: Callable[..., Trainer]) -> None:
+    config = dataclasses.replace(CONFIG, objective="pairwise")
+    trainer = make(config, train=pairs(120), held_out=pairs(60, seed=1))
+    before = trainer.evaluate(trainer.held_out)
+    assert trainer.run()
+    trainer.use_best()
+    after = trainer.evaluate(trainer.held_out)
+    assert after["loss"] < 0.5 * before["loss"]
+    assert all(accuracy > 0.95 for accuracy in after["accuracy"].values())
+
+
+def test_only_the_chosen_tensors_change(make: Callable[..., Trainer]) -> None:
+    pattern = r"layers\.1\..*(v_proj|o_proj)|signals"
+    trainer = make(dataclasses.replace(CONFIG, trainable=pattern, epochs=1))
+    before = {n: p.detach().clone() for n, p in trainer.model.channel_parameters()}
+    trainer.run()
+    changed = {n for n, p in trainer.model.channel_parameters() if not torch.equal(p, before[n])}
+    assert changed == set(trainer.parameters)
+    names = ("v_proj", "o_proj")
+    expected = {f"model.layers.1.self_attn.{n}.otter.from_{s}" for n in names for s in
+                ("base", "channel")}  # fmt: skip
+    # The other signal's head is not trained, whatever the expression says.
+    assert changed == expected | {"signals.reward.weight", "signals.reward.bias"}
+
+
+def test_bfloat16_learns_as_well(make: Callable[..., Trainer]) -> None:
+    trainer = make(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    assert all(p.dtype == torch.float32 for p in trainer.parameters.values())
+    assert trainer.model.base.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    trainer.run()
+    trainer.use_best()
+    assert trainer.evaluate(trainer.held_out)["pearson"]["100"] > 0.9
+
+
+def test_patience_stops_early_and_keeps_the_best(make: Callable[..., Trainer]) -> None:
+    noise = [dataclasses.replace(i, score=0.5) for i in sentences(240)]
+    trainer = make(dataclasses.replace(CONFIG, epochs=50, patience=2, eval_every=2), train=noise)
+    assert trainer.run()
+    assert trainer.progress.step < trainer.total_steps
+    best = max(trainer.progress.evaluations, key=lambda e: e["pearson"]["100"])
+    assert trainer.progress.best_step == best["step"]
+    trainer.use_best()
+    assert trainer.evaluate(trainer.sample)["pearson"] == best["pearson"]
+
+
+def test_max_seconds_ends_the_run(make: Callable[..., Trainer]) -> None:
+    trainer = make(dataclasses.replace(CONFIG, epochs=10_000, max_seconds=1.0))
+    assert trainer.run()
+    assert 0 < trainer.progress.step < trainer.total_steps
+    # At most one step and one evaluation late; they take milliseconds here.
+    assert 1.0 <= trainer.progress.seconds < 10.0
+
+
+def test_a_stopped_run_resumes_to_the_same_result(make: Callable[..., Trainer]) -> None:
+    whole = make()
+    assert whole.run()
+    stopped = make()
+    directory = stopped.checkpoint.directory
+    for stop_at in (3, 4, stopped.steps_per_epoch, stopped.steps_per_epoch + 1):
+        # Each time in a new trainer, as in a new process; also at the end of an epoch.
+        run = make(directory=directory)
+        run.resume()
+        assert not run.run(should_stop=lambda run=run, at=stop_at: run.progress.step >= at)
+        assert run.progress.step == stop_at
+    last = make(directory=directory)
+    assert last.resume()
+    assert last.run()
+    assert_same_result(last, whole)
+
+
+def test_a_killed_run_resumes_to_the_same_result(make: Callable[..., Trainer]) -> None:
+    """Killed without notice: the steps since the last saved state are done again."""
+
+    class Killed(Exception):
+        pass
+
+    def listen(progress: Progress, total_steps: int) -> None:
+        if progress.step == CONFIG.eval_every + 2:
+            raise Killed
+
+    whole = make()
+    assert whole.run()
+    killed = make()
+    with pytest.raises(Killed):
+        killed.run(listen)
+    last = make(directory=killed.checkpoint.directory)
+    assert last.resume()
+    assert last.progress.step == CONFIG.eval_every
+    assert last.run()
+    assert_same_result(last, whole)
+
+
+def assert_same_result(one: Trainer, other: Trainer) -> None:
+    assert one.progress.curve == other.progress.curve
+    assert one.progress.evaluations == other.progress.evaluations
+    assert one.best.keys() == other.best.keys()
+    for name in one.best:
+        assert torch.equal(one.best[name], other.best[name]), name
+        assert torch.equal(one.parameters[name], other.parameters[name]), name
+
+
+def test_a_state_of_another_run_is_refused(make: Callable[..., Trainer]) -> None:
+    trainer = make()
+    trainer.run(should_stop=lambda: True)
+    directory = trainer.checkpoint.directory
+    other_seed = dataclasses.replace(CONFIG, seed=1)
+    for other in (make(other_seed, directory=directory), make(train=pairs(9), directory=directory)):
+        with pytest.raises(ConfigError, match="--restart"):
+            other.resume()
+    remove_state(directory)
+    assert not make(other_seed, directory=directory).resume()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "garble"])
+def test_a_damaged_state_is_one_clear_error(make: Callable[..., Trainer], damage: str) -> None:
+    trainer = make()
+    trainer.run(should_stop=lambda: True)
+    directory = trainer.checkpoint.directory
+    (tensors,) = (directory / DIRECTORY).glob("*.safetensors")
+    if damage == "truncate":
+        tensors.write_bytes(tensors.read_bytes()[:-100])
+    elif damage == "remove":
+        tensors.unlink()
+    else:
+        (directory / DIRECTORY / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="--restart"):
+        load_state(directory)
+
+
+def test_what_cannot_be_trained_is_refused(make: Callable[..., Trainer]) -> None:
+    drafts = Signal("drafts", "medusa", "identity", None, 2)
+    signals = (tiny.REWARD, drafts)
+    with pytest.raises(UnsupportedError, match="trained are: value, q_value"):
+        make(dataclasses.replace(CONFIG, signal="drafts"), signals=signals)
+    with pytest.raises(UnsupportedError, match="the checkpoint has reward, next"):
+        make(dataclasses.replace(CONFIG, signal="price"))
+    with pytest.raises(ConfigError, match="no regular expression"):
+        make(dataclasses.replace(CONFIG, trainable="("))
+    with pytest.raises(ConfigError, match="matches no inserted tensor"):
+        make(dataclasses.replace(CONFIG, trainable="layers\\.99"))
+
+
+def test_a_diverging_run_says_what_to_do(make: Callable[..., Trainer]) -> None:
+    trainer = make()
+    with torch.no_grad():
+        next(iter(trainer.parameters.values())).fill_(float("nan"))
+    with pytest.raises(ConfigError, match="--learning-rate"):
+        trainer.run()
+
+
+def test_schedule_warms_up_and_ends_at_zero() -> None:
+    assert schedule(0.0, 0.1) == 0.0
+    assert schedule(0.05, 0.1) == pytest.approx(0.5)
+    assert schedule(0.1, 0.1) == pytest.approx(1.0)
+    assert schedule(0.55, 0.1) == pytest.approx(0.5)
+    assert schedule(1.0, 0.1) == pytest.approx(0.0)
+    assert schedule(2.0, 0.1) == pytest.approx(0.0)
