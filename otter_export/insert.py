@@ -28,10 +28,11 @@ from otter_export.checkpoint import (
 )
 from otter_export.config import OtterConfig, Signal
 from otter_export.errors import CheckpointError, ConfigError
-from otter_export.initialization import initial_tensors
+from otter_export.initialization import Maker, initial_tensors
 from otter_export.output_directory import check_replaceable, output_directory
 from otter_export.safetensors_io import (
     WEIGHT_DTYPES,
+    FloatArray,
     PlannedTensor,
     TensorStore,
     from_float32,
@@ -40,6 +41,7 @@ from otter_export.safetensors_io import (
 )
 
 _BLOCK_BYTES = 4 << 20
+_LARGEST_F16 = float(np.finfo(np.float16).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ChannelOptions:
 
     Args:
         hidden_size: d'.
-        intermediate_size: m'; by default ``d' * m / d``, rounded up to a multiple of 64.
+        intermediate_size: m'; by default ``d' * m / d``, rounded up to a multiple of 64, at most m.
         heads: H'; by default H/Hkv, the smallest count that has a whole key/value head.
         embedding: ``projection`` or ``table``.
         initialization: ``copy``, ``normal`` or ``random``.
@@ -178,6 +180,9 @@ def channel_config(
     if intermediate is None:
         proportional = options.hidden_size * d.intermediate_size / d.hidden_size
         intermediate = 64 * math.ceil(proportional / 64)
+        if options.hidden_size <= d.hidden_size:
+            # Rounding up must not make the channel wider than its base, which cannot be copied.
+            intermediate = min(intermediate, d.intermediate_size)
     config = OtterConfig(
         hidden_size=options.hidden_size,
         intermediate_size=intermediate,
@@ -211,14 +216,27 @@ def _planned(
     shapes = {name: shape for name, shape, _ in initial}
     trained = _open_replacements(replacements, shapes)
 
-    def rounded(name: str, make: Callable[[], npt.NDArray[Any]]) -> PlannedTensor:
+    def rounded(name: str, make: Maker) -> PlannedTensor:
         # The file may hold another dtype than the checkpoint is to have.
         source = make if name not in trained else lambda: trained.float32(name)
         return PlannedTensor(
-            name, options.dtype, shapes[name], lambda: from_float32(source(), options.dtype)
+            name, options.dtype, shapes[name], lambda: _round(name, source(), options.dtype)
         )
 
     return tuple(rounded(name, make) for name, _, make in initial)
+
+
+def _round(name: str, values: FloatArray, dtype: str) -> npt.NDArray[Any]:
+    """Round to the stored dtype.
+
+    Raises:
+        CheckpointError: A value is beyond the range of the dtype.
+    """
+    if dtype == "F16" and np.abs(values).max(initial=0) > _LARGEST_F16:
+        raise CheckpointError(
+            f"tensor {name} has values beyond the range of F16 (65504); use --dtype BF16 or F32"
+        )
+    return from_float32(values, dtype)
 
 
 def _open_replacements(path: Path | None, shapes: Mapping[str, Sequence[int]]) -> TensorStore:

@@ -6,6 +6,7 @@ The directories are real Hugging Face ones: transformers loads them, and so does
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,29 @@ def write_base(
         weight_map |= dict.fromkeys(part, file)
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return directory
+
+
+def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str) -> None:
+    """A safetensors file of zeros that takes no space on the disk, whatever its size."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        size = (4 if dtype == "F32" else 2) * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        file.truncate(8 + len(encoded) + end)
+
+
+def write_sparse_base(directory: Path, **overrides: Any) -> Path:
+    """A Llama base of bfloat16 zeros, of any size."""
+    directory.mkdir(parents=True)
+    config = {**LLAMA, **overrides}
+    (directory / "config.json").write_text(json.dumps(config))
+    write_sparse(directory / "model.safetensors", base_shapes(config), "BF16")
     return directory
 
 

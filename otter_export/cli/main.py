@@ -9,35 +9,55 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from otter_export import __version__
 from otter_export.errors import MissingDependencyError, OtterError, VerificationError
 
-#: Command name to ``module:object`` and the extra that installs what the command imports.
-COMMANDS: dict[str, tuple[str, str | None]] = {
-    "insert": ("otter_export.cli.insert:insert", None),
-    "train": ("otter_export.cli.train:train", "train"),
-    "build": ("otter_export.cli.build:build", "build"),
-    "inspect": ("otter_export.cli.inspect:inspect", None),
-    "verify": ("otter_export.cli.verify:verify", "build"),
-    "generate": ("otter_export.cli.generate:generate", None),
-    "list": ("otter_export.cli.list:list_", None),
+
+class Command(NamedTuple):
+    """Where a command is, the extra that installs what it imports, and its line in ``--help``."""
+
+    path: str
+    extra: str | None
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "insert": Command("otter_export.cli.insert:insert", None, "Insert a channel into a base."),
+    "train": Command("otter_export.cli.train:train", "train", "Train a signal of a checkpoint."),
+    "build": Command("otter_export.cli.build:build", "build", "Build an engine."),
+    "inspect": Command(
+        "otter_export.cli.inspect:inspect", None, "Show a checkpoint or an engine; headers only."
+    ),
+    "verify": Command(
+        "otter_export.cli.verify:verify", "build", "Check an engine against its checkpoint."
+    ),
+    "generate": Command(
+        "otter_export.cli.generate:generate", None, "Generate text, guided by a signal."
+    ),
+    "list": Command(
+        "otter_export.cli.list:list_", None, "List targets, signals, methods, rules, families."
+    ),
 }
 
 
 class _LazyGroup(click.Group):
-    """A group whose commands are imported when they are called or shown."""
+    """A group whose commands are imported when they are called, not when they are listed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        path, extra = COMMANDS[cmd_name]
+        path, extra, _ = COMMANDS[cmd_name]
         module, _, attribute = path.partition(":")
         try:
             command: click.Command = getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,215 @@
+"""L0: ``otter-export insert``: defaults, forms, atomic writing, and its memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from otter_export.checkpoint import BaseModel, Checkpoint
+from otter_export.errors import OtterError
+from otter_export.insert import ChannelOptions, channel_config, plan
+from otter_export.safetensors_io import TensorStore
+from tests import tiny
+from tests.cli.conftest import Cli
+
+NAME = "model.layers.0.mlp.up_proj.otter.from_base"
+
+
+def test_the_plain_command(cli: Cli, tiny_llama: Path, tmp_path: Path) -> None:
+    result = cli("insert", tiny_llama, tmp_path / "ckpt")
+    assert result.status == 0 and result.stderr == ""
+    assert "channel d'=64 m'=96 H'=2 H'kv=1 e=16, projection, copy" in result.stdout
+    assert f"wrote {tmp_path / 'ckpt'}: " in result.stdout and "peak memory" in result.stdout
+    opened = Checkpoint.open(tmp_path / "ckpt")
+    assert [s.name for s in opened.config.signals] == ["reward"]
+    # Self-contained: weights, configuration and tokenizer are copies, byte for byte.
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "ckpt" / name).read_bytes() == (tiny_llama / name).read_bytes()
+
+
+def test_every_option_arrives(cli: Cli, tiny_llama: Path, tmp_path: Path) -> None:
+    arguments = "--hidden-size 32 --intermediate-size 40 --heads 4 --init normal --embedding table"
+    arguments += (
+        " --signal good:value:sigmoid --signal next:q_value --signal draft:medusa:identity:3"
+    )
+    arguments += " --signal steer:expert --dtype bf16 --seed 7 --adapter"
+    result = cli("insert", tiny_llama, tmp_path / "ckpt", *arguments.split())
+    assert result.status == 0
+    config = Checkpoint.open(tmp_path / "ckpt").config
+    assert (config.hidden_size, config.intermediate_size) == (32, 40)
+    assert (config.num_attention_heads, config.num_key_value_heads) == (4, 2)
+    assert (config.embedding, config.initialization) == ("table", "normal")
+    assert [(s.name, s.kind, s.activation, s.bounds, s.heads) for s in config.signals] == [
+        ("good", "value", "sigmoid", (0.0, 1.0), 1),
+        ("next", "q_value", "tanh", (-1.0, 1.0), 1),
+        ("draft", "medusa", "identity", None, 3),
+        ("steer", "expert", "identity", None, 1),
+    ]
+    store = TensorStore.open(tmp_path / "ckpt", "otter")
+    assert {info.dtype for info in store.values()} == {"BF16"}
+    base = BaseModel.open(tiny_llama)
+    expected = plan(
+        str(tiny_llama),
+        tmp_path / "other",
+        ChannelOptions(32, 40, 4, "table", "normal", config.signals, seed=7),
+    )
+    assert expected.config == channel_config(
+        base, ChannelOptions(32, 40, 4, "table", "normal", config.signals)
+    )
+    for tensor in expected.tensors:
+        # bfloat16 has eight bits of mantissa.
+        np.testing.assert_allclose(store.float32(tensor.name), tensor.make(), rtol=2**-8)
+
+
+@pytest.mark.parametrize(
+    ("change", "hidden", "expected"),
+    [
+        # SmolLM2-135M: d 576, m 1536, 9 heads over 3.
+        (
+            {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
+            | {"num_key_value_heads": 3, "head_dim": 64},
+            64,
+            (192, 3, 1),
+        ),
+        # As many key/value heads as heads: one of each.
+        ({"num_key_value_heads": 4}, 64, (96, 1, 1)),
+        ({"num_key_value_heads": 1}, 8, (64, 4, 1)),
+    ],
+)
+def test_default_widths(
+    change: dict[str, int], hidden: int, expected: tuple[int, int, int], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**tiny.LLAMA, **change}))
+    config = channel_config(BaseModel.open(tmp_path), ChannelOptions(hidden_size=hidden))
+    found = (config.intermediate_size, config.num_attention_heads, config.num_key_value_heads)
+    assert found == expected
+
+
+def test_shards_and_their_index_are_copied(family: str, cli: Cli, tmp_path: Path) -> None:
+    base = tiny.write_base(tmp_path / "base", family, shards=3)
+    assert cli("insert", base, tmp_path / "ckpt", "--hidden-size", 16).status == 0
+    for path in base.iterdir():
+        assert (tmp_path / "ckpt" / path.name).read_bytes() == path.read_bytes()
+    Checkpoint.open(tmp_path / "ckpt")
+
+
+def test_trained_tensors_replace_initial_ones(cli: Cli, tiny_llama: Path, tmp_path: Path) -> None:
+    assert cli("insert", tiny_llama, tmp_path / "plain", "--adapter").status == 0
+    initial = load_file(tmp_path / "plain" / "otter.safetensors")
+    trained = {NAME: initial[NAME].astype(np.float16) + np.float16(1)}
+    save_file(trained, tmp_path / "delta.safetensors")
+    delta = ("--from", tmp_path / "delta.safetensors")
+    assert cli("insert", tiny_llama, tmp_path / "ckpt", "--adapter", *delta).status == 0
+    found = load_file(tmp_path / "ckpt" / "otter.safetensors")
+    np.testing.assert_array_equal(found.pop(NAME), trained[NAME].astype(np.float32))
+    del initial[NAME]
+    assert found.keys() == initial.keys()
+    for name, values in initial.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
+def test_all_problems_of_the_trained_tensors_at_once(tiny_llama: Path, tmp_path: Path) -> None:
+    wrong = {
+        NAME: np.zeros((3, 3), np.float32),
+        "model.norm.otter.weight": np.zeros(64, np.float64),
+        "signals.other.weight": np.zeros(1, np.float32),
+    }
+    save_file(wrong, tmp_path / "delta.safetensors")
+    with pytest.raises(OtterError) as caught:
+        plan(
+            str(tiny_llama),
+            tmp_path / "ckpt",
+            ChannelOptions(),
+            replacements=tmp_path / "delta.safetensors",
+        )
+    message = str(caught.value)
+    assert f"tensor {NAME} has shape [3, 3], expected [96, 64]" in message
+    assert "tensor model.norm.otter.weight has dtype F64; accepted: F32, F16, BF16" in message
+    assert "tensor signals.other.weight is not one of this channel" in message
+
+
+def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:
+    base = tiny.write_base(tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"][0] = 1e5
+    save_file(tensors, base / "model.safetensors")
+    planned = plan(str(base), tmp_path / "ckpt", ChannelOptions(dtype="F16"))
+    with pytest.raises(OtterError, match=r"model\.norm\.otter\.weight .* beyond the range of F16"):
+        planned.write()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
+
+
+def test_force_replaces_after_success_only(cli: Cli, tiny_llama: Path, tmp_path: Path) -> None:
+    target = tmp_path / "ckpt"
+    assert cli("insert", tiny_llama, target, "--seed", 1).status == 0
+    before = (target / "otter.safetensors").read_bytes()
+    assert cli("insert", tiny_llama, target, "--seed", 2).status == 2
+    assert cli("insert", tmp_path / "nowhere", target, "--force").status == 2
+    assert (target / "otter.safetensors").read_bytes() == before
+    assert cli("insert", tiny_llama, target, "--seed", 2, "--force").status == 0
+    assert (target / "otter.safetensors").read_bytes() != before
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt"]
+
+
+def test_the_base_is_never_replaced(cli: Cli, tmp_path: Path) -> None:
+    base = tiny.write_base(tmp_path / "all" / "base")
+    inner = tmp_path / "all"
+    (inner / "otter_config.json").write_text("{}")  # so that --force alone would take it
+    for target in (inner, base, tmp_path / "all" / "base" / ".." / "base"):
+        result = cli("insert", base, target, "--force")
+        assert result.status == 2
+    assert (base / "model.safetensors").is_file()
+
+
+#: Inserts into the base given, after everything is imported; prints the growth of the peak.
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from otter_export.insert import ChannelOptions, plan
+options = ChannelOptions()
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+plan(sys.argv[1], Path(sys.argv[2]), options, adapter=sys.argv[3] == "adapter").write()
+print(peak() - before)
+"""
+
+
+def measure(base: Path, checkpoint: Path, form: str) -> int:
+    command = [sys.executable, "-c", MEASURE, str(base), str(checkpoint), form]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_memory_of_a_1_1b_insertion_is_below_its_largest_tensor(tmp_path: Path) -> None:
+    # TinyLlama-1.1B's sizes: 2.2 GB of weights, of which the embedding is the largest.
+    base = tiny.write_sparse_base(
+        tmp_path / "base",
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        head_dim=64,
+        vocab_size=32000,
+    )
+    largest = 32000 * 2048 * 2
+    growth = measure(base, tmp_path / "ckpt", "adapter")
+    assert growth < largest, f"{growth} bytes more for a largest tensor of {largest}"
+
+
+def test_copying_the_base_takes_no_memory(tmp_path: Path) -> None:
+    base = tiny.write_sparse_base(
+        tmp_path / "base", vocab_size=1 << 20, hidden_size=128, head_dim=32
+    )
+    assert (base / "model.safetensors").stat().st_size > 256 << 20
+    growth = measure(base, tmp_path / "ckpt", "copy")
+    assert growth < 32 << 20, f"{growth} bytes for copying 268 MB"
