@@ -14,6 +14,7 @@ from otter_export.cli.progress import byte_bar
 from otter_export.cli.table import human_bytes, human_count, peak_memory
 from otter_export.config import Signal
 from otter_export.insert import ChannelOptions, Insertion
+from otter_export.safetensors_io import WEIGHT_DTYPES
 
 #: Signals that predict a reward are bounded by default; the other kinds offset logits.
 _DEFAULT_ACTIVATION = {
@@ -98,7 +99,7 @@ class SignalType(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["F32", "F16", "BF16"], case_sensitive=False),
+    type=click.Choice(list(WEIGHT_DTYPES)),
     default="F32",
     show_default=True,
     help="Of the inserted tensors as stored.",

@@ -39,7 +39,7 @@ def test_every_option_arrives(cli: Cli, tiny_llama: Path, tmp_path: Path) -> Non
     arguments += (
         " --signal good:value:sigmoid --signal next:q_value --signal draft:medusa:identity:3"
     )
-    arguments += " --signal steer:expert --dtype bf16 --seed 7 --adapter"
+    arguments += " --signal steer:expert --dtype BF16 --seed 7 --adapter"
     result = cli("insert", tiny_llama, tmp_path / "ckpt", *arguments.split())
     assert result.status == 0
     config = Checkpoint.open(tmp_path / "ckpt").config
