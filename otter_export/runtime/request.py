@@ -130,7 +130,8 @@ def _check_prompt(prompt: object) -> None:
                 "pair or an undecodable byte; give it as UTF-8"
             ) from None
         return
-    ids = list(prompt) if isinstance(prompt, Sequence) else [None]
+    # Bytes are a sequence of integers too, but not of token ids.
+    ids = prompt if isinstance(prompt, Sequence) and not isinstance(prompt, bytes) else [None]
     if any(type(token) is not int for token in ids):
         raise RequestError(f"a prompt must be text or a sequence of token ids, got {prompt!r:.80}")
 

@@ -53,6 +53,7 @@ class JsonTokenizer:
             RequestError: The text cannot be encoded, as with half of a surrogate pair.
         """
         try:
+            text.encode("utf-8")
             return list(self._tokenizer.encode(text).ids)
         except UnicodeEncodeError:
             raise RequestError(

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import tokenizers
 
 from otter_export.config import Signal
 from otter_export.manifest import EngineManifest, TensorSpec, describe_file
 from otter_export.runtime.backends import onnx_contract as contract
 
 LAYERS, VOCAB, HEAD = 2, 32, 8
+#: 31 characters, tokens 1 to 31.
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz .,!\u20ac"
 SIGNALS = (Signal("reward"), Signal("future", kind="q_value"))
 #: Prefix of the cache inputs and outputs, heads and hidden size of each stream.
 STREAMS = {"base": (2, 16), "channel": (1, 8)}
@@ -32,11 +35,13 @@ class TinyModel:
     max_sequence_length: int
 
     def save(self, directory: Path) -> EngineManifest:
-        """Write ``model.onnx`` and ``engine.json``."""
+        """Write ``model.onnx``, ``tokenizer.json`` and ``engine.json``."""
         directory.mkdir(exist_ok=True)
         manifest = make_manifest(self.dtype, self.max_sequence_length)
         ir.save(build_graph(self, manifest), directory / "model.onnx")
-        manifest = dataclasses.replace(manifest, files=(describe_file(directory, "model.onnx"),))
+        make_tokenizer().save(str(directory / "tokenizer.json"))
+        files = tuple(describe_file(directory, n) for n in ("model.onnx", "tokenizer.json"))
+        manifest = dataclasses.replace(manifest, files=files)
         manifest.save(directory)
         return manifest
 
@@ -124,6 +129,15 @@ def make_manifest(dtype: str, max_sequence_length: int) -> EngineManifest:
     inputs = tuple(contract.expected_inputs(manifest).values())
     outputs = tuple(contract.expected_outputs(manifest).values())
     return dataclasses.replace(manifest, inputs=inputs, outputs=outputs)
+
+
+def make_tokenizer() -> tokenizers.Tokenizer:
+    """One token per character of ``CHARACTERS``; token 0 is special and ends a sequence."""
+    vocabulary = {character: i for i, character in enumerate(["<eos>", *CHARACTERS])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    tokenizer.add_special_tokens(["<eos>"])
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    return tokenizer
 
 
 class _Builder:

@@ -59,6 +59,10 @@ class ArgsGreedy(DecodingMethod):
         """As the field says: only the best score wins, and the score is linear in the reward."""
         return self.prune
 
+    def unguided(self) -> DecodingMethod:
+        """Weight 0."""
+        return dataclasses.replace(self, weight=0.0)
+
     def combine(self, logits: npt.NDArray[Any], rewards: npt.NDArray[Any]) -> ScoreArray:
         """``logits + weight * rewards``; all ``[k]``."""
         return add_weighted(logits, rewards, self.weight)

@@ -60,6 +60,10 @@ class ArgsStochastic(DecodingMethod):
         """False for weight 0."""
         return self.weight != 0
 
+    def unguided(self) -> DecodingMethod:
+        """Weight 0."""
+        return dataclasses.replace(self, weight=0.0)
+
     def combine(self, logits: npt.NDArray[Any], rewards: npt.NDArray[Any]) -> ScoreArray:
         """``logits + weight * rewards``; all ``[k]``."""
         return add_weighted(logits, rewards, self.weight)

@@ -51,6 +51,10 @@ class DecodingMethod(abc.ABC):
         """
         return False
 
+    def unguided(self) -> DecodingMethod:
+        """The same decoding without the reward, to compare with."""
+        return self
+
     def combine(self, logits: npt.NDArray[Any], rewards: npt.NDArray[Any]) -> ScoreArray:
         """Scores of candidates; all three ``[k]``.
 

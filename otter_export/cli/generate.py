@@ -1,0 +1,176 @@
+"""``otter-export generate``: continue prompts with reward-guided decoding."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from otter_export.cli.generation_view import TextView, summary
+from otter_export.errors import RequestError
+from otter_export.evaluation.reward_plot import check_plot_path, plot_rewards
+from otter_export.runtime.engine import Engine
+from otter_export.runtime.generation import BATCH_SIZE, stream
+from otter_export.runtime.load import PROVIDERS, load_engine
+from otter_export.runtime.methods import METHODS
+from otter_export.runtime.prompt_file import Defaults, read_prompts
+from otter_export.runtime.request import Request, Result, TokenEvent
+from otter_export.runtime.sequence import reward_signal
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="May be repeated.")
+@click.option(
+    "--prompts",
+    "prompt_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE.jsonl",
+    help='One {"prompt": ...} a line, with any of the options below for that prompt alone.',
+)
+@click.option("--method", default="args-greedy", show_default=True, help=", ".join(METHODS) + ".")
+@click.option("--top-k", type=int, help="Candidates per token.  [default: 8; plain: all]")
+@click.option("--weight", type=float, help="Of the reward; may be negative.  [default: 1.0]")
+@click.option("--max-tokens", type=int, default=64, show_default=True)
+@click.option("--temperature", type=float, help="For sampling; plain is greedy without one.")
+@click.option("--top-p", type=float, help="Sample from this share of the probability.")
+@click.option("--seed", type=int, help="Of the sampling, the same for every prompt.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Ends the text; may be repeated.")
+@click.option("--signal", help="The signal that is the reward.  [default: the engine's first]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per prompt and line.")
+@click.option("--stream/--no-stream", "live", default=True, help="Show tokens as they come.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw the reward per token, guided against unguided (which is generated too).",
+)
+@click.option("--batch-size", type=int, default=BATCH_SIZE, show_default=True)
+@click.option("--threads", type=int, help="Of the CPU.  [default: all cores]")
+@click.option("--provider", type=click.Choice(PROVIDERS), help="[default: the engine's own]")
+def generate(
+    directory: Path,
+    prompts: tuple[str, ...],
+    prompt_file: Path | None,
+    method: str,
+    max_tokens: int,
+    seed: int | None,
+    stop: tuple[str, ...],
+    as_json: bool,
+    live: bool,
+    plot: Path | None,
+    batch_size: int,
+    threads: int | None,
+    provider: str | None,
+    **method_options: Any,
+) -> None:
+    """Continue prompts with the engine in DIR, steered by its reward."""
+    options = {name: value for name, value in method_options.items() if value is not None}
+    defaults = Defaults(method, options, {"max_tokens": max_tokens, "stop": stop, "seed": seed})
+    # Everything that the user can get wrong is checked before the model is loaded.
+    requests = [defaults.request_for(prompt) for prompt in prompts]
+    if prompt_file is not None:
+        requests += read_prompts(prompt_file, defaults)
+    if not requests:
+        raise RequestError("there is nothing to continue; give --prompt TEXT or --prompts FILE")
+    if plot is not None:
+        check_plot_path(plot)
+    engine = load_engine(directory, provider=provider, threads=threads)
+    with _closed_pipe_is_no_error():
+        results = _generate(engine, requests, batch_size, as_json, live)
+    if plot is not None:
+        _plot(engine, requests, results, batch_size, plot)
+
+
+def _generate(
+    engine: Engine, requests: list[Request], batch_size: int, as_json: bool, live: bool
+) -> list[Result]:
+    """Generate and print."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that is not UTF-8 shows a mark for what it cannot, and goes on.
+        sys.stdout.reconfigure(errors="replace")
+    started = time.perf_counter()
+    if as_json:
+        results = _collect(engine, requests, batch_size, "generating")
+        for result in results:
+            click.echo(json.dumps(result.to_json()))
+        return results
+    texts = [_text(engine, request) for request in requests]
+    bounds = reward_signal(engine.manifest, requests[0].method.signal).bounds or (-1.0, 1.0)
+    # The iterator checks all requests, so an error comes before the first prompt is printed.
+    items = stream(engine, requests, batch_size=batch_size)
+    view = TextView(texts, bounds, live)
+    done: dict[int, Result] = {}
+    for index, item in _indexed(items):
+        if isinstance(item, TokenEvent):
+            view.token(item)
+        else:
+            done[index] = item
+            view.finished(index, item)
+    results = [done[index] for index in range(len(requests))]
+    if len(results) > 1:
+        click.echo("\n" + summary(results, time.perf_counter() - started))
+    return results
+
+
+def _indexed(items: Iterator[TokenEvent | Result]) -> Iterator[tuple[int, TokenEvent | Result]]:
+    """Items with the index of their request; a result follows its own last token."""
+    index = 0
+    for item in items:
+        index = item.request if isinstance(item, TokenEvent) else index
+        yield index, item
+
+
+def _text(engine: Engine, request: Request) -> str:
+    prompt = request.prompt
+    return prompt if isinstance(prompt, str) else engine.tokenizer.decode(prompt)
+
+
+def _collect(engine: Engine, requests: list[Request], batch_size: int, what: str) -> list[Result]:
+    """Generate with a progress bar on stderr, which appears after two seconds."""
+    from tqdm import tqdm
+
+    items = stream(engine, requests, batch_size=batch_size)
+    results: dict[int, Result] = {}
+    total = sum(request.max_tokens for request in requests)
+    with tqdm(total=total, desc=what, unit="token", delay=2, leave=False, disable=None) as bar:
+        for index, item in _indexed(items):
+            if isinstance(item, TokenEvent):
+                bar.update()
+            else:
+                results[index] = item
+                bar.update(requests[index].max_tokens - len(item.token_ids))
+    return [results[index] for index in range(len(requests))]
+
+
+def _plot(
+    engine: Engine, requests: list[Request], results: list[Result], batch_size: int, path: Path
+) -> None:
+    plain = [dataclasses.replace(r, method=r.method.unguided()) for r in requests]
+    series = {"unguided": [r.rewards for r in results]}
+    if plain != requests:
+        unguided = _collect(engine, plain, batch_size, "unguided")
+        series = {"guided": [r.rewards for r in results], "unguided": [r.rewards for r in unguided]}
+    plot_rewards(path, series, reward_signal(engine.manifest, requests[0].method.signal).name)
+    click.echo(f"plot: {path}", err=True)
+
+
+@contextlib.contextmanager
+def _closed_pipe_is_no_error() -> Iterator[None]:
+    """End quietly when the reader of stdout goes away, as in ``generate ... --json | head -1``."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What Python still holds for stdout goes nowhere, else its own exit would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,106 @@
+"""Requests from a JSON Lines file: one prompt per line, each with its own options if it wants."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from otter_export.errors import OtterError, RequestError
+from otter_export.runtime.methods import make_method, method_options
+from otter_export.runtime.request import Request
+
+#: Options of a request besides those of its method.
+_REQUEST_OPTIONS = ("max_tokens", "stop", "seed")
+_METHOD_OPTIONS = ("top_k", "weight", "temperature", "top_p", "signal", "prune")
+FIELDS = ("prompt", "method", *_METHOD_OPTIONS, *_REQUEST_OPTIONS)
+_LIMIT_BYTES = 256 << 20
+#: Problems that one message lists.
+_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """What a request takes where it says nothing itself.
+
+    Args:
+        method: Registered name of a decoding method.
+        options: Options of that method; another method takes those that it knows.
+        request: ``max_tokens``, ``stop`` and ``seed``, where they differ from `Request`'s own.
+    """
+
+    method: str = "args-greedy"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    request: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def request_for(self, prompt: Any, overrides: Mapping[str, Any] | None = None) -> Request:
+        """A request.
+
+        Args:
+            prompt: Text or token ids.
+            overrides: Options of this request, by the names in `FIELDS`; None values do not count.
+
+        Raises:
+            RequestError, UnsupportedError: An option is unknown to the method or out of range.
+        """
+        given = {k: v for k, v in (overrides or {}).items() if v is not None}
+        name = given.get("method", self.method)
+        if not isinstance(name, str):
+            raise RequestError(f"method must be the name of a method, got {name!r}")
+        accepted = method_options(name)
+        options = {k: v for k, v in self.options.items() if k in accepted or name == self.method}
+        options |= {k: v for k, v in given.items() if k in _METHOD_OPTIONS}
+        request = {**self.request, **{k: v for k, v in given.items() if k in _REQUEST_OPTIONS}}
+        return Request(prompt, make_method(name, options), **request)
+
+
+def read_prompts(path: Path, defaults: Defaults) -> list[Request]:
+    """Read and check all lines of a file.
+
+    Args:
+        path: A file of JSON objects, one a line: ``{"prompt": "..."}`` and any of `FIELDS`.
+            Empty lines are skipped.
+        defaults: What lines take where they say nothing.
+
+    Raises:
+        RequestError: The file cannot be read, has no prompts, or lines are wrong; the message
+            names each by its number.
+    """
+    try:
+        size = path.stat().st_size
+        if size > _LIMIT_BYTES:
+            raise RequestError(f"{path} has {size} bytes; at most {_LIMIT_BYTES} are read")
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise RequestError(f"cannot read the prompts in {path}: {error.strerror}") from None
+    requests: list[Request] = []
+    problems: list[str] = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                requests.append(_request(line, defaults))
+            except OtterError as error:
+                problems.append(f"line {number}: {error}")
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more lines" if len(problems) > _SHOWN else ""
+        raise RequestError(f"{path}: {'; '.join(problems[:_SHOWN])}{more}")
+    if not requests:
+        raise RequestError(f'{path} has no prompts; expected lines like {{"prompt": "The film"}}')
+    return requests
+
+
+def _request(line: bytes, defaults: Defaults) -> Request:
+    try:
+        data = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RequestError(f"not UTF-8 at byte {error.start}") from None
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"not JSON: {error}") from None
+    if not isinstance(data, dict) or "prompt" not in data:
+        raise RequestError('expected an object with "prompt"')
+    unknown = sorted(set(data) - set(FIELDS))
+    if unknown:
+        raise RequestError(f"unknown field {', '.join(unknown)}; known: {', '.join(FIELDS)}")
+    return defaults.request_for(data.pop("prompt"), data)
