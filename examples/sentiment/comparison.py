@@ -1,0 +1,198 @@
+"""Guided against unguided reviews, by reward, two independent judges, diversity and perplexity."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import judges
+import numpy as np
+import numpy.typing as npt
+from material import Material
+from prompts import PROMPTS
+from tqdm import tqdm
+
+from otter_export import ArgsStochastic, generate, load_engine
+from otter_export.evaluation.reward_plot import plot_rewards
+from otter_export.evaluation.text_metrics import bootstrap_mean, diversity
+from otter_export.runtime.engine import Engine
+from otter_export.runtime.methods.plain import Plain
+from otter_export.runtime.methods.base import DecodingMethod
+from otter_export.runtime.request import Result
+
+Array = npt.NDArray[np.float64]
+
+TOP_K = 8
+WEIGHT = 8.0
+TEMPERATURE = 0.8
+SEED = 2026
+
+UNGUIDED, GUIDED, OPPOSED = "unguided", f"weight +{WEIGHT:g}", f"weight -{WEIGHT:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to decode, and what came of it; arrays have one entry per prompt."""
+
+    label: str
+    results: tuple[Result, ...]
+    seconds: float
+    reward: Array
+    vader: Array
+    probe: Array
+    perplexity: float
+    diversity: float
+
+    @property
+    def tokens(self) -> int:
+        """Generated tokens in all."""
+        return sum(len(r.token_ids) for r in self.results)
+
+    @property
+    def forwards_per_token(self) -> float:
+        """Forward passes after prefill for each generated token."""
+        return sum(r.forwards for r in self.results) / self.tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The arms, by label, and whether weight 0 gave the unguided text token for token."""
+
+    arms: dict[str, Arm]
+    weight_zero_is_plain: bool
+
+
+def compare(engine_path: Path, material: Material, *, count: int, max_tokens: int) -> Comparison:
+    """Write reviews in every way and judge them."""
+    engine = load_engine(engine_path)
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(count)]
+    methods: dict[str, DecodingMethod] = {
+        UNGUIDED: Plain(temperature=TEMPERATURE, top_k=TOP_K),
+        GUIDED: _guided(WEIGHT),
+        OPPOSED: _guided(-WEIGHT),
+    }
+    written: dict[str, tuple[list[Result], float]] = {}
+    with tqdm(total=len(methods) * count * max_tokens, desc="writing", unit="token") as bar:
+        for label, method in methods.items():
+            started = time.perf_counter()
+            results = _write(engine, prompts, method, max_tokens, bar.update)
+            written[label] = (results, time.perf_counter() - started)
+    zero = _write(engine, prompts, _guided(0.0), max_tokens, lambda count: None)
+    same = [r.token_ids for r in zero] == [r.token_ids for r in written[UNGUIDED][0]]
+    return Comparison(_judge(material, written), same)
+
+
+def _guided(weight: float) -> ArgsStochastic:
+    return ArgsStochastic(top_k=TOP_K, weight=weight, temperature=TEMPERATURE)
+
+
+def _write(
+    engine: Engine,
+    prompts: Sequence[str],
+    method: DecodingMethod,
+    max_tokens: int,
+    advance: Callable[[int], Any],
+) -> list[Result]:
+    return generate(
+        engine,
+        prompts,
+        method,
+        max_tokens=max_tokens,
+        seed=SEED,
+        on_event=lambda event: advance(1) and None,
+    )
+
+
+def _judge(material: Material, written: dict[str, tuple[list[Result], float]]) -> dict[str, Arm]:
+    """Score every arm's texts; the base reads them all in one go."""
+    texts = {label: [r.prompt + r.text for r in results] for label, (results, _) in written.items()}
+    everything = [text for arm in texts.values() for text in arm]
+    with tqdm(total=len(everything), desc="judging", unit="text") as bar:
+        reading = judges.read(material.base, everything, bar.update)
+    probe = judges.Probe.load()(reading.states)
+    arms: dict[str, Arm] = {}
+    start = 0
+    for label, (results, seconds) in written.items():
+        rows = slice(start, start + len(results))
+        start += len(results)
+        losses = np.concatenate(reading.negative_log_likelihoods[rows])
+        arms[label] = Arm(
+            label=label,
+            results=tuple(results),
+            seconds=seconds,
+            reward=np.array([np.mean(r.rewards) for r in results]),
+            vader=judges.vader(texts[label]),
+            probe=probe[rows],
+            perplexity=float(np.exp(losses.mean())),
+            diversity=float(np.mean([diversity(r.token_ids) for r in results])),
+        )
+    return arms
+
+
+def report(comparison: Comparison) -> str:
+    """The table, the differences with their confidence intervals, and a few texts."""
+    lines = [
+        f"{'':14} {'reward':>7} {'VADER':>7} {'probe':>7} {'divers.':>8} {'ppl':>6} "
+        f"{'tok/s':>6} {'fwd/tok':>8}"
+    ]
+    for arm in comparison.arms.values():
+        lines.append(
+            f"{arm.label:14} {arm.reward.mean():7.3f} {arm.vader.mean():7.3f} "
+            f"{arm.probe.mean():7.3f} {arm.diversity:8.3f} {arm.perplexity:6.1f} "
+            f"{arm.tokens / arm.seconds:6.1f} {arm.forwards_per_token:8.3f}"
+        )
+    lines += ["", "difference to unguided, with its 95 % confidence interval over prompts:"]
+    for label in (GUIDED, OPPOSED):
+        for judge, (mean, low, high) in differences(comparison, label).items():
+            lines.append(f"  {label:12} {judge:7} {mean:+.3f}  [{low:+.3f}, {high:+.3f}]")
+    verdict = "yes" if comparison.weight_zero_is_plain else "NO"
+    lines += ["", f"weight 0 equals plain decoding, token for token: {verdict}", ""]
+    for label, arm in comparison.arms.items():
+        lines += [f"{label}:"]
+        lines += [f"  {(r.prompt + r.text)!r}  ({np.mean(r.rewards):+.2f})" for r in arm.results[:3]]
+    return "\n".join(lines)
+
+
+def differences(comparison: Comparison, label: str) -> dict[str, tuple[float, float, float]]:
+    """Paired difference to unguided by judge: mean, and the bounds of its 95 % interval."""
+    base, arm = comparison.arms[UNGUIDED], comparison.arms[label]
+    found = {}
+    for judge in ("reward", "vader", "probe"):
+        paired = getattr(arm, judge) - getattr(base, judge)
+        interval = bootstrap_mean(paired, seed=SEED)
+        found[judge] = (float(paired.mean()), interval.low, interval.high)
+    return found
+
+
+def plot(comparison: Comparison, path: Path) -> None:
+    """Draw the reward per token of every arm."""
+    series = {
+        label: [list(r.rewards) for r in arm.results] for label, arm in comparison.arms.items()
+    }
+    plot_rewards(path, series)
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """Every number and text, for scripts."""
+    arms = {}
+    for label, arm in comparison.arms.items():
+        arms[label] = {
+            "reward": float(arm.reward.mean()),
+            "vader": float(arm.vader.mean()),
+            "probe": float(arm.probe.mean()),
+            "diversity": arm.diversity,
+            "perplexity": arm.perplexity,
+            "tokens_per_second": arm.tokens / arm.seconds,
+            "forwards_per_token": arm.forwards_per_token,
+            "texts": [r.prompt + r.text for r in arm.results],
+            "rewards": [list(r.rewards) for r in arm.results],
+        }
+    found = {label: differences(comparison, label) for label in (GUIDED, OPPOSED)}
+    return {
+        "arms": arms,
+        "differences": found,
+        "weight_zero_is_plain": comparison.weight_zero_is_plain,
+    }

@@ -1,0 +1,28 @@
+"""How the demo's reviews begin: neutral openings, so that the sentiment is the continuation's."""
+
+PROMPTS = (
+    "The movie was",
+    "This film is",
+    "I watched this film last night and",
+    "The acting in this movie",
+    "Overall, the director",
+    "The plot of the film",
+    "After two hours in the cinema,",
+    "The screenplay is",
+    "When the credits rolled, I",
+    "The lead actor's performance",
+    "As a sequel, this picture",
+    "The dialogue between the two brothers",
+    "Visually, the film",
+    "The soundtrack of this movie",
+    "From the first scene on, the story",
+    "Compared with the book, the adaptation",
+    "The second half of the movie",
+    "My friends and I thought the comedy",
+    "The ending of the film",
+    "As a documentary, it",
+    "The characters in this drama",
+    "For a horror movie, it",
+    "The special effects",
+    "If you are thinking of seeing this film,",
+)
