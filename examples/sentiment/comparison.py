@@ -152,7 +152,9 @@ def report(comparison: Comparison) -> str:
     lines += ["", f"weight 0 equals plain decoding, token for token: {verdict}", ""]
     for label, arm in comparison.arms.items():
         lines += [f"{label}:"]
-        lines += [f"  {(r.prompt + r.text)!r}  ({np.mean(r.rewards):+.2f})" for r in arm.results[:3]]
+        lines += [
+            f"  {(r.prompt + r.text)!r}  ({np.mean(r.rewards):+.2f})" for r in arm.results[:3]
+        ]
     return "\n".join(lines)
 
 

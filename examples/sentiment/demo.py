@@ -27,7 +27,9 @@ BUILD = ROOT / "build" / "demo"
 
 
 @click.command()
-@click.option("--train", is_flag=True, help="Train the channel anew instead of using the shipped one.")
+@click.option(
+    "--train", is_flag=True, help="Train the channel anew instead of using the shipped one."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=BUILD, show_default=True)
 @click.option("--max-tokens", type=click.IntRange(1), default=40, show_default=True)
 @click.option("--prompts", "count", type=click.IntRange(1), default=24, show_default=True)
@@ -54,10 +56,12 @@ def main(train: bool, out: Path, max_tokens: int, count: int) -> None:
         "seconds": round(time.perf_counter() - started, 1),
     }
     (out / "demo.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    click.echo(f"\n{out / 'rewards.png'} draws the rewards, {out / 'demo.json'} holds every number.")
+    click.echo(
+        f"\n{out / 'rewards.png'} draws the rewards, {out / 'demo.json'} holds every number."
+    )
     click.echo(f"done in {data['seconds']:.0f} s. Try it yourself:")
     click.echo(
-        f'  {shown("otter-export")} generate {shown(engines["int8"])} '
+        f"  {shown('otter-export')} generate {shown(engines['int8'])} "
         f'--prompt "The movie was" --weight {comparison.WEIGHT:g}'
     )
 
