@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.modeling import report as reporting
-from otter_export.modeling.data import Item, Reader, split
+from otter_export.modeling.data import Item, Reader, overlap, split
 from otter_export.modeling.tokenization import end_token_id, load_tokenizer
 from otter_export.modeling.train_state import remove_state
 from otter_export.modeling.training import Trainer
@@ -183,6 +183,13 @@ def train(
         remove_state(checkpoint)
     resumed = trainer.resume()
     _show_settings(trainer, resumed)
+    for name, judged_items in judged.items():
+        if shared := overlap(items, judged_items):
+            click.echo(
+                f"warning    {shared} of {len(judged_items)} {name.replace('_', '-')} items are "
+                "also trained on; the metric will flatter",
+                err=True,
+            )
     _run(trainer)
     trainer.use_best()
     results = {name: _judge(trainer, name, items) for name, items in judged.items()}
@@ -234,7 +241,7 @@ def _run(trainer: Trainer) -> None:
     """Train under a progress bar; Ctrl-C saves the state and ends after the current step."""
     with (
         _stop_requests() as requests,
-        tqdm(total=trainer.total_steps, initial=trainer.progress.step, unit="step") as bar,
+        tqdm(total=trainer.total_steps, initial=trainer.progress.step, unit="step", delay=2) as bar,
     ):
 
         def listen(progress: Progress, total_steps: int) -> None:

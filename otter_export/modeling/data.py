@@ -119,6 +119,10 @@ class Reader:
             raise ConfigError(f"{path}: {'; '.join(problems)}; a line is {FIELDS[self.objective]}")
         if not items:
             raise ConfigError(f"{path} holds no data; a line is {FIELDS[self.objective]}")
+        if self.objective == "regression" and len({item.score for item in items}) == 1 < len(items):
+            raise ConfigError(
+                f"{path}: every score is {items[0].score:g}; there is nothing to learn"
+            )
         return items
 
     def _item(self, number: int, line: dict[str, Any]) -> Item:
@@ -211,6 +215,16 @@ def split(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item]
     chosen = set(order[:held].tolist())
     train = [item for i, item in enumerate(items) if i not in chosen]
     return train, [items[i] for i in sorted(chosen)]
+
+
+def overlap(one: Sequence[Item], other: Sequence[Item]) -> int:
+    """How many items of ``other`` have a response that ``one`` has too, whatever the prompt."""
+
+    def responses(item: Item) -> frozenset[tuple[int, ...]]:
+        return frozenset(row.ids[row.start :] for row in item.rows)
+
+    known = {response for item in one for response in responses(item)}
+    return sum(not known.isdisjoint(responses(item)) for item in other)
 
 
 def batches(items: Sequence[Item], budget: int, order: np.random.Generator | None) -> list[Batch]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from otter_export.config import Signal
 from otter_export.errors import ConfigError
-from otter_export.modeling.data import Item, Reader, Row, batches, epoch_batches, split
+from otter_export.modeling.data import Item, Reader, Row, batches, epoch_batches, overlap, split
 from tests import tiny
 
 
@@ -140,6 +140,11 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
         read(tmp_path, [b"", b"  "])
 
 
+def test_constant_scores_teach_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"every score is 0\.5; there is nothing to learn"):
+        read(tmp_path, [GOOD, GOOD | {"text": "w6"}])
+
+
 def test_unbounded_signals_take_any_score(tmp_path: Path) -> None:
     signal = Signal("reward", "value", "identity", None)
     (item,) = read(tmp_path, [{"text": "w5", "score": -40}], signal=signal)
@@ -191,3 +196,9 @@ def test_split_is_disjoint_and_complete(count: int, fraction: float, seed: int) 
 def test_one_line_cannot_be_split() -> None:
     with pytest.raises(ConfigError, match="--eval-data"):
         split(items_of([3]), 0.1, 0)
+
+
+def test_overlap_ignores_prompts() -> None:
+    one = [Item(1, (Row((3, 4, 5), 1),)), Item(2, (Row((6,), 0), Row((7,), 0)))]
+    other = [Item(1, (Row((9, 9, 4, 5), 2),)), Item(2, (Row((7,), 0),)), Item(3, (Row((8,), 0),))]
+    assert overlap(one, other) == 2

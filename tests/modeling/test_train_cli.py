@@ -1,0 +1,235 @@
+"""L5: ``otter-export train`` as a user runs it, on tiny checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from otter_export.checkpoint import Checkpoint
+from otter_export.cli.main import main
+from otter_export.safetensors_io import TensorStore
+from tests import tiny
+
+FAST = ["--epochs", "2", "--batch-tokens", "128", "--eval-every", "4", "--learning-rate", "0.01"]
+
+
+def write_lines(path: Path, count: int = 120, seed: int = 0) -> Path:
+    """Texts of good words (w3 to w9) score 0.8, of bad ones (w10 to w16) -0.8."""
+    generator = np.random.default_rng(seed)
+    lines: list[dict[str, Any]] = []
+    for _ in range(count):
+        side = int(generator.integers(2))
+        words = generator.integers(3 + 7 * side, 10 + 7 * side, generator.integers(3, 8))
+        text = " ".join(f"w{w}" for w in words)
+        lines.append({"text": text, "score": 0.8 - 1.6 * side})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def run(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main([str(a) for a in arguments])
+    return int(exit_.value.code or 0)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return tiny.write_checkpoint(tmp_path / "ck", initialization="copy", dtype="F16")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "data.jsonl")
+
+
+def test_a_run_leaves_a_trained_checkpoint_and_a_report(
+    tmp_path: Path, checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {n: t.raw(n).copy() for t in [TensorStore.open(checkpoint, "otter")] for n in t}
+    test = write_lines(tmp_path / "test.jsonl", 30, seed=1)
+    delta = tmp_path / "delta.safetensors"
+    command = ["train", checkpoint, "--data", data, "--objective", "regression", *FAST]
+    command += ["--test-data", test, "--trainable", r"layers\.1\.|signals", "--delta", delta]
+    assert run(*command) == 0
+    output = capsys.readouterr()
+    assert "test pearson by prefix (30 items):" in output.out
+    assert "parameters in" in output.err
+
+    after = Checkpoint.open(checkpoint)
+    trained = TensorStore.open(tmp_path, "delta")
+    for name, bits in before.items():
+        assert after.tensors[name].dtype == "F16"
+        same = np.array_equal(after.tensors.raw(name), bits)
+        assert same != (name in trained), name
+    for name in trained:
+        assert np.array_equal(trained.raw(name), after.tensors.raw(name)), name
+
+    report = json.loads((checkpoint / "training_report.json").read_text())
+    assert report["results"]["test"]["pearson"]["100"] > 0.8
+    assert report["items"] == {"train": 108, "held_out": 12}
+    assert report["steps"] == len(report["curve"])
+    assert (checkpoint / "training_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert not (checkpoint / "training_state").exists()
+    assert not list(checkpoint.glob(".*"))
+
+
+def test_pairs_and_q_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = tiny.write_checkpoint(tmp_path / "ck", signals=(tiny.NEXT,))
+    generator = np.random.default_rng(0)
+
+    def words(low: int) -> str:
+        return " ".join(f"w{w}" for w in generator.integers(low, low + 5, 4))
+
+    pairs = [{"prompt": "w90 w91", "chosen": words(3), "rejected": words(20)} for _ in range(60)]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    assert run("train", checkpoint, "--data", data, "--objective", "pairwise", *FAST) == 0
+    report = json.loads((checkpoint / "training_report.json").read_text())
+    assert report["signal"] == "next"
+    assert report["results"]["held_out"]["accuracy"]["100"] == 1.0
+    assert "held-out accuracy by prefix" in capsys.readouterr().out
+
+
+def test_texts_that_are_trained_on_and_judged_are_named(
+    checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", checkpoint, "--data", data, "--objective", "regression", *FAST]
+    assert run(*command, "--eval-data", data) == 0
+    assert "120 of 120 held-out items are also trained on" in capsys.readouterr().err
+
+
+def test_the_report_repeats_with_the_seed(tmp_path: Path, data: Path) -> None:
+    tensors = []
+    for name in ("one", "two"):
+        checkpoint = tiny.write_checkpoint(tmp_path / name)
+        command = ["train", checkpoint, "--data", data, "--objective", "regression", *FAST]
+        assert run(*command) == 0
+        tensors.append((checkpoint / "otter.safetensors").read_bytes())
+    assert tensors[0] == tensors[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "none.jsonl"], "none.jsonl does not exist"),
+        (["--signal", "price"], "there is no signal 'price'; the checkpoint has reward"),
+        (["--trainable", "(("], "is no regular expression"),
+        (["--trainable", "nothing"], "matches no inserted tensor"),
+        (["--objective", "ranking"], "'ranking' is not one of"),
+        (["--epochs", "0"], "--epochs"),
+        (["--score-scale", "0"], "--score-scale"),
+        (["--score-scale", "0.5"], "line 1: score"),
+        (["--eval-fraction", "1"], "--eval-fraction"),
+        (["--dtype", "int4"], "--dtype"),
+        (["--objective", "pairwise"], "missing chosen, prompt, rejected"),
+        (["--max-tokens", "1"], "--max-tokens"),
+    ],
+)
+def test_misuse_is_one_line_and_changes_nothing(
+    checkpoint: Path,
+    data: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = {p.name: p.read_bytes() for p in checkpoint.iterdir()}
+    command = ["train", checkpoint, "--data", data, "--objective", "regression", *FAST]
+    assert run(*command, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert {p.name: p.read_bytes() for p in checkpoint.iterdir()} == before
+
+
+def test_a_checkpoint_without_tokenizer(
+    checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in checkpoint.glob("tokenizer*"):
+        path.unlink()
+    assert run("train", checkpoint, "--data", data, "--objective", "regression") == 2
+    assert "has no usable tokenizer" in capsys.readouterr().err
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in another number of threads may round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def resumable(checkpoint: Path, data: Path) -> list[str]:
+    """A run of some seconds."""
+    options = ["--data", str(data), "--objective", "regression", *FAST, "--epochs", "20"]
+    return ["train", str(checkpoint), *options]
+
+
+def wait_for_state(checkpoint: Path, running: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    state = checkpoint / "training_state" / "state.json"
+    while not state.is_file() and running() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def assert_resumes(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run of ``killed`` is unfinished; finish it, and compare with one that was left alone."""
+    whole = tiny.write_checkpoint(tmp_path / "whole")
+    killed = tmp_path / "killed"
+    assert not (killed / "training_report.json").exists()
+    for checkpoint in (killed, whole):
+        assert run(*resumable(checkpoint, data)) == 0
+        assert ("resumed" in capsys.readouterr().err) == (checkpoint == killed)
+    tensors = [(c / "otter.safetensors").read_bytes() for c in (killed, whole)]
+    assert tensors[0] == tensors[1]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_an_interrupted_run_resumes_to_the_same_tensors(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C: the current step is finished and the state is saved."""
+    killed = tiny.write_checkpoint(tmp_path / "killed")
+
+    def interrupt() -> None:
+        wait_for_state(killed, lambda: True)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert run(*resumable(killed, data)) == 130
+    thread.join()
+    assert "repeat the command to resume" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert_resumes(tmp_path, data, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_a_killed_run_resumes_to_the_same_tensors(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGKILL: what was saved last is whole."""
+    killed = tiny.write_checkpoint(tmp_path / "killed")
+    program = "from otter_export.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *resumable(killed, data)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for_state(killed, lambda: process.poll() is None)
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL
+    assert_resumes(tmp_path, data, capsys)
