@@ -75,6 +75,9 @@ _DEFAULT = TrainingConfig()
 )
 @click.option("--epochs", type=click.IntRange(1), default=_DEFAULT.epochs, show_default=True)
 @click.option(
+    "--max-steps", type=click.IntRange(0), default=0, show_default=True, help="0: no limit."
+)
+@click.option(
     "--batch-tokens",
     type=click.IntRange(16),
     default=_DEFAULT.batch_tokens,

@@ -79,6 +79,8 @@ class Trainer:
         self.steps_per_epoch = len(list(self._epoch(0)))
         # Every epoch groups anew and may differ by a batch; the schedule uses the first's number.
         self.total_steps = self.steps_per_epoch * config.epochs
+        if config.max_steps:
+            self.total_steps = min(self.total_steps, config.max_steps)
         order = np.random.default_rng([config.seed, 2]).permutation(len(held_out))
         self.sample = [held_out[i] for i in order[: config.eval_items]]
         self.progress = Progress()

@@ -26,6 +26,7 @@ class TrainingConfig:
         signal: Name of the signal to train.
         trainable: Regular expression; inserted tensors whose name it matches (anywhere) learn.
         epochs: Passes over the training items.
+        max_steps: The schedule ends after so many steps; 0 for no limit.
         batch_tokens: Tokens per step, padding included.
         learning_rate: Peak, reached after ``warmup`` (share of the run), then a cosine to zero.
         weight_decay, clip: Of AdamW; largest norm of the gradient.
@@ -42,6 +43,7 @@ class TrainingConfig:
     signal: str = "reward"
     trainable: str = "."
     epochs: int = 3
+    max_steps: int = 0
     batch_tokens: int = 1024
     learning_rate: float = 1e-3
     weight_decay: float = 0.01

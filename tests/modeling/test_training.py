@@ -171,6 +171,13 @@ def test_patience_stops_early_and_keeps_the_best(make: Callable[..., Trainer]) -
     assert trainer.evaluate(trainer.sample)["pearson"] == best["pearson"]
 
 
+def test_max_steps_ends_the_schedule(make: Callable[..., Trainer]) -> None:
+    trainer = make(dataclasses.replace(CONFIG, max_steps=7))
+    assert trainer.run()
+    assert trainer.progress.step == trainer.total_steps == 7
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
+
+
 def test_max_seconds_ends_the_run(make: Callable[..., Trainer]) -> None:
     trainer = make(dataclasses.replace(CONFIG, epochs=10_000, max_seconds=1.0))
     assert trainer.run()
