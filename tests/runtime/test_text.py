@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from otter_export.runtime.detokenize import Detokenizer
@@ -81,6 +81,8 @@ def _run(stop: list[str], pieces: list[str]) -> tuple[str, bool]:
     st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
     st.lists(st.integers(0, 100), max_size=6),
 )
+@example(text="abc", stop=["abc", "b"], cuts=[])
+@example(text="xab", stop=["b", "ab"], cuts=[])
 def test_stop_words_do_not_depend_on_how_text_is_cut(
     text: str, stop: list[str], cuts: list[int]
 ) -> None:
