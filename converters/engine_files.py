@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from otter_export import __version__
 from otter_export import config as config_file
@@ -42,7 +42,7 @@ def token_ids(checkpoint: Checkpoint) -> tuple[int | None, tuple[int, ...]]:
     data.update({k: v for k, v in dict(generation).items() if v is not None})
     vocab = checkpoint.base.dimensions.vocab_size
 
-    def valid(value: object) -> bool:
+    def valid(value: object) -> TypeGuard[int]:
         return type(value) is int and 0 <= value < vocab
 
     eos = data.get("eos_token_id")

@@ -10,8 +10,6 @@ from typing import Any
 
 import mobius
 import onnx_ir as ir
-
-from otter_export.checkpoint import Checkpoint
 from otter_export.converters.engine_files import (
     builder,
     copy_tokenizer,
@@ -19,8 +17,11 @@ from otter_export.converters.engine_files import (
     source_of,
     token_ids,
 )
+
+from otter_export.checkpoint import Checkpoint
 from otter_export.errors import UnsupportedError
 from otter_export.graph.base import base_graph
+from otter_export.graph.emit import static_shape
 from otter_export.graph.pipeline import (
     PRECISIONS,
     Lowering,
@@ -169,7 +170,7 @@ def _specs(values: Any) -> tuple[TensorSpec, ...]:
 
 
 def _dimension(dimension: ir.SymbolicDim) -> str:
-    """mobius's dimension names, in this format's words."""
+    """Mobius's dimension names, in this format's words."""
     names = {"sequence_len": "step", "past_sequence_len": "past"}
     return names.get(str(dimension.value), str(dimension.value))
 
@@ -179,6 +180,6 @@ def _weights(model: ir.Model) -> tuple[tuple[str, str, tuple[int, ...], int], ..
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is not None:
-            shape = tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
+            shape = static_shape(tensor)
             rows.append((str(name), tensor.dtype.name.lower(), shape, tensor.nbytes))
     return tuple(rows)

@@ -1,4 +1,4 @@
-"""Targets: what an Otter checkpoint can be built into; a new one is a file in converters/ and a line.
+"""Targets: what an Otter checkpoint is built into; a new one is a file in converters/ and a line.
 
 `Target` is the contract between ``otter-export build`` and a converter. A target plans first (all
 that can be checked or refused is, and nothing is written), then builds into an empty directory.

@@ -20,7 +20,9 @@ from otter_export.targets import TARGETS, BuildPlan, BuildRequest
 
 @click.command("build")
 @click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
-@click.option("--target", default="onnx", show_default=True, help="What to build; see `list targets`.")
+@click.option(
+    "--target", default="onnx", show_default=True, help="What to build; see `list targets`."
+)
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Engine directory.")
 @click.option(
     "--precision", default="fp32", show_default=True, help="fp32, fp16, int8 or int4 base weights."

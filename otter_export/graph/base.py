@@ -20,7 +20,9 @@ import onnx_ir as ir
 
 from otter_export.checkpoint import BaseModel
 from otter_export.errors import UnsupportedError
-from otter_export.graph.emit import lazy_tensor
+from otter_export.family import ProjectionSite
+from otter_export.graph.emit import Make, lazy_tensor, static_shape
+from otter_export.graph.rotary import check_scaling, check_tables
 
 #: Hub dtypes by the name that mobius gives them.
 DTYPES = {"f32": ir.DataType.FLOAT, "f16": ir.DataType.FLOAT16}
@@ -37,8 +39,10 @@ def base_graph(base: BaseModel, dtype: str = "f32") -> ir.Model:
         The model; every weight is a lazy tensor that reads its safetensors when written.
 
     Raises:
-        UnsupportedError: mobius cannot build this base, or names a weight that the base lacks.
+        UnsupportedError: mobius cannot build this base faithfully, or names a weight that the base
+            lacks.
     """
+    check_scaling(base)
     with _quiet():
         try:
             package = mobius.build(
@@ -52,45 +56,52 @@ def base_graph(base: BaseModel, dtype: str = "f32") -> ir.Model:
                 f"mobius-onnx {mobius.__version__} cannot build a graph for {base.directory} "
                 f"(model_type {base.dimensions.model_type!r}): {error}"
             ) from error
-    model = package["model"]
+    model: ir.Model = package["model"]
+    check_tables(model, base)
     _attach_weights(model, base, DTYPES[dtype])
     return model
 
 
 def _attach_weights(model: ir.Model, base: BaseModel, dtype: ir.DataType) -> None:
     """Give every empty initializer a lazy tensor that reads the base's safetensors."""
-    projections = {s.graph_name: s for s in base.sites.projections}
-    head = f"{base.family.output_head}.weight"
-    embedding = f"{base.family.embeddings[0][0]}.weight"
+    projections = {site.graph_name: site for site in base.sites.projections}
     for name, value in model.graph.initializers.items():
         if value.const_value is not None:
             continue
-        stem, _, kind = str(name).rpartition(".")
+        stem, _, kind = name.rpartition(".")
         site = projections.get(stem)
-
-        def make(
-            name: str = str(name), kind: str = kind, stem: str = stem
-        ) -> npt.NDArray[np.float32]:
-            site = projections.get(stem)
-            if site is not None and kind == "weight":
-                return base.projection(site)
-            if site is not None:
-                bias = base.projection_bias(site)
-                if bias is None:
-                    raise UnsupportedError(f"the base graph has {name}, the weights have no bias")
-                return bias
-            if name == head and not base.has(head):
-                return base.float32(embedding)
-            return base.float32(name)
-
-        if site is None and not base.has(str(name)) and name != head:
+        make = _reader(base, name) if site is None else _projection_reader(base, site, kind)
+        if make is None or value.shape is None:
             raise UnsupportedError(
                 f"the base graph of {base.directory} has the weight {name}, which its safetensors "
                 "lack; the family table and mobius-onnx disagree about this base"
             )
-        assert value.shape is not None
-        shape = [int(d) for d in value.shape.dims]  # type: ignore[arg-type]
-        value.const_value = lazy_tensor(str(name), dtype, shape, make)
+        value.const_value = lazy_tensor(name, dtype, static_shape(value), make)
+
+
+def _reader(base: BaseModel, name: str) -> Make | None:
+    """Reads a parameter that the graph names as the base does; a tied head is the embedding."""
+    if base.has(name):
+        return lambda: base.float32(name)
+    if name == f"{base.family.output_head}.weight" and base.dimensions.tie_word_embeddings:
+        return lambda: base.float32(f"{base.family.embeddings[0][0]}.weight")
+    return None
+
+
+def _projection_reader(base: BaseModel, site: ProjectionSite, kind: str) -> Make | None:
+    """Reads one logical projection, ``[out, in]`` however it is stored, or its bias."""
+    if not base.has(f"{site.parameter}.{kind}"):
+        return None
+    if kind == "weight":
+        return lambda: base.projection(site)
+
+    def bias() -> npt.NDArray[np.float32]:
+        values = base.projection_bias(site)
+        if values is None:
+            raise ValueError(f"{site.parameter} has no bias")
+        return values
+
+    return bias
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from otter_export.errors import CheckpointError, UnsupportedError
+
 Dimensions = Sequence[int | str | ir.SymbolicDim | None]
 Make = Callable[[], npt.NDArray[Any]]
 
@@ -75,7 +77,10 @@ class Emitter:
 def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """Register a new initializer with its value."""
     value = ir.Value(
-        name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=name,
+        shape=ir.Shape(static_shape(tensor)),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
     )
     graph.register_initializer(value)
     return value
@@ -84,20 +89,53 @@ def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir
 def lazy_tensor(name: str, dtype: ir.DataType, shape: Sequence[int], make: Make) -> ir.LazyTensor:
     """A tensor that is made when it is written, and forgotten afterwards.
 
-    ``make`` returns an array of any float dtype; it is rounded to ``dtype``.
+    Args:
+        name: Its name, also in errors.
+        dtype: A float type; what ``make`` returns is rounded to it.
+        shape: What ``make`` will return; a difference is a bug of the caller.
+        make: Reads or computes the values; any float dtype.
+
+    Returns:
+        The tensor. Evaluating it raises CheckpointError for NaN or infinity in the values, and
+        UnsupportedError for values that ``dtype`` cannot hold.
     """
 
     def evaluate() -> ir.TensorProtocol:
         array = np.ascontiguousarray(make())
         if array.shape != tuple(shape):
             raise ValueError(f"{name}: made {array.shape}, declared {tuple(shape)}")
-        return ir.tensor(array.astype(dtype.numpy(), copy=False), dtype=dtype, name=name)
+        return ir.tensor(_rounded(name, array, dtype), dtype=dtype, name=name)
 
     return ir.LazyTensor(evaluate, dtype, ir.Shape(shape), name=name)
 
 
-def array_of(value: ir.Value) -> npt.NDArray[Any]:
-    """The numpy value of an initializer (evaluates a lazy one)."""
+def static_shape(value: ir.Value | ir.TensorProtocol) -> tuple[int, ...]:
+    """The shape of a weight as integers; weights have no symbolic dimensions."""
+    if value.shape is None:
+        raise ValueError(f"{value.name} has no shape")
+    return tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
+
+
+def value_of(value: ir.Value) -> ir.TensorProtocol:
+    """The tensor of an initializer."""
     if value.const_value is None:
         raise ValueError(f"{value.name} has no value")
-    return value.const_value.numpy()
+    return value.const_value
+
+
+def _rounded(name: str, array: npt.NDArray[Any], dtype: ir.DataType) -> npt.NDArray[Any]:
+    """Cast to ``dtype``; a weight that is not finite before or after is an error."""
+    # min and max need no temporary of the array's size, and NaN spreads through both.
+    low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise CheckpointError(
+            f"tensor {name} holds NaN or infinity; an engine needs finite weights"
+        )
+    limit = float(np.finfo(dtype.numpy()).max)
+    largest = max(-low, high)
+    if largest > limit:
+        raise UnsupportedError(
+            f"tensor {name} holds {largest:.6g}, beyond the largest {dtype.name.lower()} "
+            f"({limit:.6g}); build with --precision fp32"
+        )
+    return array.astype(dtype.numpy(), copy=False)

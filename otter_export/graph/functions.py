@@ -6,8 +6,8 @@ their place.
 
 from __future__ import annotations
 
-import onnx_ir as ir
 import onnx.parser
+import onnx_ir as ir
 
 DOMAIN = "com.otter"
 

@@ -66,8 +66,11 @@ def onnxruntime_passes(base: BaseModel, lowering: Lowering) -> list[ir.passes.In
     if on_cpu and lowering.precision != "fp32":
         passes.append(HalfStorage(_stored_half(lowering.precision, embedding)))
     # 5. What the passes left behind.
-    passes += [common.RemoveUnusedNodesPass(), common.RemoveUnusedFunctionsPass()]
-    passes += [common.RemoveUnusedOpsetsPass()]
+    passes += [
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+        common.RemoveUnusedOpsetsPass(),
+    ]
     return passes
 
 

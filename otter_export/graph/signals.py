@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import onnx_ir as ir
 
 from otter_export.config import Signal
 from otter_export.errors import UnsupportedError
 from otter_export.graph.emit import Emitter
-
-if TYPE_CHECKING:
-    from otter_export.graph.widen import Widening
+from otter_export.graph.rule import Widening
 
 _ACTIVATIONS = {"tanh": "Tanh", "sigmoid": "Sigmoid"}
 

@@ -1,1 +1,1 @@
-"""Lowering passes: one file each, before and after in the docstring; see pipeline.py for the order."""
+"""Lowering passes: one file each, before and after in the docstring; pipeline.py has the order."""

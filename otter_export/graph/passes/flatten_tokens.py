@@ -26,8 +26,8 @@ class FlattenTokens(ir.passes.InPlacePass):
         x = Gather(E, Reshape(ids, [-1]));   q = MatMul(x, W) [T, H*e]
         RotaryEmbedding(Reshape(q, [B, S, H*e]), ...)
 
-    Ops that look at positions (RotaryEmbedding, the attention's head split, Slice) and graph outputs
-    get three dimensions back; token-wise ops get two.
+    Ops that look at positions (RotaryEmbedding, the attention's head split, Slice) and graph
+    outputs get three dimensions back; token-wise ops get two.
     """
 
     def __init__(self, embeddings: frozenset[str]) -> None:
@@ -36,6 +36,7 @@ class FlattenTokens(ir.passes.InPlacePass):
         self._embeddings = embeddings
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass in place."""
         layout = _Layout(model.graph)
         for node in list(model.graph):
             if node.op_type == "Gather" and str(node.inputs[0].name) in self._embeddings:  # type: ignore[union-attr]

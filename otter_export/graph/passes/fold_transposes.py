@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from otter_export.graph.emit import add_initializer, lazy_tensor
+from otter_export.graph.emit import add_initializer, lazy_tensor, static_shape, value_of
 
 
 class FoldTransposes(ir.passes.InPlacePass):
@@ -24,6 +24,7 @@ class FoldTransposes(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass in place."""
         graph = model.graph
         folded = False
         for node in list(graph):
@@ -43,11 +44,7 @@ def _transposed(graph: ir.Graph, weight: ir.Value) -> ir.Value:
     existing = graph.initializers.get(name)
     if existing is not None:
         return existing
-    tensor = weight.const_value
-    if tensor is None or weight.dtype is None:
-        raise ValueError(f"{weight.name} has no value")
-    shape = [int(d) for d in tensor.shape][::-1]  # type: ignore[arg-type]
-    lazy = lazy_tensor(name, weight.dtype, shape, lambda: np.transpose(tensor.numpy()))
+    tensor = value_of(weight)
+    shape = static_shape(tensor)[::-1]
+    lazy = lazy_tensor(name, tensor.dtype, shape, lambda: np.transpose(tensor.numpy()))
     return add_initializer(graph, name, lazy)
-
-

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from otter_export.graph.emit import Emitter, add_initializer, lazy_tensor
+from otter_export.graph.emit import Emitter, add_initializer, lazy_tensor, static_shape, value_of
 
 
 class HalfStorage(ir.passes.InPlacePass):
@@ -28,6 +28,7 @@ class HalfStorage(ir.passes.InPlacePass):
         self._select = select
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass in place."""
         graph = model.graph
         changed = False
         for name, value in list(graph.initializers.items()):
@@ -57,10 +58,8 @@ def _half(graph: ir.Graph, value: ir.Value) -> ir.Value:
     existing = graph.initializers.get(name)
     if existing is not None:
         return existing
-    tensor = value.const_value
-    assert tensor is not None
-    shape = [int(d) for d in tensor.shape]  # type: ignore[arg-type]
-    lazy = lazy_tensor(name, ir.DataType.FLOAT16, shape, tensor.numpy)
+    tensor = value_of(value)
+    lazy = lazy_tensor(name, ir.DataType.FLOAT16, static_shape(tensor), tensor.numpy)
     return add_initializer(graph, name, lazy)
 
 

@@ -23,6 +23,7 @@ class KeepLastLogits(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass in place."""
         graph = model.graph
         heads = _head_nodes(graph)
         keep = ir.Value(name=INPUT, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))

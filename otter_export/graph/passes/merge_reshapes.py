@@ -18,6 +18,7 @@ class MergeReshapes(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass in place."""
         changed = False
         for node in model.graph:
             producer = node.inputs[0].producer() if node.inputs and node.inputs[0] else None

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from otter_export.graph.emit import Emitter, add_initializer
+from otter_export.graph.emit import Emitter, add_initializer, static_shape, value_of
 
 BLOCK_SIZE = 128  # 25 % faster than 32 at eight rows a step
 _ACCURACY_LEVEL = 4  # int8 activations inside the kernel; without it int4 is four times as slow
@@ -36,6 +36,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
         self._keep = keep
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass in place."""
         graph = model.graph
         changed = False
         for node in list(graph):
@@ -53,14 +54,14 @@ class QuantizeWeights(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=changed)
 
     def _replace(self, graph: ir.Graph, node: ir.Node, weight: ir.Value) -> None:
-        assert weight.const_value is not None
-        rows, columns = (int(d) for d in weight.const_value.shape)  # type: ignore[arg-type]
-        packed, scales = _quantized_tensors(str(weight.name), weight.const_value, self._bits)
+        tensor = value_of(weight)
+        rows, columns = static_shape(tensor)
+        packed, scales = _quantized_tensors(str(weight.name), tensor, self._bits)
         e = Emitter(graph, node, before=True)
         inputs = [node.inputs[0]]
-        for tensor in (packed, scales):
-            existing = graph.initializers.get(str(tensor.name))
-            inputs.append(existing or add_initializer(graph, str(tensor.name), tensor))
+        for part in (packed, scales):
+            existing = graph.initializers.get(str(part.name))
+            inputs.append(existing or add_initializer(graph, str(part.name), part))
         output = node.outputs[0]
         name, output.name = str(output.name), f"{output.name}.float"
         y = e.op(
@@ -93,7 +94,7 @@ def _quantized_tensors(
     name: str, tensor: ir.TensorProtocol, bits: int
 ) -> tuple[ir.LazyTensor, ir.LazyTensor]:
     """Lazy packed weights and scales; the pair is computed once and dropped when both are read."""
-    rows, columns = (int(d) for d in tensor.shape)  # type: ignore[arg-type]
+    rows, columns = static_shape(tensor)
     blocks = -(-columns // BLOCK_SIZE)
     shapes = ((rows, blocks, BLOCK_SIZE * bits // 8), (rows, blocks))
     waiting: dict[int, Any] = {}

@@ -17,66 +17,69 @@ class ReadOnlyCache(ir.passes.InPlacePass):
     """Split every softmax row over the cached prefix and the new tokens ("prefix + self").
 
     The prefix is never copied, the outputs are the new rows only, and the mask is free: new tokens
-    may form any tree. Measured against GroupQueryAttention and Attention in docs/performance.md.
+    may form any tree. Rotation moves behind the split into heads, which saves a Reshape, and the
+    heads that share a key row become rows of one product. Measured in docs/performance.md.
 
     Before::
 
-        y, present_k, present_v = Attention(q, k, v, mask, past_k, past_v)
+        y, present_k, present_v = Attention(rotate(q), rotate(k), v, mask, past_k, past_v)
 
     After (G = H / Hkv; the mask input becomes bool ``[batch, step, past + step]``)::
 
-        q = heads(q) [B, Hkv, G*S, e]       k, v = heads(k), heads(v) [B, Hkv, S, e]  -> outputs
-        s = [scale q past_k^T , scale q k^T] + bias;   p, p_new = Split(Softmax(s))
-        y = p past_v + p_new v
+        q = rotate(heads(q)) [B, Hkv, G*S, e];   k, v = rotate(heads(k)), heads(v) [B, Hkv, S, e]
+        s = Concat(scale q past_k^T , scale q k^T) + bias;   p, p_new = Split(Softmax(s))
+        y = p past_v + p_new v;   outputs: y, k, v
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass in place."""
         graph = model.graph
         attentions = [n for n in graph if n.op_type == "Attention"]
         if not attentions:
             return ir.passes.PassResult(model, modified=False)
-        mask = _replace_mask_input(graph)
-        shared = _Shared(graph, attentions[0], mask)
+        shared = _Shared(graph, attentions[0], _replace_mask_input(graph))
         for node in attentions:
             _lower(graph, node, shared)
-        model.graph.opset_imports["com.microsoft"] = 1
+        graph.opset_imports["com.microsoft"] = 1
         return ir.passes.PassResult(model, modified=True)
 
 
 class _Shared:
-    """Values that all layers use: the additive mask, the split sizes and the batch/step sizes."""
+    """Values that all layers use, at the head of the graph."""
 
     def __init__(self, graph: ir.Graph, first: ir.Node, mask: ir.Value) -> None:
         ids = next(v for v in graph.inputs if v.name == "input_ids")
         past_key = first.inputs[4]
         assert past_key is not None
         dtype = past_key.dtype or ir.DataType.FLOAT
-        # At the head of the graph, so that every layer may use them.
-        e = Emitter(graph, graph[0], before=True)
-        axes = e.constant([1, 2], "otter.mask_axes")
-        wide = e.op("Unsqueeze", [mask, axes], "otter.mask", dtype=ir.DataType.BOOL)
+        e = self._emitter = Emitter(graph, graph[0], before=True)
+        axis = e.constant([1], "otter.mask_axis")
+        wide = e.op("Unsqueeze", [mask, axis], "otter.mask", dtype=ir.DataType.BOOL)
         zero = e.constant(0.0, "otter.visible", dtype.numpy())
         low = e.constant(_MASKED[dtype], "otter.masked", dtype.numpy())
-        self.bias = e.op("Where", [wide, zero, low], "otter.bias", dtype=dtype)
-        self.batch = e.op("Shape", [ids], "otter.batch", dtype=ir.DataType.INT64, start=0, end=1)
-        self.step = e.op("Shape", [ids], "otter.step", dtype=ir.DataType.INT64, start=1, end=2)
-        self.past = e.op(
-            "Shape", [past_key], "otter.past", dtype=ir.DataType.INT64, start=2, end=3
-        )
-        self.split = e.op("Concat", [self.past, self.step], "otter.split", axis=0)
-        total = e.op("Add", [self.past, self.step], "otter.total")
-        self._symbols = {"B": self.batch, "S": self.step, "T": total}
-        self._emitter = e
+        self._bias = {1: e.op("Where", [wide, zero, low], "otter.bias", dtype=dtype)}
+        self._symbols = {
+            "B": e.op("Shape", [ids], "otter.batch", dtype=ir.DataType.INT64, start=0, end=1),
+            "S": e.op("Shape", [ids], "otter.step", dtype=ir.DataType.INT64, start=1, end=2),
+        }
+        past = e.op("Shape", [past_key], "otter.past", dtype=ir.DataType.INT64, start=2, end=3)
+        self.split = e.op("Concat", [past, self._symbols["S"]], "otter.split", axis=0)
         self._shapes: dict[tuple[int | str, ...], ir.Value] = {}
 
+    def bias(self, group: int) -> ir.Value:
+        """The additive mask ``[B, 1, G*S, past + step]``, repeated for each head of a group."""
+        if group not in self._bias:
+            e = self._emitter
+            repeats = e.constant([1, 1, group, 1], f"otter.repeats.{group}")
+            self._bias[group] = e.op("Tile", [self._bias[1], repeats], f"otter.bias.{group}")
+        return self._bias[group]
+
     def shape(self, *dims: int | str) -> ir.Value:
-        """A shape vector; B, S and T stand for the batch, step and past + step sizes."""
+        """A shape vector; B and S stand for the batch and step sizes."""
         if dims not in self._shapes:
             e = self._emitter
             parts = [
-                self._symbols[d]
-                if isinstance(d, str)
-                else e.constant([d], f"otter.dim.{d}")
+                self._symbols[d] if isinstance(d, str) else e.constant([d], f"otter.dim.{d}")
                 for d in dims
             ]
             name = "otter.shape." + "_".join(str(d) for d in dims)
@@ -87,51 +90,68 @@ class _Shared:
 def _lower(graph: ir.Graph, node: ir.Node, shared: _Shared) -> None:
     """Replace one Attention node."""
     q, k, v, _, past_key, past_value = node.inputs[:6]
+    assert q is not None and k is not None and v is not None and past_key is not None
     heads = node.attributes["q_num_heads"].as_int()
     kv_heads = node.attributes["kv_num_heads"].as_int()
-    assert past_key is not None and past_key.shape is not None
+    assert past_key.shape is not None
     size = int(past_key.shape[3])  # type: ignore[arg-type]
-    scale = _scale(node, size)
-    group = heads // kv_heads
+    scale, group = _scale(node, size), heads // kv_heads
     prefix = str(node.outputs[0].name)
     e = Emitter(graph, node, before=True)
 
-    def fused(a: ir.Value, b: ir.Value | None, name: str) -> ir.Value:
+    def scores(keys: ir.Value, name: str) -> ir.Value:
         return e.op(
-            "FusedMatMul", [a, b], f"{prefix}.{name}", domain="com.microsoft", transB=1, alpha=scale
+            "FusedMatMul",
+            [query, keys],
+            f"{prefix}.{name}",
+            domain="com.microsoft",
+            transB=1,
+            alpha=scale,
         )
 
-    q5 = e.op("Reshape", [q, shared.shape("B", "S", kv_heads, group, size)], f"{prefix}.q5")
-    q5 = e.op("Transpose", [q5], f"{prefix}.q5t", perm=[0, 2, 3, 1, 4])
-    grouped = e.op("Reshape", [q5, shared.shape("B", kv_heads, -1, size)], f"{prefix}.q")
-    rows = []
-    for value, name in ((k, "k"), (v, "v")):
-        row = e.op("Reshape", [value, shared.shape("B", "S", kv_heads, size)], f"{prefix}.{name}4")
-        rows.append(e.op("Transpose", [row], f"{prefix}.{name}", perm=[0, 2, 1, 3]))
-    scores = e.op(
-        "Concat",
-        [fused(grouped, past_key, "prefix_scores"), fused(grouped, rows[0], "new_scores")],
-        f"{prefix}.scores",
-        axis=-1,
-    )
-    wide = e.op("Reshape", [scores, shared.shape("B", kv_heads, group, "S", "T")], f"{prefix}.scores5")
-    masked = e.op("Add", [wide, shared.bias], f"{prefix}.masked")
-    weights = e.op("Softmax", [masked], f"{prefix}.softmax", axis=-1)
-    flat = e.op("Reshape", [weights, shared.shape("B", kv_heads, -1, "T")], f"{prefix}.weights")
-    on_past, on_new = e.nodes(
-        "Split", [flat, shared.split], [f"{prefix}.on_past", f"{prefix}.on_new"], axis=-1
-    )
-    on_new.type = flat.type
+    query = _heads(e, q, heads, size, shared, f"{prefix}.q")
+    if group > 1:
+        query = e.op("Reshape", [query, shared.shape("B", kv_heads, -1, size)], f"{prefix}.grouped")
+    rows = [
+        _heads(e, value, kv_heads, size, shared, f"{prefix}.{name}")
+        for value, name in ((k, "k"), (v, "v"))
+    ]
+    both = [scores(past_key, "past_scores"), scores(rows[0], "new_scores")]
+    s = e.op("Concat", both, f"{prefix}.scores", axis=-1)
+    s = e.op("Add", [s, shared.bias(group)], f"{prefix}.masked")
+    weights = e.op("Softmax", [s], f"{prefix}.weights", axis=-1)
+    names = [f"{prefix}.on_past", f"{prefix}.on_new"]
+    on_past, on_new = e.nodes("Split", [weights, shared.split], names, axis=-1)
+    on_new.type = weights.type
     parts = [
         e.op("MatMul", [on_past, past_value], f"{prefix}.from_past"),
         e.op("MatMul", [on_new, rows[1]], f"{prefix}.from_new"),
     ]
-    y = e.op("Add", parts, f"{prefix}.grouped")
-    y = e.op("Reshape", [y, shared.shape("B", kv_heads, group, "S", size)], f"{prefix}.y5")
-    y = e.op("Transpose", [y], f"{prefix}.y5t", perm=[0, 3, 1, 2, 4])
-    y = e.op("Reshape", [y, shared.shape("B", "S", heads * size)], f"{prefix}.joined")
-    y.shape = ir.Shape(["batch", "step", heads * size])
+    y = e.op("Add", parts, f"{prefix}.rows")
+    if group > 1:
+        y = e.op("Reshape", [y, shared.shape("B", heads, "S", size)], f"{prefix}.heads")
+    y = e.op("Transpose", [y], f"{prefix}.turned", perm=[0, 2, 1, 3])
+    shape = shared.shape("B", "S", heads * size)
+    joined = ["batch", "step", heads * size]
+    y = e.op("Reshape", [y, shape], f"{prefix}.joined", shape=joined)
     _rewire(graph, node, y, rows, kv_heads, size)
+
+
+def _heads(
+    e: Emitter, value: ir.Value, count: int, size: int, shared: _Shared, name: str
+) -> ir.Value:
+    """``[B, S, count*e]`` to ``[B, count, S, e]``, rotated after the split if it was before."""
+    rotation = value.producer()
+    if rotation is not None and rotation.op_type != "RotaryEmbedding":
+        rotation = None
+    flat = value if rotation is None else rotation.inputs[0]
+    x = e.op("Reshape", [flat, shared.shape("B", "S", count, size)], f"{name}.split")
+    x = e.op("Transpose", [x], f"{name}.heads", perm=[0, 2, 1, 3])
+    if rotation is None:
+        return x
+    # num_heads is for three-dimensional inputs only (opset 23).
+    attributes = {n: a.value for n, a in rotation.attributes.items() if n != "num_heads"}
+    return e.op("RotaryEmbedding", [x, *rotation.inputs[1:]], f"{name}.rotated", **attributes)
 
 
 def _rewire(

@@ -10,7 +10,7 @@ from otter_export.graph.emit import Emitter
 
 
 class ReuseStatistics(ir.passes.InPlacePass):
-    """Put norms in that give their statistics as outputs, fused with the residual where there is one.
+    """Use norms that give their statistics as outputs, fused with the residual if there is one.
 
     Before::
 
@@ -20,11 +20,12 @@ class ReuseStatistics(ir.passes.InPlacePass):
 
         n, _, r, x = com.microsoft.SkipSimplifiedLayerNormalization(a, b, gamma)
 
-    Without a residual Add: ``n, r = SimplifiedLayerNormalization(x, gamma)``. LayerNormalization has
-    the mean and 1/sigma as its own optional outputs (opset 17).
+    Without a residual Add: ``n, r = SimplifiedLayerNormalization(x, gamma)``. LayerNormalization
+    has the mean and 1/sigma as its own optional outputs (opset 17).
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass in place."""
         graph = model.graph
         changed = False
         for node in list(graph):

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-from otter_export.graph.emit import Emitter, add_initializer, lazy_tensor
+from otter_export.graph.emit import (
+    Emitter,
+    add_initializer,
+    lazy_tensor,
+    static_shape,
+    value_of,
+)
 
 Key = tuple[ir.Value, ir.Value]
 
@@ -29,6 +37,7 @@ class StackSiblings(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass in place."""
         graph = model.graph
         groups: dict[Key, list[ir.Node]] = defaultdict(list)
         for node in graph:
@@ -63,7 +72,7 @@ def _stack(graph: ir.Graph, adds: Sequence[ir.Node]) -> None:
     for side in (0, 1):
         products = [_producer(add.inputs[side]) for add in adds]
         weights = [_source(product) for product in products]
-        widths = [int(w.shape[0]) for w in weights]  # type: ignore[index, arg-type]
+        widths = [static_shape(w)[0] for w in weights]
         name = "+".join(str(w.name) for w in weights)
         weight = _concatenated(graph, name, weights)
         transposed = e.op("Transpose", [weight], f"{name}_t", perm=[1, 0])
@@ -95,12 +104,14 @@ def _first(graph: ir.Graph, nodes: Sequence[ir.Node]) -> ir.Node:
 
 
 def _concatenated(graph: ir.Graph, name: str, weights: Sequence[ir.Value]) -> ir.Value:
-    tensors = [w.const_value for w in weights if w.const_value is not None]
-    rows = sum(int(t.shape[0]) for t in tensors)  # type: ignore[arg-type]
-    shape = [rows, int(tensors[0].shape[1])]  # type: ignore[arg-type]
-    make: Callable[[], np.ndarray] = lambda: np.concatenate([t.numpy() for t in tensors])  # noqa: E731
-    lazy = lazy_tensor(name, tensors[0].dtype, shape, make)
-    value = add_initializer(graph, name, lazy)
+    tensors = [value_of(weight) for weight in weights]
+    shapes = [static_shape(tensor) for tensor in tensors]
+    shape = (sum(rows for rows, _ in shapes), shapes[0][1])
+
+    def make() -> npt.NDArray[Any]:
+        return np.concatenate([tensor.numpy() for tensor in tensors])
+
+    value = add_initializer(graph, name, lazy_tensor(name, tensors[0].dtype, shape, make))
     for weight in weights:
         # Their Transposes still hold a use; they go with the products.
         graph.initializers.pop(str(weight.name), None)

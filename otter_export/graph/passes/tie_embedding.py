@@ -25,11 +25,14 @@ class TieEmbedding(ir.passes.InPlacePass):
         self._names = (embedding, head)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass in place."""
         graph = model.graph
         table, head = (graph.initializers.get(name) for name in self._names)
         gathers = [u.node for u in table.uses()] if table is not None else []
         flat = all(
-            g.op_type == "Gather" and g.outputs[0].shape is not None and len(g.outputs[0].shape) == 2
+            g.op_type == "Gather"
+            and g.outputs[0].shape is not None
+            and len(g.outputs[0].shape) == 2
             for g in gathers
         )
         if table is None or head is None or not gathers or not flat:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from otter_export.graph.widen import Rule
+from otter_export.graph.rule import Rule
 from otter_export.registry import Registry
 
 RULES: Registry[Rule] = Registry("widening rule", expected=Rule, extra="build")

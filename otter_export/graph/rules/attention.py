@@ -7,16 +7,20 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from otter_export.errors import UnsupportedError
-from otter_export.graph.widen import Rule, Widening, layer_of
+from otter_export.graph.rule import Rule, Widening, layer_of
 
 
 def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
-    """Attention(q, k, v, mask, past_k, past_v){H, Hkv}  =>
-    Attention(q', k', v', mask, otter_k, otter_v){H', H'kv}, same mask, scale and causality."""
+    """Attention(q, k, v, mask, past){H, Hkv} => Attention(q', k', v', mask, past'){H', H'kv}.
+
+    Mask, scale and causality are the base's; past' are new graph inputs, their updates new outputs.
+    """
     q, k, v, mask, past_key, past_value = node.inputs[:6]
     missing = [x for x in (q, k, v) if x not in state.channel]
     if missing or past_key is None or past_value is None:
-        raise UnsupportedError(f"node {node.name!r}: Attention needs q, k, v and a past of the state")
+        raise UnsupportedError(
+            f"node {node.name!r}: Attention needs q, k, v and a past of the state"
+        )
     layer = layer_of(past_key)
     config, graph = state.config, state.model.graph
     caches = []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from otter_export.graph.widen import Rule, Widening
+from otter_export.graph.rule import Rule, Widening
 
 
 def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:

@@ -6,12 +6,17 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from otter_export.graph.widen import Rule, Widening, parameter_stem
+from otter_export.errors import UnsupportedError
+from otter_export.graph.rule import Rule, Widening, parameter_stem
 
 
 def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
     """x0 = Gather(E, ids)  =>  x'0 = MatMul(x0, P^T)   or   x'0 = Gather(E', ids)."""
     stem = parameter_stem(node.inputs[0])
+    if not state.is_embedding(stem):
+        raise UnsupportedError(
+            f"node {node.name!r}: Gather of the widened state; only an embedding has a rule"
+        )
     output = node.outputs[0]
     e = state.emitter(node)
     shape = state.shape(output, state.config.hidden_size)

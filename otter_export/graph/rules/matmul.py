@@ -8,11 +8,11 @@ import onnx_ir as ir
 
 from otter_export.errors import UnsupportedError
 from otter_export.family import channel_width
-from otter_export.graph.widen import Rule, Widening, parameter_stem, source_initializer
+from otter_export.graph.rule import Rule, Widening, parameter_stem, source_initializer
 
 
 def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
-    """y = MatMul(x, W^T)  =>  y' = Add(MatMul(x, A^T), MatMul(x', B^T)).
+    """Y = MatMul(x, W^T)  =>  y' = Add(MatMul(x, A^T), MatMul(x', B^T)).
 
     The language model head ends the channel: the signal heads read its input.
     """

@@ -9,13 +9,16 @@ import onnx_ir as ir
 from otter_export.errors import UnsupportedError
 from otter_export.graph.emit import Emitter
 from otter_export.graph.functions import DOMAIN
-from otter_export.graph.widen import Rule, Widening, parameter_stem
+from otter_export.graph.rule import Rule, Widening, parameter_stem
 
 _FLOAT = ir.DataType.FLOAT
 
 
 def _apply_rms(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
-    """n = RMSNormalization(x, gamma)  =>  r = InverseRms(x);  n' = (x' * r) * gamma'."""
+    """Widen ``n = RMSNormalization(x, gamma)``.
+
+    Gives ``r = InverseRms(x);  n' = (x' * r) * gamma'``.
+    """
     x, stem = node.inputs[0], _stem(node, state)
     assert x is not None
     e = state.emitter(node)
@@ -32,8 +35,10 @@ def _apply_rms(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
 
 
 def _apply_layer(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
-    """n = LayerNormalization(x, gamma, beta)  =>
-    mean, r = MeanInverseStd(x);  n' = (x' - mean) * r * gamma' + beta'."""
+    """Widen ``n = LayerNormalization(x, gamma, beta)``.
+
+    Gives ``mean, r = MeanInverseStd(x);  n' = (x' - mean) * r * gamma' + beta'``.
+    """
     x, stem = node.inputs[0], _stem(node, state)
     assert x is not None
     e = state.emitter(node)
@@ -51,15 +56,11 @@ def _apply_layer(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
     return [_affine(e, state, node, stem, scaled)]
 
 
-def _affine(
-    e: Emitter, state: Widening, node: ir.Node, stem: str, scaled: ir.Value
-) -> ir.Value:
+def _affine(e: Emitter, state: Widening, node: ir.Node, stem: str, scaled: ir.Value) -> ir.Value:
     """Back to the stream's dtype, times gamma', plus beta' where there is one."""
     output = node.outputs[0]
     if output.dtype is not None and output.dtype != _FLOAT:
-        scaled = e.op(
-            "Cast", [scaled], f"{stem}.otter.narrow", dtype=output.dtype, to=output.dtype
-        )
+        scaled = e.op("Cast", [scaled], f"{stem}.otter.narrow", dtype=output.dtype, to=output.dtype)
     gamma = state.tensor(f"{stem}.otter.weight", output)
     shape = state.shape(output, state.config.hidden_size)
     n = e.op("Mul", [scaled, gamma], f"{stem}.otter.norm", shape=shape)

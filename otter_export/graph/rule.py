@@ -1,0 +1,128 @@
+"""What a widening rule is, and the state of the walk that applies them (see widen.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+
+import onnx_ir as ir
+
+from otter_export.checkpoint import Checkpoint, expected_tensors
+from otter_export.errors import UnsupportedError
+from otter_export.family import ProjectionSite
+from otter_export.graph.emit import Emitter, add_initializer, lazy_tensor
+
+_LAYER = re.compile(r"past_key_values\.(\d+)\.key")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How one op carries the channel.
+
+    Args:
+        op_type: The op, as ``Domain::Op`` outside the standard domain.
+        apply: Emits the channel's nodes; returns one channel value (or None) per output.
+        shape: What happens to the channel's last dimension, in words, for ``list rules``.
+    """
+
+    op_type: str
+    apply: Callable[[ir.Node, Widening], Sequence[ir.Value | None]]
+    shape: str
+
+
+class Widening:
+    """State of one walk, given to every rule.
+
+    Attributes:
+        model: The graph being widened.
+        channel: Base value to channel value.
+        final_state: Channel value that the heads read (after the final norm), once seen.
+    """
+
+    def __init__(self, model: ir.Model, checkpoint: Checkpoint) -> None:
+        self.model = model
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.channel: dict[ir.Value, ir.Value] = {}
+        self.final_state: ir.Value | None = None
+        self._shapes = expected_tensors(checkpoint.config, checkpoint.base)
+        self._sites = {s.graph_name: s for s in checkpoint.base.sites.projections}
+        self._embeddings = {name for name, _ in checkpoint.base.sites.embeddings}
+        self._norms = set(checkpoint.base.sites.norms)
+
+    def emitter(self, node: ir.Node) -> Emitter:
+        """An emitter that inserts after ``node``."""
+        return Emitter(self.model.graph, node)
+
+    def site(self, stem: str) -> ProjectionSite | None:
+        """The projection whose parameters have this stem in the graph."""
+        return self._sites.get(stem)
+
+    def is_embedding(self, stem: str) -> bool:
+        """Whether a stem names an embedding at which the channel starts."""
+        return stem in self._embeddings
+
+    def is_norm(self, stem: str) -> bool:
+        """Whether a stem names a widened norm."""
+        return stem in self._norms
+
+    def is_output_head(self, stem: str) -> bool:
+        """Whether a stem names the language model head (or the embedding tied to it)."""
+        return stem in (
+            self.checkpoint.base.family.output_head,
+            self.checkpoint.base.family.embeddings[0][0],
+        )
+
+    def tensor(self, name: str, like: ir.Value) -> ir.Value:
+        """The inserted tensor ``name`` as an initializer of ``like``'s dtype; made on first use."""
+        existing = self.model.graph.initializers.get(name)
+        if existing is not None:
+            return existing
+        dtype = like.dtype or ir.DataType.FLOAT
+        shape = self._shapes[name]
+        tensor = lazy_tensor(name, dtype, shape, lambda: self.checkpoint.float32(name))
+        return add_initializer(self.model.graph, name, tensor)
+
+    def shape(self, base: ir.Value, width: int) -> list[int | str | ir.SymbolicDim | None]:
+        """The shape of a channel value beside ``base``: the same but for the last dimension."""
+        leading = [] if base.shape is None else list(base.shape)[:-1]
+        return [*leading, width]
+
+    def unused_tensors(self) -> list[str]:
+        """Inserted tensors that no rule and no head has asked for."""
+        return [name for name in self._shapes if name not in self.model.graph.initializers]
+
+    def has_tensor(self, name: str) -> bool:
+        """Whether the checkpoint has an inserted tensor of this name."""
+        return name in self._shapes
+
+
+def parameter_stem(value: ir.Value | None) -> str:
+    """``P`` of an initializer ``P.weight``/``P.bias``, seen through a Transpose; else ``""``."""
+    value = source_initializer(value)
+    if value is None or value.name is None:
+        return ""
+    return value.name.rpartition(".")[0]
+
+
+def source_initializer(value: ir.Value | None) -> ir.Value | None:
+    """The initializer behind a value, seen through a Transpose; None if there is none."""
+    if value is None:
+        return None
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Transpose":
+        value = producer.inputs[0]
+    return value if value is not None and value.is_initializer() else None
+
+
+def layer_of(past: ir.Value | None) -> int:
+    """N of a graph input ``past_key_values.N.key``.
+
+    Raises:
+        UnsupportedError: The attention reads its past from elsewhere.
+    """
+    match = _LAYER.fullmatch(str(past.name) if past is not None else "")
+    if match is None:
+        raise UnsupportedError("an Attention without past_key_values.N inputs cannot be widened")
+    return int(match[1])
