@@ -30,6 +30,7 @@ def output_directory(destination: Path, *, marker: str, force: bool = False) -> 
         OtterError: ``destination`` exists and may not be replaced.
     """
     check_replaceable(destination, marker=marker, force=force)
+    destination = destination.resolve()  # "." and "x/.." have no name of their own
     destination.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(
         tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent)

@@ -135,7 +135,19 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 
 def _pairs(data: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in data.items())
+    """``name value, name value``; nested objects are flattened, hashes shortened."""
+    texts = []
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            texts.append(f"{name} ({_pairs(value)})")
+        else:
+            text = str(value)
+            texts.append(f"{name} {text[:12] if _is_hash(text) else text}")
+    return ", ".join(texts)
+
+
+def _is_hash(text: str) -> bool:
+    return len(text) == 64 and all(character in "0123456789abcdef" for character in text)
 
 
 def _dtypes(sizes: Mapping[str, int]) -> str:

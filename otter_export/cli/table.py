@@ -34,7 +34,7 @@ def human_bytes(count: int) -> str:
     """``1536`` as ``1.5 KiB``."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
+        if size < 1023.95:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
@@ -44,7 +44,7 @@ def human_count(count: int) -> str:
     """``1234567`` as ``1.23 M``."""
     size = float(count)
     for unit in ("", " K", " M"):
-        if size < 1000:
+        if size < 999.5:  # what rounds to 1000 belongs to the next unit
             return f"{size:.3g}{unit}"
         size /= 1000
     return f"{size:.3g} G"
