@@ -139,11 +139,15 @@ class BaseModel:
             expected[f"{name}.weight"] = (rows, d.hidden_size)
         for name in self.sites.norms:
             expected[f"{name}.weight"] = (d.hidden_size,)
+            if self.has(f"{name}.bias"):
+                expected[f"{name}.bias"] = (d.hidden_size,)
         out: dict[str, int] = {}
         for s in self.sites.projections:
             out[s.parameter] = out.get(s.parameter, 0) + d.width(s.writes)
             shape = (out[s.parameter], d.width(s.reads))
             expected[f"{s.parameter}.weight"] = shape[::-1] if s.transposed else shape
+            if self.has(f"{s.parameter}.bias"):
+                expected[f"{s.parameter}.bias"] = shape[:1]
         if not d.tie_word_embeddings:
             expected[f"{self.family.output_head}.weight"] = (d.vocab_size, d.hidden_size)
         found = []

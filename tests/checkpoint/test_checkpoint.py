@@ -112,6 +112,14 @@ def test_weight_files_without_the_optional_prefix(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["transformer.h.0.attn.c_attn.bias", "transformer.ln_f.bias"])
+def test_biases_of_a_wrong_shape(name: str, tmp_path: Path) -> None:
+    path = tiny.write_checkpoint(tmp_path / "checkpoint", "gpt2")
+    edit(path / "model.safetensors", lambda found: found.update({name: np.zeros(3, np.float32)}))
+    with pytest.raises(CheckpointError, match=rf"{name} has shape \[3\], config.json implies"):
+        Checkpoint.open(path)
+
+
 def test_a_config_that_is_not_the_bases(checkpoint: Path) -> None:
     path = checkpoint / "otter_config.json"
     config = json.loads(path.read_text())
