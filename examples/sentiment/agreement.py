@@ -51,6 +51,5 @@ def agreement(
 
 def table(correlations: dict[str, float]) -> str:
     """One line per prefix length."""
-    names = {"end": "with the end token"}
-    rows = [f"  {names.get(k, f'{k} % of the snippet'):20} r = {v:.3f}" for k, v in correlations.items()]
-    return "\n".join(rows)
+    names = {key: f"{key} % of the snippet" for key in correlations} | {"end": "with the end token"}
+    return "\n".join(f"  {names[key]:20} r = {r:.3f}" for key, r in correlations.items())

@@ -19,8 +19,8 @@ from otter_export import ArgsStochastic, generate, load_engine
 from otter_export.evaluation.reward_plot import plot_rewards
 from otter_export.evaluation.text_metrics import bootstrap_mean, diversity
 from otter_export.runtime.engine import Engine
-from otter_export.runtime.methods.plain import Plain
 from otter_export.runtime.methods.base import DecodingMethod
+from otter_export.runtime.methods.plain import Plain
 from otter_export.runtime.request import Result
 
 Array = npt.NDArray[np.float64]

@@ -1,0 +1,43 @@
+"""L0: the README says what the registries say, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def _tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "docs" / "tables.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_are_those_of_the_registries() -> None:
+    pytest.importorskip("onnx_ir")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tables = _tables()
+    assert tables.updated(text) == text, "run: python docs/tables.py"
+    assert tables.updated(text.replace("| llama |", "| lama |")) == text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_exist(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#|mailto:)([^)#]+)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_no_placeholder_is_left() -> None:
+    for page in PAGES:
+        assert not re.search(r"\b(NUMBERS|TODO|TBD|FIXME)\b", page.read_text(encoding="utf-8")), (
+            page
+        )
