@@ -1,0 +1,105 @@
+"""An ``onnx`` engine's graph as it is in the file, or changed, run by ONNX Runtime directly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+
+from otter_export.evaluation.steps import candidates, consecutive
+from otter_export.manifest import EngineManifest
+from otter_export.runtime.backends.onnxruntime import OnnxRuntimeEngine
+from otter_export.runtime.engine import BoolArray, IntArray
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+#: MatMulNBits with float32 activations; 4, which engines are built with, rounds them to int8.
+_FLOAT_ACTIVATIONS = 1
+
+
+def session(model: Path | bytes, provider: str, folder: Path | None = None) -> Any:
+    """An ONNX Runtime session.
+
+    Args:
+        model: A file, or a serialized model.
+        provider: ``cpu`` or ``cuda``.
+        folder: Where a serialized model's external data lies.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if folder is not None:
+        key = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(key, str(folder))
+    source = str(model) if isinstance(model, Path) else model
+    return ort.InferenceSession(source, options, providers=[_PROVIDERS[provider]])
+
+
+def with_float_activations(
+    directory: Path, manifest: EngineManifest, provider: str
+) -> OnnxRuntimeEngine:
+    """The same engine with kernels that do not round activations: slower, and exact.
+
+    What the graph computes can then be told from what its kernels round.
+    """
+    model = ir.load(directory / manifest.model_file)
+    for node in model.graph:
+        if node.op_type == "MatMulNBits":
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", _FLOAT_ACTIVATIONS)
+    serialized = ir.serde.serialize_model(model).SerializeToString()
+    opened = session(serialized, provider, directory)
+    return OnnxRuntimeEngine(directory, manifest, opened, provider)
+
+
+def base_logits(graph: Any, prompt: Sequence[int], width: int) -> list[npt.NDArray[Any]]:
+    """Logits of a prompt and of a step of candidates after it.
+
+    Caches have the size of the prefix, so that two graphs get inputs of the very same shapes.
+
+    Args:
+        graph: A session of a widened graph or of its base alone.
+        prompt: Token ids.
+        width: Number of candidates; the first tokens of the prompt stand in for them.
+    """
+    past = {
+        value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), _dtype(value))
+        for value in graph.get_inputs()
+        if "key_values" in value.name
+    }
+    first = _run(graph, consecutive(prompt, 0), past, 0)
+    new_rows = [v.name for v in graph.get_outputs() if "present" in v.name]
+    # ``present.N.key`` continues ``past_key_values.N.key``, ``otter_present`` ``otter_key_values``.
+    renamed = {
+        name: name.replace("otter_present", "otter_key_values").replace(
+            "present", "past_key_values"
+        )
+        for name in new_rows
+    }
+    kept = {renamed[name]: first[name] for name in new_rows}
+    fed = [prompt[i % len(prompt)] for i in range(width)]
+    second = _run(graph, candidates(fed, len(prompt)), kept, len(prompt))
+    return [first["logits"], second["logits"]]
+
+
+def _run(
+    graph: Any, step: tuple[IntArray, IntArray, BoolArray], past: Arrays, length: int
+) -> Arrays:
+    ids, positions, tree = step
+    prefix = np.ones((*ids.shape, length), np.bool_)
+    inputs = {
+        "input_ids": ids,
+        "position_ids": positions,
+        "attention_mask": np.concatenate((prefix, tree), axis=2),
+        "logits_to_keep": np.array([ids.shape[1]], np.int64),
+        **past,
+    }
+    names = [value.name for value in graph.get_outputs()]
+    return dict(zip(names, graph.run(names, inputs), strict=True))
+
+
+def _dtype(value: Any) -> type:
+    return np.float16 if value.type == "tensor(float16)" else np.float32

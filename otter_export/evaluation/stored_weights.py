@@ -1,0 +1,225 @@
+"""The weights inside an ``onnx`` engine, read back and compared with its checkpoint.
+
+The passes that lower a graph append to a weight's name what they did to it: ``_t`` transposed,
+``_half`` rounded to float16, ``_int8`` or ``_int4`` quantised, and ``a+b`` stacked. Undoing that
+needs none of the code that did it, so that the two can be held against each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from otter_export.checkpoint import Checkpoint
+from otter_export.safetensors_io import FloatArray
+
+#: Bits to the code that stands for zero (MatMulNBits of com.microsoft, symmetric).
+_ZERO_CODE = {8: 128, 4: 8}
+_FORMS = {"_int8": 8, "_int4": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredWeight:
+    """One initializer that holds weights of the checkpoint.
+
+    Args:
+        name: Its name in the graph.
+        parts: Names of the weights in it, stacked along their rows; one unless stacked.
+        transposed: It is stored ``[in, out]``.
+        bits: 8 or 4 when quantised, else None.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    transposed: bool
+    bits: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """A quantised weight as stored.
+
+    Args:
+        bits: 8 or 4.
+        steps: Size of one step in each block, ``[out, blocks, 1]``.
+        codes: ``[out, blocks, block size]``.
+    """
+
+    bits: int
+    steps: FloatArray
+    codes: npt.NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+    """What a stored weight stands for.
+
+    Args:
+        values: ``[out, in]`` or ``[out]``, float32.
+        dtype: What they are stored in.
+        quantized: How they were made, if they are quantised.
+    """
+
+    values: FloatArray
+    dtype: np.dtype[Any]
+    quantized: Quantized | None = None
+
+
+class StoredWeights:
+    """The weights of an engine's model; each is read when asked for.
+
+    Args:
+        path: The model file; its external data lies beside it.
+        names: Names that weights can have, to tell them from other initializers.
+    """
+
+    def __init__(self, path: Path, names: frozenset[str]) -> None:
+        self._tensors = {
+            str(name): value.const_value
+            for name, value in ir.load(path).graph.initializers.items()
+            if value.const_value is not None
+        }
+        parsed = (_parse(name) for name in self._tensors if not name.endswith("_scales"))
+        self.weights = tuple(w for w in parsed if names.issuperset(w.parts))
+
+    def find(self, name: str, *, quantized: bool | None = None) -> StoredWeight | None:
+        """The initializer that holds ``name`` alone; with ``quantized``, of that form only."""
+        for weight in self.weights:
+            if weight.parts == (name,) and quantized in (None, weight.bits is not None):
+                return weight
+        return None
+
+    def read(self, weight: StoredWeight, columns: int) -> Values:
+        """Values as the checkpoint holds them: ``[out, in]``.
+
+        Args:
+            weight: One of `weights`.
+            columns: ``in``; quantised rows are padded to whole blocks.
+        """
+        array = self._numpy(weight.name)
+        if weight.bits is None:
+            values = array.T if weight.transposed else array
+            return Values(values.astype(np.float32, copy=False), array.dtype)
+        codes = _unpack(array, weight.bits)
+        scales = self._numpy(f"{weight.name}_scales").reshape(*codes.shape[:2], 1)
+        signed = codes.astype(np.float32) - _ZERO_CODE[weight.bits]
+        values = (signed * scales).reshape(len(codes), -1)[:, :columns]
+        return Values(values, array.dtype, Quantized(weight.bits, np.abs(scales), codes))
+
+    def _numpy(self, name: str) -> npt.NDArray[Any]:
+        return np.asarray(self._tensors[name].numpy())
+
+
+def _parse(name: str) -> StoredWeight:
+    stem, bits, transposed = name, None, False
+    if stem.endswith("_half"):
+        stem = stem.removesuffix("_half")
+    for suffix, width in _FORMS.items():
+        if stem.endswith(suffix):
+            stem, bits = stem.removesuffix(suffix), width
+    if stem.endswith("_t"):
+        stem, transposed = stem.removesuffix("_t"), True
+    return StoredWeight(name, tuple(stem.split("+")), transposed, bits)
+
+
+def _unpack(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """``[out, blocks, bytes]`` to codes ``[out, blocks, block size]``; low half byte first."""
+    if bits == 8:
+        return packed
+    halves = np.stack((packed & 0x0F, packed >> 4), axis=-1)
+    return halves.reshape(*packed.shape[:2], -1)
+
+
+def checkpoint_weights(checkpoint: Checkpoint) -> Mapping[str, Callable[[], FloatArray]]:
+    """Every weight of a checkpoint under its name in the graph, ``[out, in]``, read when called."""
+    base = checkpoint.base
+    found: dict[str, Callable[[], FloatArray]] = {}
+
+    def plain(name: str) -> None:
+        if base.has(name):
+            found[name] = functools.partial(base.float32, name)
+
+    for name, _ in base.sites.embeddings:
+        plain(f"{name}.weight")
+    for name in base.sites.norms:
+        plain(f"{name}.weight")
+        plain(f"{name}.bias")
+    for site in base.sites.projections:
+        found[f"{site.graph_name}.weight"] = functools.partial(base.projection, site)
+        if base.has(f"{site.parameter}.bias"):
+            bias = functools.partial(base.projection_bias, site)
+            found[f"{site.graph_name}.bias"] = bias  # type: ignore[assignment]
+    head = f"{base.family.output_head}.weight"
+    tied = base.dimensions.tie_word_embeddings
+    source = f"{base.sites.embeddings[0][0]}.weight" if tied else head
+    found[head] = functools.partial(base.float32, source)
+    for name in checkpoint.tensors:
+        found[name] = functools.partial(checkpoint.float32, name)
+    return found
+
+
+def mismatches(stored: StoredWeights, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    """``(initializer or weight, what is wrong)`` for all that is not the checkpoint's.
+
+    Weights in float32 must be equal, those in float16 equal when rounded, quantised ones within
+    half a step, with steps no larger than their block needs.
+    """
+    expected = checkpoint_weights(checkpoint)
+    seen: set[str] = set()
+    for weight in stored.weights:
+        seen.update(weight.parts)
+        parts = [expected[part]() for part in weight.parts]
+        original = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        problem = _problem(stored.read(weight, original.shape[-1]), original)
+        if problem:
+            yield weight.name, problem
+    if checkpoint.base.dimensions.tie_word_embeddings:
+        # A tied head may share the embedding's data.
+        seen.add(f"{checkpoint.base.family.output_head}.weight")
+    for name in expected:
+        if name not in seen:
+            yield name, "is not in the engine"
+
+
+def _problem(stored: Values, original: FloatArray) -> str | None:
+    if stored.values.size != original.size:
+        return f"has shape {list(stored.values.shape)}, expected {list(original.shape)}"
+    if stored.quantized is not None:
+        return _quantized_problem(stored.quantized, stored.values, original)
+    wanted = original.astype(stored.dtype, copy=False).astype(np.float32, copy=False)
+    wrong = int((stored.values.reshape(original.shape) != wanted).sum())
+    return f"{wrong} of {original.size} values differ" if wrong else None
+
+
+def _quantized_problem(
+    quantized: Quantized, values: FloatArray, original: FloatArray
+) -> str | None:
+    """Half a step from the checkpoint's value at most; the first and last code may be a step off.
+
+    A step that is larger than its block needs would hide any error, so that is wrong too.
+    """
+    steps, codes = quantized.steps, quantized.codes
+    last = (codes == 0) | (codes == 2**quantized.bits - 1)
+    # The extra 0.1 % is for scale and product, which are rounded to float32.
+    allowed = steps * np.where(last, np.float32(1.001), np.float32(0.501))
+    distance = _blocks(np.abs(values - original), codes.shape)
+    wrong = int((distance > allowed).sum())
+    if wrong:
+        return f"{wrong} of {original.size} values are further off than rounding allows"
+    peaks = _blocks(np.abs(original), codes.shape).max(axis=2, keepdims=True)
+    coarse = int(((peaks > 0) & (steps * (_ZERO_CODE[quantized.bits] - 1) > 1.001 * peaks)).sum())
+    return f"{coarse} of {steps.size} steps are larger than their block needs" if coarse else None
+
+
+def _blocks(array: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    """``[out, in]`` to ``[out, blocks, block size]``, padded with zeros."""
+    padded = np.zeros((shape[0], shape[1] * shape[2]), np.float32)
+    padded[:, : array.shape[1]] = array
+    return padded.reshape(shape)
