@@ -55,7 +55,7 @@ from otter_export.runtime.sequence import reward_signal
     help="Draw the reward per token, guided against unguided (which is generated too).",
 )
 @click.option("--batch-size", type=int, default=BATCH_SIZE, show_default=True)
-@click.option("--threads", type=int, help="Of the CPU.  [default: all cores]")
+@click.option("--threads", type=int, help="Of the CPU.  [default: OMP_NUM_THREADS, else all cores]")
 @click.option("--provider", type=click.Choice(PROVIDERS), help="[default: the engine's own]")
 def generate(
     directory: Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from otter_export.errors import RequestError
@@ -20,7 +21,8 @@ def load_engine(
     Args:
         directory: The engine directory.
         provider: ``cpu`` or ``cuda``; None takes what the engine was built for.
-        threads: Threads of one forward pass on the CPU; None uses every core.
+        threads: Threads of one forward pass on the CPU; None takes ``OMP_NUM_THREADS`` if it is set, as
+            numeric programs do, and else every core.
 
     Raises:
         EngineError: The directory is not an engine, is incomplete, or its model does not match its
@@ -36,4 +38,11 @@ def load_engine(
     path = Path(directory)
     manifest = EngineManifest.load(path)
     load = BACKENDS.load(manifest.target)
-    return load(path, manifest, provider or manifest.execution_provider, threads)
+    chosen = threads or _environment_threads()
+    return load(path, manifest, provider or manifest.execution_provider, chosen)
+
+
+def _environment_threads() -> int | None:
+    """``OMP_NUM_THREADS`` as a number; ONNX Runtime itself does not look at it."""
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isdecimal() and 1 <= int(value) <= 1024 else None
