@@ -193,8 +193,11 @@ def _atomically(target: Path, write: Callable[[Path], None]) -> None:
     partial.mkdir()
     try:
         write(partial)
-        if not target.is_dir():  # another process may have been faster
+        try:
             partial.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster, with the same content
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -227,16 +227,18 @@ def overlap(one: Sequence[Item], other: Sequence[Item]) -> int:
     return sum(not known.isdisjoint(responses(item)) for item in other)
 
 
-def batches(items: Sequence[Item], budget: int, order: np.random.Generator | None) -> list[Batch]:
-    """Group items of similar length into batches of at most ``budget`` padded tokens.
+def grouped(
+    items: Sequence[Item], budget: int, order: np.random.Generator | None = None
+) -> list[list[Item]]:
+    """Group items of similar length, at most ``budget`` padded tokens in each group.
 
     Args:
-        items: What to batch.
-        budget: Tokens per batch, padding included; an item longer than that is a batch by itself.
-        order: Shuffles which items of one length meet, and the batches; None keeps them sorted.
+        items: What to group.
+        budget: Tokens per group, padding included; a longer item is a group by itself.
+        order: Shuffles which items of one length meet, and the groups; None keeps them sorted.
     """
     noise = np.zeros(len(items)) if order is None else order.random(len(items)) * 2
-    # Up to two tokens of noise mix neighbouring lengths, so that batches differ between epochs.
+    # Up to two tokens of noise mix neighbouring lengths, so that groups differ between epochs.
     by_length = sorted(range(len(items)), key=lambda i: (items[i].length + noise[i], i))
     groups: list[list[Item]] = []
     rows = longest = 0
@@ -249,7 +251,19 @@ def batches(items: Sequence[Item], budget: int, order: np.random.Generator | Non
         groups[-1].append(item)
     if order is not None:
         groups = [groups[i] for i in order.permutation(len(groups))]
-    return [collate(group) for group in groups]
+    return groups
+
+
+def batches(
+    items: Sequence[Item], budget: int, order: np.random.Generator | None = None
+) -> Iterator[Batch]:
+    """The batches of `grouped`, each made when its turn comes."""
+    return map(collate, grouped(items, budget, order))
+
+
+def epoch_groups(items: Sequence[Item], budget: int, seed: int, epoch: int) -> list[list[Item]]:
+    """The batches of one epoch: a function of seed and epoch alone, so that a run can resume."""
+    return grouped(items, budget, np.random.default_rng([seed, 1, epoch]))
 
 
 def collate(items: Sequence[Item]) -> Batch:
@@ -263,8 +277,3 @@ def collate(items: Sequence[Item]) -> Batch:
         supervised[i, row.start : len(row.ids)] = True
     scores = torch.tensor([item.score for item in items for _ in item.rows], dtype=torch.float32)
     return Batch(ids, supervised, scores)
-
-
-def epoch_batches(items: Sequence[Item], budget: int, seed: int, epoch: int) -> Iterator[Batch]:
-    """The batches of one epoch: a function of seed and epoch alone, so that a run can resume."""
-    yield from batches(items, budget, np.random.default_rng([seed, 1, epoch]))

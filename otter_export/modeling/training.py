@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import ConfigError
-from otter_export.modeling.data import Batch, Item, batches, epoch_batches
+from otter_export.modeling.data import Batch, Item, batches, collate, epoch_groups
 from otter_export.modeling.objectives import (
     Evaluated,
     merged,
@@ -76,7 +76,7 @@ class Trainer:
         self.model.base.set_attn_implementation("eager")
         self.parameters = _make_trainable(self.model, names, checkpoint)
         self.optimizer = _optimizer(self.parameters.values(), config)
-        self.steps_per_epoch = len(list(self._epoch(0)))
+        self.steps_per_epoch = len(self._epoch(0))
         # Every epoch groups anew and may differ by a batch; the schedule uses the first's number.
         self.total_steps = self.steps_per_epoch * config.epochs
         if config.max_steps:
@@ -126,15 +126,15 @@ class Trainer:
         impatient = 0 < c.patience <= p.stale
         return p.step >= self.total_steps or out_of_time or impatient
 
-    def _epoch(self, epoch: int) -> Iterator[Batch]:
+    def _epoch(self, epoch: int) -> list[list[Item]]:
         c = self.config
-        return epoch_batches(self.train, c.batch_tokens, c.seed, epoch)
+        return epoch_groups(self.train, c.batch_tokens, c.seed, epoch)
 
     def _remaining_batches(self) -> Iterator[Batch]:
-        for i, batch in enumerate(self._epoch(self.progress.epoch)):
-            if i >= self.progress.batch:
-                self.progress.batch = i + 1
-                yield batch
+        groups = self._epoch(self.progress.epoch)
+        for i in range(self.progress.batch, len(groups)):
+            self.progress.batch = i + 1
+            yield collate(groups[i])
 
     def _step(self, batch: Batch) -> float:
         c, p = self.config, self.progress
@@ -194,7 +194,7 @@ class Trainer:
         total, count = 0.0, 0
         parts: list[Mapping[str, Sequence[float]]] = []
         scores: list[Tensor] = []
-        for batch in batches(items, self.config.batch_tokens, None):
+        for batch in batches(items, self.config.batch_tokens):
             rewards = self._rewards(batch)
             total += float(self.objective.loss(rewards, batch)) * batch.tokens
             count += batch.tokens

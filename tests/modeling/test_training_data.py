@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from otter_export.config import Signal
 from otter_export.errors import ConfigError
-from otter_export.modeling.data import Item, Reader, Row, batches, epoch_batches, overlap, split
+from otter_export.modeling.data import (
+    Item,
+    Reader,
+    Row,
+    epoch_groups,
+    overlap,
+    split,
+)
 from tests import tiny
 
 
@@ -164,7 +171,7 @@ def test_batches_hold_every_item_once_within_the_budget(
     lengths: list[int], budget: int, seed: int
 ) -> None:
     items = items_of(lengths)
-    made = batches(items, budget, np.random.default_rng(seed))
+    made = list(batches(items, budget, np.random.default_rng(seed)))
     scores = sorted(round(float(s) * 1000) for batch in made for s in batch.scores)
     assert scores == list(range(len(items)))
     assert sum(batch.tokens for batch in made) == sum(lengths)
@@ -176,7 +183,7 @@ def test_epochs_differ_and_repeat() -> None:
     items = items_of([5] * 40)
 
     def order(seed: int, epoch: int) -> list[float]:
-        return [float(s) for b in epoch_batches(items, 20, seed, epoch) for s in b.scores]
+        return [item.score for group in epoch_groups(items, 20, seed, epoch) for item in group]
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)

@@ -1,0 +1,96 @@
+"""L3: the shipped sentiment channel on the real base: what the recipe says it is, and good."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from examples.sentiment import material, recipe
+from otter_export import insert
+from otter_export.checkpoint import Checkpoint, expected_tensors
+from otter_export.errors import OtterError
+from otter_export.insert import ChannelOptions
+from otter_export.modeling.data import Reader, batches
+from otter_export.modeling.objectives import merged, pearson, prefix_rewards
+from otter_export.modeling.otter_model import load_base, load_reference
+from otter_export.modeling.tokenization import end_token_id, load_tokenizer
+from otter_export.safetensors_io import read_header
+
+#: Enough for a standard error of 0.03 in the correlation, and no more than half a minute.
+SNIPPETS = 160
+
+
+@pytest.fixture(scope="module")
+def prepared() -> material.Material:
+    try:
+        return material.prepare()
+    except OtterError as error:
+        pytest.skip(f"the demo's material is not at hand: {error}")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(prepared: material.Material, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    widths = dict(zip(recipe.WIDTHS[::2], map(int, recipe.WIDTHS[1::2]), strict=True))
+    options = ChannelOptions(
+        hidden_size=widths["--hidden-size"],
+        intermediate_size=widths["--intermediate-size"],
+        heads=widths["--heads"],
+        initialization="copy",
+    )
+    directory = tmp_path_factory.mktemp("shipped") / "checkpoint"
+    insert.plan(
+        str(prepared.base), directory, options, adapter=True, replacements=recipe.SHIPPED
+    ).write()
+    return Checkpoint.open(directory)
+
+
+def test_it_is_small_and_float16() -> None:
+    assert recipe.SHIPPED.stat().st_size < 5_000_000
+    assert {info.dtype for info in read_header(recipe.SHIPPED).values()} == {"F16"}
+
+
+@pytest.mark.slow
+def test_it_holds_exactly_what_the_recipe_trains(checkpoint: Checkpoint) -> None:
+    expected = expected_tensors(checkpoint.config, checkpoint.base)
+    trained = {name for name in expected if re.search(recipe.TRAINABLE, name)}
+    assert set(read_header(recipe.SHIPPED)) == trained
+
+
+@pytest.mark.slow
+def test_it_agrees_with_people_on_held_out_snippets(
+    checkpoint: Checkpoint, prepared: material.Material
+) -> None:
+    base = checkpoint.base
+    signal = checkpoint.config.signals[0]
+    reader = Reader("regression", signal, load_tokenizer(base.directory), end_token_id(base))
+    items = reader.read(prepared.test)[:SNIPPETS]
+    trained = {json.loads(line)["text"].strip() for line in prepared.train.open(encoding="utf-8")}
+    with prepared.test.open(encoding="utf-8") as file:
+        assert all(json.loads(line)["text"] not in trained for line in file)
+    model = load_reference(checkpoint)
+    parts, scores = [], []
+    with torch.no_grad():
+        for batch in batches(items, 1024):
+            rewards = model(batch.ids, compute_logits=False, use_cache=False).signals["reward"]
+            assert rewards.abs().max() <= 1
+            parts.append(prefix_rewards(rewards, batch, ends=True))
+            scores += batch.scores.tolist()
+    correlations = {share: pearson(values, scores) for share, values in merged(parts).items()}
+    # 0.82 was measured on all 814 snippets; three standard errors of 160 below that.
+    assert correlations["100"] > 0.75
+    assert correlations["25"] > 0.3
+    assert correlations["25"] < correlations["50"] < correlations["100"]
+
+
+@pytest.mark.slow
+def test_the_base_is_bit_identical(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    model, base = load_reference(checkpoint), load_base(checkpoint.base.directory)
+    tokenizer = load_tokenizer(checkpoint.base.directory)
+    for text in ("The movie was", "In 1905, a clerk in Bern wrote four papers that changed"):
+        ids = torch.tensor([tokenizer.encode(text)])
+        with torch.no_grad():
+            assert torch.equal(model(ids).logits, base(ids).logits)
