@@ -21,8 +21,8 @@ def load_engine(
     Args:
         directory: The engine directory.
         provider: ``cpu`` or ``cuda``; None takes what the engine was built for.
-        threads: Threads of one forward pass on the CPU; None takes ``OMP_NUM_THREADS`` if it is set, as
-            numeric programs do, and else every core.
+        threads: Threads of one forward pass on the CPU; None takes ``OMP_NUM_THREADS`` if it is
+            set, as numeric programs do, and else every core.
 
     Raises:
         EngineError: The directory is not an engine, is incomplete, or its model does not match its
