@@ -10,6 +10,8 @@ from typing import Any
 
 import mobius
 import onnx_ir as ir
+
+from otter_export.checkpoint import Checkpoint
 from otter_export.converters.engine_files import (
     builder,
     copy_tokenizer,
@@ -17,8 +19,6 @@ from otter_export.converters.engine_files import (
     source_of,
     token_ids,
 )
-
-from otter_export.checkpoint import Checkpoint
 from otter_export.errors import UnsupportedError
 from otter_export.graph.base import base_graph
 from otter_export.graph.emit import static_shape

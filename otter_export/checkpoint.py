@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from otter_export import config as config_file
 from otter_export.config import OtterConfig, read_json
-from otter_export.errors import CheckpointError, ConfigError
+from otter_export.errors import CheckpointError, ConfigError, UnsupportedError
 from otter_export.families import family_of
 from otter_export.family import (
     BaseDimensions,
@@ -66,6 +66,11 @@ class BaseModel:
         data = read_json(path)
         if not isinstance(data, dict):
             raise ConfigError(f"{path}: expected a JSON object")
+        if data.get("quantization_config") is not None:
+            raise UnsupportedError(
+                f"{path} has a quantization_config; the base must be plain F32, F16 or BF16 "
+                "weights. Take the unquantised model, and quantise with build --precision int8"
+            )
         family = family_of(data, str(path))
         return cls(directory, data, family, BaseDimensions.from_json(data, family, str(path)))
 

@@ -76,12 +76,15 @@ def base_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         shapes[f"{layer}.post_attention_layernorm.weight"] = (d,)
         for name, rows in (("q", q), ("k", kv), ("v", kv)):
             shapes[f"{layer}.self_attn.{name}_proj.weight"] = (rows, d)
-            if config["model_type"] == "qwen2":
+            if config["model_type"] == "qwen2" or config.get("attention_bias"):
                 shapes[f"{layer}.self_attn.{name}_proj.bias"] = (rows,)
         shapes[f"{layer}.self_attn.o_proj.weight"] = (d, q)
-        shapes[f"{layer}.mlp.gate_proj.weight"] = (m, d)
-        shapes[f"{layer}.mlp.up_proj.weight"] = (m, d)
-        shapes[f"{layer}.mlp.down_proj.weight"] = (d, m)
+        if config.get("attention_bias"):
+            shapes[f"{layer}.self_attn.o_proj.bias"] = (d,)
+        for name, (rows, columns) in {"gate": (m, d), "up": (m, d), "down": (d, m)}.items():
+            shapes[f"{layer}.mlp.{name}_proj.weight"] = (rows, columns)
+            if config.get("mlp_bias"):
+                shapes[f"{layer}.mlp.{name}_proj.bias"] = (rows,)
     shapes["model.norm.weight"] = (d,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (v, d)

@@ -51,7 +51,7 @@ class Emitter:
         if shape is not None:
             values[0].shape = ir.Shape(shape)
         node = ir.node(
-            op_type, inputs, attributes, domain=domain, outputs=values, name=f"node/{names[0]}"
+            op_type, inputs, attributes, domain=domain, outputs=values, name=f"{op_type}/{names[0]}"
         )
         if self._before:
             self.graph.insert_before(self._anchor, node)

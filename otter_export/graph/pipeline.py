@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from otter_export.checkpoint import BaseModel
 from otter_export.graph.passes.flatten_tokens import FlattenTokens
+from otter_export.graph.passes.float_logits import FloatLogits
 from otter_export.graph.passes.fold_transposes import FoldTransposes
 from otter_export.graph.passes.half_storage import HalfStorage
 from otter_export.graph.passes.keep_last_logits import KeepLastLogits
@@ -46,17 +49,16 @@ def onnxruntime_passes(base: BaseModel, lowering: Lowering) -> list[ir.passes.In
     """
     on_cpu = lowering.execution_provider == "cpu"
     embedding = f"{base.family.embeddings[0][0]}.weight"
-    passes: list[ir.passes.InPlacePass] = [
-        # 1. What is computed: logits of the rows that are wanted; caches read, not copied.
-        KeepLastLogits(),
-        ReadOnlyCache(),
-        # 2. Statistics before flattening, while residual Adds are still recognisable.
-        ReuseStatistics() if on_cpu else common.InlinePass(),
-        # 3. Fewer, larger products on two-dimensional states.
-        StackSiblings(),
-        FlattenTokens(_embedding_tables(base)),
-        MergeReshapes(),
-    ]
+    # 1. What is computed: logits of the rows that are wanted; caches read, not copied.
+    passes: list[ir.passes.InPlacePass] = [KeepLastLogits(), FloatLogits(), ReadOnlyCache()]
+    # 2. Statistics before flattening, while residual Adds are still recognisable.
+    if on_cpu:
+        passes.append(ReuseStatistics())
+    # 3. Fewer, larger products on two-dimensional states.
+    passes += [StackSiblings(), FlattenTokens(_embedding_tables(base)), MergeReshapes()]
+    if not on_cpu:
+        # Functions of com.otter become their bodies; after flattening, which knows them by name.
+        passes.append(common.InlinePass())
     # 4. Precision: before transposes are folded, since quantisation reads [out, in].
     if lowering.precision in _BITS:
         passes.append(QuantizeWeights(_BITS[lowering.precision], _is_channel))
@@ -89,14 +91,28 @@ def run_passes(
     done: list[str] = []
     for one in passes:
         name = type(one).__name__
-        try:
-            one(model)
-        except ir.passes.PassError as error:
-            raise RuntimeError(f"pass {name} failed after {', '.join(done)}: {error}") from error
+        with _without_notes():
+            try:
+                one(model)
+            except ir.passes.PassError as error:
+                before = ", ".join(done) or "no other"
+                raise RuntimeError(f"pass {name} failed after {before}: {error}") from error
         done.append(name)
         if after_each is not None:
             after_each(name, model)
     return model
+
+
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+    """Hold back what onnx_ir notes about each node that it leaves or removes."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _embedding_tables(base: BaseModel) -> frozenset[str]:
