@@ -13,13 +13,6 @@ from hypothesis import strategies as st
 from otter_export.config import Signal
 from otter_export.errors import ConfigError
 from otter_export.modeling.data import Item, Reader, Row, batches, epoch_groups, overlap, split
-    Item,
-    Reader,
-    Row,
-    epoch_groups,
-    overlap,
-    split,
-)
 from tests import tiny
 
 
