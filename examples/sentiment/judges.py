@@ -22,8 +22,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 PROBE_FILE = Path(__file__).with_name("probe.safetensors")
-#: Both were chosen on a tenth of the probe split, never on the test split. The mean over tokens (not the
-#: last one) is read, because generated reviews end in mid-sentence.
+#: Both were chosen on a tenth of the probe split, never on the test split. The mean over tokens is
+#: read (not the last one), because generated reviews end in mid-sentence.
 LAYER = 16
 RIDGE = 1000.0
 _BATCH = 16
@@ -44,7 +44,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A linear rating: ``(state - mean) / scale @ weight + bias``, in units of the raters' scale / 4."""
+    """A linear rating, ``(state - mean) / scale @ weight + bias``; the raters' scale over 4."""
 
     mean: Array
     scale: Array
