@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from otter_export.initialization import evenly_spaced
 from tests import tiny
@@ -24,6 +26,25 @@ def test_base_logits_are_bit_identical(
     with torch.no_grad():
         for ids in (tokens(1, 1), tokens(3, 17)):
             assert torch.equal(model(ids).logits, base(ids).logits)
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_base_logits_are_bit_identical_at_any_width(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    family = data.draw(st.sampled_from(list(tiny.CONFIGS)))
+    shape = {
+        "hidden_size": data.draw(st.integers(1, 90)),
+        "intermediate_size": data.draw(st.integers(1, 120)),
+        # Llama and Qwen2 have two query heads to a key/value head, GPT-2 one.
+        "heads": 2 * data.draw(st.integers(1, 3)),
+        "initialization": data.draw(st.sampled_from(["normal", "random"])),
+    }
+    base, model, _ = load(tmp_path_factory.mktemp("any"), family, **shape)
+    ids = tokens(data.draw(st.integers(1, 4)), data.draw(st.integers(1, 40)))
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, base(ids).logits)
 
 
 def test_base_logits_are_bit_identical_with_wild_channel_values(
