@@ -42,7 +42,7 @@ _EXTERNAL_BYTES = 1024
 
 @dataclasses.dataclass(frozen=True)
 class OnnxTarget:
-    """See the module's docstring."""
+    """ONNX Runtime on CPU or CUDA; fp32, fp16, int8 and int4 weights."""
 
     name: str = "onnx"
     summary: str = "ONNX Runtime on CPU or CUDA; fp32, fp16, int8 and int4 weights"
