@@ -49,12 +49,14 @@ def _ratio(value: float, unit: float) -> float:
     return value / unit if unit > 0 else np.inf
 
 
-def difference(values: Floats, reference: Floats) -> Difference:
+def difference(values: Floats, reference: Floats, scale: float | None = None) -> Difference:
     """Compare arrays of one shape.
 
     Args:
         values: What is judged.
         reference: What it should be; at least one number.
+        scale: The spread to use; None takes the reference's own. A few rows of a signal may lie
+            closer together than its values do in general.
     """
     if values.shape != reference.shape or reference.size == 0:
         raise ValueError(f"cannot compare {values.shape} with {reference.shape}")
@@ -64,7 +66,9 @@ def difference(values: Floats, reference: Floats) -> Difference:
     distance[values == reference] = 0.0
     distance[np.isnan(distance)] = np.inf
     return Difference(
-        float(distance.max()), float(distance.mean(dtype=np.float64)), spread(reference)
+        maximum=float(distance.max()),
+        mean=float(distance.mean(dtype=np.float64)),
+        spread=spread(reference) if scale is None else scale,
     )
 
 

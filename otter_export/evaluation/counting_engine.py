@@ -1,0 +1,54 @@
+"""An engine that counts its forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from otter_export.manifest import EngineManifest
+from otter_export.runtime.engine import BoolArray, Cache, Engine, IntArray, Step, Tokenizer
+
+
+class CountingEngine:
+    """Passes everything on to another `Engine`.
+
+    Attributes:
+        forwards: Calls of `forward` so far.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.forwards = 0
+
+    @property
+    def manifest(self) -> EngineManifest:
+        """See `Engine.manifest`."""
+        return self._engine.manifest
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """See `Engine.tokenizer`."""
+        return self._engine.tokenizer
+
+    def new_cache(self, batch_size: int) -> Cache:
+        """See `Engine.new_cache`."""
+        return self._engine.new_cache(batch_size)
+
+    def gather(self, sources: Sequence[tuple[Cache, int]]) -> Cache:
+        """See `Engine.gather`."""
+        return self._engine.gather(sources)
+
+    def forward(
+        self,
+        cache: Cache,
+        input_ids: IntArray,
+        position_ids: IntArray,
+        tree: BoolArray,
+        logits_to_keep: int,
+    ) -> Step:
+        """See `Engine.forward`."""
+        self.forwards += 1
+        return self._engine.forward(cache, input_ids, position_ids, tree, logits_to_keep)
+
+    def commit(self, cache: Cache, step: Step, rows: Sequence[Sequence[int]]) -> None:
+        """See `Engine.commit`."""
+        self._engine.commit(cache, step, rows)

@@ -1,0 +1,67 @@
+"""Checks of what an engine is made of: its files, its checkpoint, its weights."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from otter_export.converters.engine_files import source_of
+from otter_export.evaluation.check import CheckResult, none_may_differ
+from otter_export.evaluation.stored_weights import mismatches
+from otter_export.evaluation.subject import Subject
+from otter_export.manifest import FILE_NAME, describe_file
+from otter_export.runtime.tokenizer import FILE_NAME as TOKENIZER_FILE
+
+
+def files(subject: Subject) -> CheckResult:
+    """Every file has the SHA-256 of engine.json, and every file that is read is listed there."""
+    listed = {file.path: file for file in subject.manifest.files}
+    wrong = [
+        f"{name} is not what was built: its SHA-256 differs"
+        for name, file in listed.items()
+        if describe_file(subject.directory, name).sha256 != file.sha256
+    ]
+    if not wrong:
+        wrong = [
+            f"{name} is read by the engine and not listed in {FILE_NAME}"
+            for name in sorted(_read_files(subject) - set(listed))
+        ]
+    reason = "an engine is its files, bit for bit"
+    return none_may_differ("files", "files that differ", wrong, reason, files=len(listed))
+
+
+def _read_files(subject: Subject) -> set[str]:
+    """What the runtime opens: the model, its external data, the tokenizer."""
+    model = ir.load(subject.directory / subject.manifest.model_file)
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    data = {str(t.location) for t in tensors if isinstance(t, ir.ExternalTensor)}
+    return {subject.manifest.model_file, TOKENIZER_FILE, *data}
+
+
+def source(subject: Subject) -> CheckResult:
+    """The checkpoint is the one that the engine was built from."""
+    recorded = dict(subject.manifest.source.get("sha256") or {})
+    actual = source_of(subject.checkpoint)["sha256"]
+    wrong = [
+        f"{name} of {subject.checkpoint.directory} is not what the engine was built from"
+        for name, digest in actual.items()
+        if recorded.get(name) != digest
+    ]
+    reason = "parity with another checkpoint means nothing"
+    return none_may_differ("source", "files that differ", wrong, reason, files=len(actual))
+
+
+def finite(subject: Subject) -> CheckResult:
+    """No weight of the checkpoint, inserted or base, is NaN or infinite."""
+    wrong = [f"{name} holds NaN or infinity" for name in subject.checkpoint.non_finite()]
+    count = len(subject.checkpoint.tensors) + len(subject.checkpoint.base.weights)
+    reason = "one such weight spoils every output"
+    return none_may_differ("finite", "tensors with NaN or infinity", wrong, reason, tensors=count)
+
+
+def weights(subject: Subject) -> CheckResult:
+    """The engine's weights are the checkpoint's: equal, or as near as their precision allows."""
+    found = mismatches(subject.stored, subject.checkpoint)
+    wrong = [f"{name} {problem}" for name, problem in found]
+    reason = "float32 is equal, float16 rounded once, int8 and int4 within half a step"
+    count = len(subject.stored.weights)
+    return none_may_differ("weights", "tensors that differ", wrong, reason, tensors=count)

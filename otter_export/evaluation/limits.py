@@ -1,0 +1,29 @@
+"""How much a number may differ, by what the engine computes in; measured on SmolLM2-135M."""
+
+from __future__ import annotations
+
+from otter_export.evaluation.check import Limit
+from otter_export.manifest import EngineManifest
+
+
+def arithmetic(manifest: EngineManifest) -> Limit:
+    """Largest difference over spread between two ways to compute the same from the same weights."""
+    if manifest.precision == "fp16" and manifest.execution_provider == "cuda":
+        return Limit(5e-2, "float16 states have 11 bits, and errors add up over the layers")
+    return Limit(1e-4, "float32 sums in another order; 1e-5 is usual")
+
+
+def logits(manifest: EngineManifest) -> Limit:
+    """The same, of an engine as it runs; a mean where its kernels round activations."""
+    if manifest.precision in ("int8", "int4"):
+        return Limit(0.2, "kernels round activations to int8; 0.06 is usual, a wrong graph gives 1")
+    return arithmetic(manifest)
+
+
+def divergence(manifest: EngineManifest) -> Limit:
+    """KL divergence that storing weights in few bits costs, over that of a uniform guess."""
+    share = {"fp32": 1e-6, "fp16": 0.01, "int8": 0.05, "int4": 0.5}.get(manifest.precision, 0.05)
+    usual = {"fp16": "1e-6", "int8": "0.002", "int4": "0.1, and more in small models"}
+    return Limit(
+        share, f"a part of what the model knows; {usual.get(manifest.precision, '0')} is usual"
+    )
