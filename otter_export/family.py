@@ -62,6 +62,7 @@ class Family:
         config_keys: Standard name to this family's name in config.json.
         resized: ``(path inside the layer, attribute, space)``: integer attributes that the
             Hugging Face forward reads and that must grow by the channel's width of ``space``.
+        activations: Paths inside a layer of the feed-forward's activation, in the space INNER.
         optional_prefix: A leading path that published weight files of this family may omit.
         refused: ``(config key, accepted value, reason)``: settings that have no rule.
     """
@@ -77,6 +78,7 @@ class Family:
     transposed: bool = False
     config_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
     resized: tuple[tuple[str, str, Space], ...] = ()
+    activations: tuple[str, ...] = ()
     optional_prefix: str = ""
     refused: tuple[tuple[str, object, str], ...] = ()
 

@@ -30,6 +30,7 @@ FAMILY = Family(
         "max_position_embeddings": "n_positions",
     },
     resized=(("attn", "split_size", Space.QUERY),),
+    activations=("mlp.act",),
     optional_prefix="transformer.",
     refused=(
         ("scale_attn_by_inverse_layer_idx", False, "the base graph has no such scale"),

@@ -21,4 +21,5 @@ FAMILY = Family(
     final_norm="model.norm",
     output_head="lm_head",
     projections=PROJECTIONS,
+    activations=("mlp.act_fn",),
 )

@@ -192,6 +192,25 @@ class WidenedEmbedding(nn.Module):
         return torch.cat((base, channel.to(base.dtype)), dim=-1)
 
 
+class WidenedActivation(nn.Module):
+    """An element-wise activation, applied to the two streams apart.
+
+    PyTorch's vectorised loops compute the last few elements of a tensor by scalar code, whose
+    ``exp`` and ``tanh`` round otherwise: on the joined state, base values that happen to lie at the
+    end would change with the channel's width.
+    """
+
+    def __init__(self, base: nn.Module, base_size: int) -> None:
+        super().__init__()
+        self.base = base
+        self.base_size = base_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., m + m']`` to the same shape."""
+        base, channel = split_state(x, self.base_size)
+        return torch.cat((self.base(base), self.base(channel)), dim=-1)
+
+
 class BaseHead(nn.Module):
     """The language model head, reading the base part of the final state only."""
 

@@ -28,6 +28,7 @@ from otter_export.family import (
 from otter_export.modeling.layers import (
     BaseHead,
     ProjectionWidths,
+    WidenedActivation,
     WidenedEmbedding,
     WidenedFusedProjection,
     WidenedNorm,
@@ -182,6 +183,10 @@ def _widen_modules(
         )
         _replace(model, name, widened)
     for layer in range(base.num_hidden_layers):
+        for path in family.activations:
+            name = f"{family.layers}.{layer}.{path}"
+            activation = WidenedActivation(model.get_submodule(name), base.intermediate_size)
+            _replace(model, name, activation)
         for path, attribute, space in family.resized:
             owner = model.get_submodule(f"{family.layers}.{layer}.{path}")
             setattr(owner, attribute, getattr(owner, attribute) + channel_width(config, space))
