@@ -102,7 +102,7 @@ def draw_curve(path: Path, content: Mapping[str, Any]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = [point["step"] for point in content["curve"]]
     losses = [point["loss"] for point in content["curve"]]
@@ -117,7 +117,7 @@ def draw_curve(path: Path, content: Mapping[str, Any]) -> None:
         label = "end token" if key == "end" else f"{key} % of the text"
         right.plot(at, [e[content["metric"]][key] for e in evaluations], "o-", label=label)
     right.set(xlabel="step", ylabel=f"held-out {content['metric']}")
-    right.legend()
+    right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the curves, not on them
     for axis in (left, right):
         axis.grid(alpha=0.3)
     temporary = path.with_name(f".{path.name}.partial")
