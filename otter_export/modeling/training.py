@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -143,17 +144,17 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.objective.loss(self._rewards(batch), batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ConfigError(
+                f"the loss is {value} at step {p.step + 1}; lower --learning-rate or use "
+                "--dtype float32"
+            )
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), c.clip)
         self.optimizer.step()
         p.step += 1
         p.tokens += batch.tokens
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise ConfigError(
-                f"the loss is {value} at step {p.step}; lower --learning-rate or use "
-                "--dtype float32"
-            )
         return value
 
     def _share_done(self) -> float:
@@ -174,7 +175,7 @@ class Trainer:
         p = self.progress
         metrics = self.evaluate(self.sample)
         p.evaluations.append({"step": p.step, **metrics})
-        chosen = metrics[f"{self.objective.metric}"]["100"]
+        chosen = metrics[self.objective.metric]["100"]
         if chosen > p.best_metric:
             p.best_metric, p.best_step, p.stale = chosen, p.step, 0
             self.best = {n: t.detach().clone() for n, t in self.parameters.items()}
@@ -220,8 +221,7 @@ class Trainer:
             for key in ("exp_avg", "exp_avg_sq"):
                 if key in state:
                     tensors[f"{key}.{name}"] = state[key]
-        record = {"fingerprint": self.fingerprint(), **dataclasses.asdict(self.progress),
-                  "step": self.progress.step}  # fmt: skip
+        record = {"fingerprint": self.fingerprint, **dataclasses.asdict(self.progress)}
         if not math.isfinite(self.progress.best_metric):
             record["best_metric"] = None
         save_state(self.checkpoint.directory, tensors, record)
@@ -237,7 +237,7 @@ class Trainer:
         if loaded is None:
             return False
         tensors, record = loaded
-        if record.pop("fingerprint", None) != self.fingerprint():
+        if record.pop("fingerprint", None) != self.fingerprint:
             raise ConfigError(
                 f"{self.checkpoint.directory} holds an unfinished run with other settings or data; "
                 "repeat its settings to resume it, or start over with --restart"
@@ -257,12 +257,13 @@ class Trainer:
                 }
         return True
 
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Digest of all that the result depends on."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config)).encode())
         for items in (self.train, self.held_out):
             digest.update(repr([(i.rows, i.score) for i in items]).encode())
-        for name in self.parameters:
+        for name in self.checkpoint.tensors:
             digest.update(name.encode() + self.checkpoint.tensors.raw(name).tobytes())
         return digest.hexdigest()
 
