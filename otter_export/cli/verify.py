@@ -46,7 +46,7 @@ _QUICK_TOKENS = 8
 @click.option(
     "--max-tokens",
     type=click.IntRange(1, 1024),
-    default=24,
+    default=16,
     show_default=True,
     help="Tokens to generate, in the checks that do.",
 )

@@ -29,13 +29,12 @@ from otter_export.runtime.prefill import prefill
 from otter_export.runtime.request import Request, Result, TokenEvent
 from otter_export.runtime.sequence import REWARD_KINDS
 
-#: Prompts of the checks that generate, and of those that compare steps.
+#: Prompts of the checks that generate.
 _PROMPTS = 3
-_STEP_PROMPTS = 2
-#: Short and odd, so that chunks end inside prompts and at their ends.
-_CHUNK = 5
+#: Chunks per prompt; odd, so that they end inside prompts as well as at their ends.
+_CHUNKS = 3
 #: Two ways to compute the same rows: what is judged, and what it should be.
-_Compare = Callable[[Engine, Sequence[list[int]]], tuple[Rows, Rows]]
+_Compare = Callable[[Engine, Sequence[list[int]], int], tuple[Rows, Rows]]
 
 
 def tree_step(subject: Subject) -> CheckResult:
@@ -114,11 +113,11 @@ def forward_passes(subject: Subject) -> CheckResult:
 
 def _same_rows(subject: Subject, name: str, what: str, compare: _Compare) -> CheckResult:
     """Judge the exact engine; of one whose kernels round, report also what it gives as it runs."""
-    prompts = subject.prompt_ids[:_STEP_PROMPTS]
-    worst = _worst(subject, *compare(subject.exact_engine, prompts))
+    arguments = subject.step_prompts, subject.step_width
+    worst = _worst(subject, *compare(subject.exact_engine, *arguments))
     numbers = {"max": worst.maximum}
     if subject.rounds_activations:
-        numbers["as it runs"] = _worst(subject, *compare(subject.engine, prompts)).relative
+        numbers["as it runs"] = _worst(subject, *compare(subject.engine, *arguments)).relative
     return decide(
         name, f"{what}, max / spread", worst.relative, limits.arithmetic(subject.manifest), numbers
     )
@@ -131,17 +130,18 @@ def _worst(subject: Subject, values: Rows, reference: Rows) -> Difference:
 
 def _step_difference(subject: Subject) -> Difference:
     """Of the logits, between one step of candidates and single steps, as the engine runs."""
-    values, reference = _tree_rows(subject.engine, subject.prompt_ids[:_STEP_PROMPTS])
+    values, reference = _tree_rows(subject.engine, subject.step_prompts, CANDIDATES)
     return difference(values[LOGITS], reference[LOGITS], subject.spreads[LOGITS])
 
 
-def _tree_rows(engine: Engine, prompts: Sequence[list[int]]) -> tuple[Rows, Rows]:
+def _tree_rows(engine: Engine, prompts: Sequence[list[int]], width: int) -> tuple[Rows, Rows]:
+    """Candidates together, and a token after the kept one; against one by one."""
     together: list[Rows] = []
     single: list[Rows] = []
     for prompt in prompts:
         cache = engine.new_cache(1)
         logits = feed_and_keep(engine, cache, prompt)[LOGITS]
-        tokens = top(logits[-1:], CANDIDATES)[0].tolist()
+        tokens = top(logits[-1:], width)[0].tolist()
         single += [rows(feed(engine, cache, [token])) for token in tokens]
         step = feed_candidates(engine, cache, tokens)
         together.append(rows(step))
@@ -154,15 +154,18 @@ def _tree_rows(engine: Engine, prompts: Sequence[list[int]]) -> tuple[Rows, Rows
     return stack(together), stack(single)
 
 
-def _chunked_rows(engine: Engine, prompts: Sequence[list[int]]) -> tuple[Rows, Rows]:
+def _chunked_rows(engine: Engine, prompts: Sequence[list[int]], _: int) -> tuple[Rows, Rows]:
+    """Prompts in chunks, and their last rows from a padded batch; against prompts at once."""
     chunked: list[Rows] = []
     whole: list[Rows] = []
     for prompt in prompts:
         cache = engine.new_cache(1)
-        chunked += [feed_and_keep(engine, cache, part) for part in chunks(prompt, _CHUNK)]
+        size = -(-len(prompt) // _CHUNKS)
+        chunked += [feed_and_keep(engine, cache, part) for part in chunks(prompt, size)]
         whole.append(rows(feed(engine, engine.new_cache(1), prompt)))
     last = [{name: values[-1:] for name, values in part.items()} for part in whole]
-    step = prefill(engine, prompts, _CHUNK)[1]
+    longest = max(len(prompt) for prompt in prompts)
+    step = prefill(engine, prompts, -(-longest // _CHUNKS))[1]
     batch = {LOGITS: step.logits[:, -1], **{n: v[:, -1] for n, v in step.signals.items()}}
     return stack([*chunked, batch]), stack([*whole, *last])
 

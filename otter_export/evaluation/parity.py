@@ -82,12 +82,6 @@ def spread(reference: Floats) -> float:
     return max(deviation, _LEAST_SPREAD * size)
 
 
-def bit_equal(values: Floats, reference: Floats) -> bool:
-    """Whether two arrays hold the same bits; NaN equals itself, 0 does not equal -0."""
-    same_kind = values.shape == reference.shape and values.dtype == reference.dtype
-    return same_kind and values.tobytes() == reference.tobytes()
-
-
 def top(logits: Floats, count: int) -> Ints:
     """``[N, V]`` to the ``count`` best tokens of each row ``[N, count]``, best first."""
     return np.stack(

@@ -38,7 +38,7 @@ class Options:
     """
 
     prompts: tuple[str, ...]
-    max_tokens: int = 24
+    max_tokens: int = 16
     quick: bool = False
     provider: str | None = None
 
@@ -66,6 +66,17 @@ class Subject:
     def rounds_activations(self) -> bool:
         """Whether the engine's kernels round activations to int8, and so are not exact."""
         return self.manifest.precision in ("int8", "int4")
+
+    @property
+    def step_prompts(self) -> list[list[int]]:
+        """The prompts of the checks that compare steps; exact int8 kernels are slow."""
+        return self.prompt_ids[: 1 if self.rounds_activations else 2]
+
+    @property
+    def step_width(self) -> int:
+        """Candidates of a step, at most what the vocabulary has."""
+        width = CANDIDATES // 2 if self.rounds_activations else CANDIDATES
+        return min(width, self.manifest.vocab_size)
 
     @property
     def max_tokens(self) -> int:

@@ -1,0 +1,182 @@
+"""L1: weights read back from an engine, and how they are held against the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from otter_export.checkpoint import Checkpoint
+from otter_export.evaluation.stored_weights import StoredWeights, checkpoint_weights, mismatches
+from otter_export.graph.passes.quantize_weights import quantize
+from tests.evaluation.conftest import Build
+from tests.evaluation.spoil import Edit, edit_weight
+from tests.tiny import CONFIGS
+
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+Q = "model.layers.1.self_attn.q_proj.weight"
+
+
+def opened(engine: Path, family: str = "llama") -> tuple[StoredWeights, Checkpoint]:
+    checkpoint = Checkpoint.open(engine.parent / family)
+    names = frozenset(checkpoint_weights(checkpoint))
+    return StoredWeights(engine / "model.onnx", names), checkpoint
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_weight_is_found_and_right(engine: Build, precision: str, family: str) -> None:
+    stored, checkpoint = opened(engine(precision, family), family)
+    assert list(mismatches(stored, checkpoint)) == []
+    found = {part for weight in stored.weights for part in weight.parts}
+    assert set(checkpoint.tensors) <= found
+    assert len(found) > 40
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_values_are_those_of_the_checkpoint(engine: Build, precision: str) -> None:
+    stored, checkpoint = opened(engine(precision))
+    weight = stored.find(Q)
+    assert weight is not None
+    original = checkpoint.base.float32(Q)
+    values = stored.read(weight, original.shape[1]).values
+    assert values.shape == original.shape
+    # A step is 1/8 or 1/128 of a block's largest weight, and the last code may be a whole one off.
+    share = {"fp32": 0.0, "fp16": 2**-11, "int8": 1 / 128, "int4": 1 / 8}[precision]
+    assert np.abs(values - original).max() <= share * np.abs(original).max()
+    assert (values != original).any() == (precision != "fp32")
+
+
+def test_a_quantised_head_is_told_from_its_embedding(engine: Build) -> None:
+    stored, _ = opened(engine("int4"))
+    head = stored.find("model.embed_tokens.weight", quantized=True)
+    embedding = stored.find("model.embed_tokens.weight", quantized=False)
+    assert head is not None and embedding is not None
+    assert (head.bits, embedding.bits) == (4, None)
+    assert stored.find("model.nothing.weight") is None
+
+
+def zero_last(array: np.ndarray) -> None:
+    array[-1, -1] = 0
+
+
+def next_up(array: np.ndarray) -> None:
+    array.flat[0] = np.nextafter(array.flat[0], array.dtype.type(np.inf))
+
+
+def swap_rows(array: np.ndarray) -> None:
+    array[[0, 1]] = array[[1, 0]]
+
+
+def other_code(array: np.ndarray) -> None:
+    array.flat[0] ^= 0x02
+
+
+def double(array: np.ndarray) -> None:
+    array *= 2
+
+
+@pytest.mark.parametrize(
+    ("precision", "name", "edit"),
+    [
+        ("fp32", f"{Q}_t", next_up),
+        ("fp32", f"{Q}_t", zero_last),
+        ("fp32", "model.layers.0.mlp.down_proj.otter.from_base_t", swap_rows),
+        ("fp16", f"{Q}_t_half", next_up),
+        ("int8", f"{Q}_int8", other_code),
+        ("int8", f"{Q}_int8", swap_rows),
+        ("int4", f"{Q}_int4", other_code),
+        ("int4", "model.embed_tokens.weight_half", next_up),
+        ("int4", "model.embed_tokens.weight_int4", swap_rows),
+    ],
+)
+def test_one_wrong_value_is_found(copied: Build, precision: str, name: str, edit: Edit) -> None:
+    engine = copied(precision)
+    edit_weight(engine, name, edit)
+    found = list(mismatches(*opened(engine)))
+    assert [weight for weight, _ in found] == [name]
+    assert "values" in found[0][1]
+
+
+def test_stacked_weights_are_compared_part_by_part(copied: Build) -> None:
+    engine = copied()
+    stored, _ = opened(engine)
+    stacked = next(w for w in stored.weights if len(w.parts) > 1)
+    edit_weight(engine, stacked.name, lambda array: swap_columns(array))
+    assert [name for name, _ in mismatches(*opened(engine))] == [stacked.name]
+
+
+def swap_columns(array: np.ndarray) -> None:
+    array[:, [0, -1]] = array[:, [-1, 0]]
+
+
+def test_a_weight_that_is_not_there_is_named(engine: Build) -> None:
+    stored, checkpoint = opened(engine())
+    stored.weights = tuple(w for w in stored.weights if w.name != f"{Q}_t")
+    assert list(mismatches(stored, checkpoint)) == [(Q, "is not in the engine")]
+
+
+@hypothesis.given(
+    seed=st.integers(0, 10**6),
+    bits=st.sampled_from([4, 8]),
+    columns=st.sampled_from([1, 17, 128, 200, 256]),
+    scale=st.floats(1e-4, 1e4),
+    zeros=st.booleans(),
+)
+def test_what_the_quantiser_rounds_is_accepted(
+    seed: int, bits: int, columns: int, scale: float, zeros: bool
+) -> None:
+    """The allowance holds for every matrix, not only for those of the tiny models."""
+    original = (np.random.default_rng(seed).standard_normal((16, columns)) * scale).astype(
+        np.float32
+    )
+    if zeros:
+        original[::2] = 0
+    assert _judged(original, original, bits) is None
+
+
+@hypothesis.given(seed=st.integers(0, 10**6), bits=st.sampled_from([4, 8]))
+def test_steps_that_are_too_large_are_refused(seed: int, bits: int) -> None:
+    """A step of twice the size would allow twice the error everywhere."""
+    original = np.random.default_rng(seed).standard_normal((16, 128)).astype(np.float32)
+    coarse = original.copy()
+    coarse[:, 0] = 2.5 * np.abs(original).max(axis=1)
+    problem = _judged(coarse, original, bits, skip_first=True)
+    assert problem is not None and "steps" in problem
+
+
+def _judged(
+    quantised: np.ndarray, original: np.ndarray, bits: int, *, skip_first: bool = False
+) -> str | None:
+    """Quantise one matrix and hold the result against another."""
+    from otter_export.evaluation import stored_weights as module
+
+    packed, scales = quantize(quantised, bits)
+    codes = module._unpack(packed, bits)
+    steps = np.abs(scales).reshape(*codes.shape[:2], 1)
+    signed = codes.astype(np.float32) - 2 ** (bits - 1)
+    values = (signed * scales.reshape(steps.shape)).reshape(len(codes), -1)
+    values = values[:, : original.shape[1]]
+    if skip_first:
+        values[:, 0] = original[:, 0]
+    return module._quantized_problem(module.Quantized(bits, steps, codes), values, original)
+
+
+def test_a_wrong_shape_is_named(engine: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored, checkpoint = opened(engine())
+    read: Callable[..., object] = StoredWeights.read
+
+    def shorter(self: StoredWeights, weight: object, columns: int) -> object:
+        found = read(self, weight, columns)
+        if getattr(weight, "name", "") == f"{Q}_t":
+            object.__setattr__(found, "values", found.values[1:])  # type: ignore[attr-defined]
+        return found
+
+    monkeypatch.setattr(StoredWeights, "read", shorter)
+    assert list(mismatches(stored, checkpoint)) == [
+        (f"{Q}_t", "has shape [63, 64], expected [64, 64]")
+    ]
