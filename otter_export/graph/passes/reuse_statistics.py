@@ -32,7 +32,7 @@ class ReuseStatistics(ir.passes.InPlacePass):
             if node.op_type == "RMSNormalization":
                 _lower_rms(graph, node)
                 changed = True
-            elif node.op_type == "LayerNormalization":
+            elif node.op_type == "LayerNormalization" and len(node.outputs) == 1:
                 _lower_layer_norm(graph, node)
                 changed = True
         graph.opset_imports["com.microsoft"] = 1

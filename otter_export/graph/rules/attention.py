@@ -15,7 +15,7 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
 
     Mask, scale and causality are the base's; past' are new graph inputs, their updates new outputs.
     """
-    q, k, v, mask, past_key, past_value = node.inputs[:6]
+    q, k, v, mask, past_key, past_value = (*node.inputs, *[None] * 6)[:6]
     missing = [x for x in (q, k, v) if x not in state.channel]
     if missing or past_key is None or past_value is None:
         raise UnsupportedError(

@@ -1,0 +1,239 @@
+"""L1: passes that change shapes and what is computed: fires, does not fire, output equal.
+
+Values only move here, so outputs are compared bit for bit, except for the norms (1e-6: ONNX
+Runtime's fused norms sum in another order) and for attention (1e-5: softmax in two parts).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from otter_export.errors import UnsupportedError
+from otter_export.graph.passes.flatten_tokens import FlattenTokens
+from otter_export.graph.passes.float_logits import FloatLogits
+from otter_export.graph.passes.keep_last_logits import KeepLastLogits
+from otter_export.graph.passes.merge_reshapes import MergeReshapes
+from otter_export.graph.passes.read_only_cache import ReadOnlyCache
+from otter_export.graph.passes.reuse_statistics import ReuseStatistics
+from tests.graph.text import ops, parse, randn, run
+
+Array = np.ndarray[Any, Any]
+
+HEADS = """g (int64[B, S] input_ids, float[9, 4] E, float[4, 9] H, float[4, 1] W)
+   => (float[B, S, 9] logits, float[B, S, 1] reward)
+   { x = Gather (E, input_ids) n = Sigmoid (x) logits = MatMul (n, H)
+     signals__reward__matmul = MatMul (x, W) reward = Tanh (signals__reward__matmul) }"""
+
+
+def heads_model() -> ir.Model:
+    model = parse(HEADS, E=randn(9, 4), H=randn(4, 9, seed=1), W=randn(4, 1, seed=2))
+    for node in model.graph:
+        width = {"n": 4, "x": 4, "signals.reward.matmul": 1}.get(str(node.outputs[0].name))
+        if width is not None:
+            node.outputs[0].shape = ir.Shape(["B", "S", width])
+            node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    return model
+
+
+IDS = np.array([[3, 5, 4], [8, 0, 1]])
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_keep_last_logits_is_a_slice(keep: int) -> None:
+    model = heads_model()
+    logits, reward = run(model, input_ids=IDS)
+    assert KeepLastLogits()(model).modified
+    assert [v.name for v in model.graph.inputs] == ["input_ids", "logits_to_keep"]
+    found = run(model, input_ids=IDS, logits_to_keep=np.array([keep]))
+    np.testing.assert_array_equal(found[0], logits[:, -keep:])
+    np.testing.assert_array_equal(found[1], reward[:, -keep:])
+    assert str(model.graph.outputs[0].shape) == "[batch,kept,9]"
+
+
+def test_flatten_tokens_carries_two_dimensions_and_restores_outputs() -> None:
+    model = heads_model()
+    before = run(model, input_ids=IDS)
+    FlattenTokens(frozenset({"E"}))(model)
+    for node in model.graph:
+        if node.op_type in ("MatMul", "Sigmoid", "Tanh"):
+            assert node.outputs[0].shape is not None and len(node.outputs[0].shape) == 2
+    assert [v.name for v in model.graph.outputs] == ["logits", "reward"]
+    for found, expected in zip(run(model, input_ids=IDS), before, strict=True):
+        assert found.shape == expected.shape
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_flatten_tokens_after_keep_last_logits_counts_the_kept_rows() -> None:
+    model = heads_model()
+    KeepLastLogits()(model)
+    before = run(model, input_ids=IDS, logits_to_keep=np.array([2]))
+    FlattenTokens(frozenset({"E"}))(model)
+    after = run(model, input_ids=IDS, logits_to_keep=np.array([2]))
+    for found, expected in zip(after, before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_flatten_tokens_gives_structural_ops_three_dimensions() -> None:
+    model = parse(
+        """g (int64[B, S] input_ids, float[9, 8] E, float[B, S, 2] cos, float[B, S, 2] sin)
+           => (float[B, S, 8] y)
+           { x = Gather (E, input_ids) r = RotaryEmbedding <num_heads = 2> (x, cos, sin)
+             y = Sigmoid (r) }""",
+        E=randn(9, 8),
+    )
+    for node, width in zip(model.graph, (8, 8, 8), strict=True):
+        node.outputs[0].shape = ir.Shape(["B", "S", width])
+    angle = randn(2, 3, 2, seed=3)
+    inputs = {"input_ids": IDS, "cos": np.cos(angle), "sin": np.sin(angle)}
+    before = run(model, **inputs)
+    FlattenTokens(frozenset({"E"}))(model)
+    np.testing.assert_array_equal(run(model, **inputs)[0], before[0])
+
+
+def test_merge_reshapes_keeps_the_last() -> None:
+    model = parse(
+        """g (float[2, 6] x, int64[1] s, int64[2] t) => (float[4, 3] y)
+           { a = Reshape (x, s) y = Reshape (a, t) }""",
+        s=np.array([-1]),
+        t=np.array([4, 3]),
+    )
+    x = randn(2, 6)
+    assert MergeReshapes()(model).modified
+    assert [v.name for v in list(model.graph)[-1].inputs if v is not None] == ["x", "t"]
+    np.testing.assert_array_equal(run(model, x=x)[0], x.reshape(4, 3))
+
+
+def test_merge_reshapes_leaves_a_single_one() -> None:
+    model = parse(
+        "g (float[2, 6] x, int64[1] s) => (float[N] y) { y = Reshape (x, s) }", s=np.array([-1])
+    )
+    assert not MergeReshapes()(model).modified
+
+
+def test_float_logits_casts_half_logits_only() -> None:
+    text = "g ({0}[B, S, 4] n, {0}[4, 9] H) => ({0}[B, S, 9] logits) {{ logits = MatMul (n, H) }}"
+    half = parse(text.format("float16"), H=randn(4, 9).astype(np.float16))
+    n = randn(1, 2, 4).astype(np.float16)
+    before = run(half, n=n)[0]
+    assert FloatLogits()(half).modified
+    after = run(half, n=n)[0]
+    assert after.dtype == np.float32
+    # A CPU multiplies in float32, and so need not round to float16 before the Cast.
+    np.testing.assert_array_equal(after.astype(np.float16), before)
+    assert not FloatLogits()(half).modified
+    assert not FloatLogits()(parse(text.format("float"), H=randn(4, 9))).modified
+
+
+RMS = """g (float[B, S, 8] a, float[B, S, 8] b, float[8] gamma)
+   => (float[B, S, 1] q, float[B, S, 8] y)
+   {{ {} n = RMSNormalization <axis = -1, epsilon = 1e-3> (x, gamma)
+      r = com.otter.InverseRms <epsilon = 1e-3> (x) q = Identity (r) y = Add (x, n) }}"""
+A, B = randn(2, 3, 8), randn(2, 3, 8, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        # Two activations: the residual is fused.
+        ("s = Sigmoid (a) t = Sigmoid (b) x = Add (s, t)", "SkipSimplifiedLayerNormalization"),
+        # Graph inputs are no residual of two computed states.
+        ("x = Sigmoid (a)", "SimplifiedLayerNormalization"),
+    ],
+)
+def test_reuse_statistics_of_rms_norms(text: str, first: str) -> None:
+    model = parse(RMS.format(text), functions=True, gamma=randn(8, seed=2))
+    before = run(model, a=A, b=B)
+    assert ReuseStatistics()(model).modified
+    assert first in ops(model)
+    assert "InverseRms" not in ops(model)
+    for found, expected in zip(run(model, a=A, b=B), before, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6, rtol=1e-6)
+    assert not ReuseStatistics()(model).modified
+
+
+def test_reuse_statistics_of_layer_norms() -> None:
+    model = parse(
+        """g (float[B, S, 8] a, float[8] gamma, float[8] beta)
+           => (float[B, S, 8] y, float[B, S, 1] p, float[B, S, 1] q)
+           { x = Sigmoid (a)
+             n = LayerNormalization <axis = -1, epsilon = 1e-3> (x, gamma, beta)
+             m, r = com.otter.MeanInverseStd <epsilon = 1e-3> (x)
+             y = Identity (n) p = Identity (m) q = Identity (r) }""",
+        functions=True,
+        gamma=randn(8, seed=2),
+        beta=randn(8, seed=3),
+    )
+    before = run(model, a=A)
+    assert ReuseStatistics()(model).modified
+    assert ops(model) == ["Sigmoid", "LayerNormalization", *["Identity"] * 3]
+    for found, expected in zip(run(model, a=A), before, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+    assert not ReuseStatistics()(model).modified
+
+
+def test_reuse_statistics_without_norms() -> None:
+    assert not ReuseStatistics()(heads_model()).modified
+
+
+def attention_model(rotary: bool, attributes: str = "scale = 0.3") -> ir.Model:
+    """One attention of 4 heads over 2 key/value heads of size 4, causal by its mask."""
+    rotate = "= RotaryEmbedding <num_heads = {}> ({}, cos, sin)" if rotary else "= Identity ({1})"
+    model = parse(
+        f"""g (int64[B, S] input_ids, float[B, S, 16] q0, float[B, S, 8] k0, float[B, S, 8] v,
+               float[B, S, 2] cos, float[B, S, 2] sin, bool[B, 1, S, T] attention_mask,
+               float[B, 2, P, 4] past_key_values__0__key,
+               float[B, 2, P, 4] past_key_values__0__value)
+           => (float[B, S, 16] y, float[B, 2, T, 4] present__0__key,
+               float[B, 2, T, 4] present__0__value)
+           {{ q {rotate.format(4, "q0")} k {rotate.format(2, "k0")}
+              a, present__0__key, present__0__value = Attention <q_num_heads = 4,
+                kv_num_heads = 2, {attributes}> (q, k, v, attention_mask, past_key_values__0__key,
+                past_key_values__0__value) y = Identity (a) }}"""
+    )
+    for value in model.graph.inputs:
+        if value.name == "past_key_values.0.key":
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+    return model
+
+
+@pytest.mark.parametrize("rotary", [True, False])
+@pytest.mark.parametrize("prefix", [0, 3])
+@pytest.mark.parametrize("attributes", ["scale = 0.3", "softcap = 0.0"])
+def test_read_only_cache_equals_attention(rotary: bool, prefix: int, attributes: str) -> None:
+    model = attention_model(rotary, attributes)
+    batch, step = 2, 3
+    angle = randn(batch, step, 2, seed=9)
+    mask = np.random.default_rng(0).random((batch, step, prefix + step)) < 0.6
+    mask[:, :, prefix:] |= np.eye(step, dtype=bool)  # every token sees itself
+    inputs = {
+        "input_ids": np.zeros((batch, step), np.int64),
+        "q0": randn(batch, step, 16),
+        "k0": randn(batch, step, 8, seed=1),
+        "v": randn(batch, step, 8, seed=2),
+        "cos": np.cos(angle),
+        "sin": np.sin(angle),
+        "past_key_values__0__key": randn(batch, 2, prefix, 4, seed=3),
+        "past_key_values__0__value": randn(batch, 2, prefix, 4, seed=4),
+    }
+    y, key, value = run(model, **inputs, attention_mask=mask[:, None])
+    assert ReadOnlyCache()(model).modified
+    assert "Attention" not in ops(model)
+    found = run(model, **inputs, attention_mask=mask)
+    np.testing.assert_allclose(found[0], y, atol=1e-5, rtol=0)
+    # The new rows alone come out; they are the tail of what Attention would have copied.
+    np.testing.assert_allclose(found[1], key[:, :, prefix:], atol=1e-6, rtol=0)
+    np.testing.assert_array_equal(found[2], value[:, :, prefix:])
+    assert not ReadOnlyCache()(model).modified
+
+
+def test_read_only_cache_refuses_softcap() -> None:
+    with pytest.raises(UnsupportedError, match="softcap"):
+        # A pass's own error is the cause of onnx_ir's.
+        try:
+            ReadOnlyCache()(attention_model(False, "softcap = 30.0"))
+        except ir.passes.PassError as error:
+            raise error.__cause__ or error from None
