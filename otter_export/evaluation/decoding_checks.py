@@ -176,6 +176,6 @@ def _first_difference(found: Sequence[int], wanted: Sequence[int]) -> int | None
 
 
 def _margin(event: TokenEvent, token: int) -> float:
-    """How far ``token`` was below the best candidate of a step; infinite if it was none."""
+    """How far apart the logits of the chosen token and of ``token`` were; infinite if unknown."""
     logits = {candidate.token_id: candidate.logit for candidate in event.candidates}
-    return max(logits.values()) - logits.get(token, -np.inf)
+    return abs(logits[event.token_id] - logits.get(token, -np.inf))

@@ -17,6 +17,7 @@ from otter_export.evaluation.counting_engine import CountingEngine
 from otter_export.evaluation.subject import Subject
 from otter_export.evaluation.verification import CHECKS
 from otter_export.runtime.generation import generate
+from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from tests.evaluation import spoil
 from tests.evaluation.conftest import Build, subject_of
 from tests.tiny import CONFIGS
@@ -161,8 +162,17 @@ def test_logits_a_perturbed_weight(copied: Build) -> None:
 
 def wrong_scale(graph: ir.Graph) -> None:
     """Attention scores 2 % too large: a graph that is wrong with weights that are right."""
-    node = next(n for n in graph if "alpha" in n.attributes)
-    node.attributes["alpha"] = ir.AttrFloat32("alpha", node.attributes["alpha"].as_float() * 1.02)
+    for node in graph:
+        if "alpha" in node.attributes:
+            alpha = node.attributes["alpha"].as_float() * 1.02
+            node.attributes["alpha"] = ir.AttrFloat32("alpha", alpha)
+
+
+def wrong_prefix_scale(graph: ir.Graph) -> None:
+    """The same for what is in the cache only, which one forward pass over a prompt cannot see."""
+    for node in graph:
+        if "alpha" in node.attributes and "past" in str(node.inputs[1].name):  # type: ignore[union-attr]
+            node.attributes["alpha"] = ir.AttrFloat32("alpha", 0.0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -172,6 +182,14 @@ def test_logits_a_wrong_constant_in_the_graph(copied: Build, precision: str) -> 
     subject = subject_of(engine)
     assert file_checks.files(subject).passed and file_checks.weights(subject).passed
     assert not (parity_checks.logits(subject).passed and parity_checks.signals(subject).passed)
+
+
+def test_prefill_a_cache_that_is_not_read_as_it_was_written(copied: Build) -> None:
+    engine = copied()
+    spoil.edit_graph(engine, wrong_prefix_scale)
+    subject = subject_of(engine)
+    assert parity_checks.logits(subject).passed
+    fails(decoding_checks.chunked_prefill(subject))
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -257,15 +275,13 @@ def test_weight_zero_fails_if_candidates_change_the_logits(engine: Build) -> Non
 def test_weight_zero_fails_if_decoding_is_not_plain(
     engine: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from otter_export.runtime.methods.args_greedy import ArgsGreedy
-
-    def second(self: ArgsGreedy, scores: np.ndarray, _: object) -> int:
-        return len(scores) - 1
-
-    monkeypatch.setattr(ArgsGreedy, "needs_rewards", property(lambda self: True))
-    monkeypatch.setattr(ArgsGreedy, "choose", second)
+    monkeypatch.setattr(ArgsGreedy, "choose", lambda self, scores, _: len(scores) - 1)
     result = decoding_checks.weight_zero(subject_of(engine()))
-    fails(result, "prompt 1: weight 0 gives other tokens than plain decoding")
+    fails(
+        result,
+        "prompt 1: weight 0 gives other tokens than plain decoding",
+        "prompt 1, token 1: margin",
+    )
 
 
 def test_forward_passes_are_counted_at_the_engine(
