@@ -48,9 +48,9 @@ def randomize(checkpoint: Path, seed: int = 0) -> None:
     generator = np.random.default_rng(seed + 1000)
     tensors = {}
     for name, old in load_file(checkpoint / "otter.safetensors").items():
-        values = generator.standard_normal(old.shape) * (0.3 if old.ndim == 1 else 0.2)
-        # Heads are drawn small, so that tanh does not saturate.
-        values *= 0.3 if name.startswith("signals.") else 1.0
+        # By fan-in: the channel has no norm of its own statistics, so gains would compound.
+        scale = 0.3 if old.ndim == 1 else old.shape[-1] ** -0.5
+        values = generator.standard_normal(old.shape) * scale
         tensors[name] = (values + (1.0 if name.endswith(".otter.weight") else 0.0)).astype(
             np.float32
         )

@@ -58,8 +58,21 @@ def base_graph(base: BaseModel, dtype: str = "f32") -> ir.Model:
             ) from error
     model: ir.Model = package["model"]
     check_tables(model, base)
+    if base.dimensions.tie_word_embeddings:
+        _share_tied_head(model, base)
     _attach_weights(model, base, DTYPES[dtype])
     return model
+
+
+def _share_tied_head(model: ir.Model, base: BaseModel) -> None:
+    """Let a tied head read the embedding, where mobius gives it an initializer of its own."""
+    initializers = model.graph.initializers
+    head = initializers.get(f"{base.family.output_head}.weight")
+    table = initializers.get(f"{base.family.embeddings[0][0]}.weight")
+    if head is None or table is None or head is table:
+        return
+    ir.convenience.replace_all_uses_with(head, table)
+    del initializers[str(head.name)]
 
 
 def _attach_weights(model: ir.Model, base: BaseModel, dtype: ir.DataType) -> None:
@@ -80,12 +93,8 @@ def _attach_weights(model: ir.Model, base: BaseModel, dtype: ir.DataType) -> Non
 
 
 def _reader(base: BaseModel, name: str) -> Make | None:
-    """Reads a parameter that the graph names as the base does; a tied head is the embedding."""
-    if base.has(name):
-        return lambda: base.float32(name)
-    if name == f"{base.family.output_head}.weight" and base.dimensions.tie_word_embeddings:
-        return lambda: base.float32(f"{base.family.embeddings[0][0]}.weight")
-    return None
+    """Reads a parameter that the graph names as the base does."""
+    return (lambda: base.float32(name)) if base.has(name) else None
 
 
 def _projection_reader(base: BaseModel, site: ProjectionSite, kind: str) -> Make | None:

@@ -86,7 +86,8 @@ def test_engine_of_each_initialization_as_inserted(kind: str, tmp_path: Path) ->
     compare(Built.make(tmp_path, Checkpoint.open(directory)))
 
 
-@hypothesis.settings(max_examples=6)
+# Each example is a build, so a failing one is shown as it is found.
+@hypothesis.settings(max_examples=6, phases=[hypothesis.Phase.generate])
 @hypothesis.given(
     hidden=st.integers(1, 70),
     inner=st.integers(1, 100),

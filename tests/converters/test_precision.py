@@ -1,0 +1,100 @@
+"""L2: int8, int4 and fp16 storage against references computed from the rounding alone.
+
+The rounding of the weights is written out in numpy (tests/graph/test_weight_passes.py has the same
+arithmetic against MatMulNBits alone). A checkpoint whose base weights are rounded so beforehand is
+run in torch, so all that is left is float32 arithmetic, and for int8 and int4 the rounding of the
+activations to 8 bits inside the kernel (accuracy level 4).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from otter_export.checkpoint import Checkpoint
+from otter_export.converters.onnx import lowered_graph
+from otter_export.modeling.otter_model import load_reference
+from otter_export.targets import BuildRequest
+from tests import built
+from tests.converters.conftest import tokens
+from tests.graph.test_weight_passes import dequantized
+
+Array = np.ndarray[Any, Any]
+#: Relative to the largest magnitude. fp16: float32 arithmetic on identical weights. int8 and int4:
+#: each activation row is rounded to 1/254 of its largest value; three roundings a layer, two layers
+#: and the head, in random directions: about 3 * 0.4 %. int4's bound is no looser than int8's, since
+#: the 4-bit rounding is in the reference too.
+PRECISIONS = {"fp16": 1e-4, "int8": 3e-2, "int4": 3e-2}
+#: What the same engine is off from the unrounded model, as a check that the rounding is there.
+ROUNDING = {"fp16": 1e-4, "int8": 5e-3, "int4": 5e-2}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Widths of whole blocks (d 128, m 256), untied, so that every block has 128 weights."""
+    base = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
+    return built.random_checkpoint(
+        tmp_path_factory.mktemp("wide") / "ck",
+        base={**base, "tie_word_embeddings": False, "seed": 3},
+        adapter=False,
+    )
+
+
+def rounded(checkpoint: Checkpoint, precision: str, directory: Path) -> Checkpoint:
+    """A copy of a checkpoint whose base weights are rounded as the precision stores them."""
+    directory.mkdir()
+    for file in checkpoint.directory.iterdir():
+        (directory / file.name).write_bytes(file.read_bytes())
+    tensors = {}
+    for name, weight in load_file(directory / "model.safetensors").items():
+        half = weight.astype(np.float16).astype(np.float32)
+        if weight.ndim == 1:
+            tensors[name] = weight
+        elif precision == "fp16" or name == "model.embed_tokens.weight":
+            tensors[name] = half
+        else:
+            tensors[name] = dequantized(weight, int(precision[3:])).astype(np.float32)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    return Checkpoint.open(directory)
+
+
+def outputs(checkpoint: Checkpoint, ids: Array) -> dict[str, Array]:
+    import torch
+
+    with torch.no_grad():
+        result = load_reference(checkpoint)(torch.from_numpy(ids))
+    return {"logits": result.logits.numpy(), "reward": result.signals["reward"].numpy()}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_engine_equals_torch_on_rounded_weights(
+    precision: str, wide: Checkpoint, tmp_path: Path
+) -> None:
+    ids = tokens(2, 16)
+    engine = built.Graph.load(built.build(wide, tmp_path / "engine", precision=precision))
+    found = engine(ids)
+    expected = outputs(rounded(wide, precision, tmp_path / "rounded"), ids)
+    exact = outputs(wide, ids)
+    for name in ("logits", "reward"):
+        assert built.relative(found[name], expected[name]) < PRECISIONS[precision]
+        assert built.relative(found[name], exact[name]) > ROUNDING[precision]
+    base = lowered_graph(wide, BuildRequest(precision=precision), widened=False)
+    np.testing.assert_array_equal(
+        found["logits"], built.Graph.of(base, tmp_path / "base")(ids)["logits"]
+    )
+
+
+@pytest.mark.parametrize(("precision", "base_bytes"), [("int8", 1), ("int4", 0.5), ("fp16", 2)])
+def test_base_matrices_shrink_and_the_channel_does_not(
+    precision: str, base_bytes: float, wide: Checkpoint
+) -> None:
+    model = lowered_graph(wide, BuildRequest(precision=precision))
+    name = {"fp16": "weight_t_half"}.get(precision, f"weight_{precision}")
+    weight = model.graph.initializers[f"model.layers.0.mlp.down_proj.{name}"].const_value
+    assert weight is not None and weight.nbytes == 128 * 256 * base_bytes
+    channel = [v for n, v in model.graph.initializers.items() if ".otter." in n]
+    assert channel and all(v.dtype is not None and v.dtype.name == "FLOAT" for v in channel)
