@@ -25,8 +25,8 @@ from otter_export.runtime.request import Result
 
 Array = npt.NDArray[np.float64]
 
-TOP_K = 8
-WEIGHT = 8.0
+TOP_K = 16
+WEIGHT = 16.0
 TEMPERATURE = 0.8
 SEED = 2026
 

@@ -36,7 +36,7 @@ HELD_OUT = 400
 )
 @click.option("--out", type=click.Path(path_type=Path), default=BUILD, show_default=True)
 @click.option("--max-tokens", type=click.IntRange(1), default=40, show_default=True)
-@click.option("--prompts", "count", type=click.IntRange(1), default=24, show_default=True)
+@click.option("--prompts", "count", type=click.IntRange(1), default=36, show_default=True)
 def main(train: bool, out: Path, max_tokens: int, count: int) -> None:
     """Run the demo; everything it makes lies under --out."""
     started = time.perf_counter()
