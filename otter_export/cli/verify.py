@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -64,11 +64,13 @@ def verify(
     as_json: bool,
 ) -> None:
     """Check the engine in DIR against its checkpoint; exit status 1 if a check fails."""
-    texts = [*prompts, *(_texts(prompt_file) if prompt_file is not None else ())]
-    if not texts:
-        texts = list(PROMPTS[:_QUICK_PROMPTS] if quick else PROMPTS)
+    chosen: list[str | Sequence[int]] = list(prompts)
+    if prompt_file is not None:
+        chosen += [request.prompt for request in read_prompts(prompt_file, Defaults())]
+    if not chosen:
+        chosen += PROMPTS[:_QUICK_PROMPTS] if quick else PROMPTS
     tokens = min(max_tokens, _QUICK_TOKENS) if quick else max_tokens
-    options = Options(tuple(texts), tokens, quick, provider)
+    options = Options(tuple(chosen), tokens, quick, provider)
     with _check_bar() as started:
         report = run_checks(directory, checkpoint, options, started)
     click.echo(json.dumps(report.to_json(), indent=1) if as_json else _text(report))
@@ -92,12 +94,6 @@ def _check_bar() -> Iterator[Callable[[str], None]]:
             bar.update()
 
         yield started
-
-
-def _texts(path: Path) -> list[str]:
-    """Prompts of a file; options of its lines are of no use here."""
-    prompts = [request.prompt for request in read_prompts(path, Defaults())]
-    return [prompt for prompt in prompts if isinstance(prompt, str)]
 
 
 def _text(report: Report) -> str:

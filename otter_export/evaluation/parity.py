@@ -15,7 +15,7 @@ Ints = npt.NDArray[np.int64]
 
 #: A spread below this share of the size is taken for none: such values are all but constant, and
 #: what is left of them is rounding.
-_LEAST_SPREAD = 0.01
+_LEAST_SPREAD = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Difference:
     Args:
         maximum: Largest absolute difference; infinite if a value is NaN or an infinity is wrong.
         mean: Mean absolute difference.
-        spread: Standard deviation of the reference (of a nearly constant one, 1 % of its size).
+        spread: Standard deviation of the reference (of a nearly constant one, a tenth of its size).
     """
 
     maximum: float
@@ -73,7 +73,7 @@ def difference(values: Floats, reference: Floats, scale: float | None = None) ->
 
 
 def spread(reference: Floats) -> float:
-    """Standard deviation of the finite values, at least 1 % of their root mean square."""
+    """Standard deviation of the finite values, at least a tenth of their root mean square."""
     finite = reference[np.isfinite(reference)]
     if finite.size == 0:
         return 0.0

@@ -114,7 +114,11 @@ class StoredWeights:
         return Values(values, array.dtype, Quantized(weight.bits, np.abs(scales), codes))
 
     def _numpy(self, name: str) -> npt.NDArray[Any]:
-        return np.asarray(self._tensors[name].numpy())
+        tensor = self._tensors[name]
+        array = np.array(tensor.numpy())
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.release()  # else the whole file stays mapped, and in memory
+        return array
 
 
 def _parse(name: str) -> StoredWeight:

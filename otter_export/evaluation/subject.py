@@ -31,13 +31,13 @@ class Options:
     """How thorough a verification is.
 
     Args:
-        prompts: Texts; the first 256 tokens of each are used.
+        prompts: Texts or token ids; the first 256 tokens of each are used.
         max_tokens: Tokens to generate where a check generates.
         quick: Leave out the checks that build or load a second model.
         provider: Where the engine runs: ``cpu``, ``cuda`` or None for what it was built for.
     """
 
-    prompts: tuple[str, ...]
+    prompts: tuple[str | Sequence[int], ...]
     max_tokens: int = 16
     quick: bool = False
     provider: str | None = None
@@ -113,7 +113,8 @@ class Subject:
         room = max(1, self.manifest.max_sequence_length - self.max_tokens - 2)
         encoded = []
         for index, prompt in enumerate(self.options.prompts):
-            ids = self.tokenizer.encode(prompt)[: min(PROMPT_TOKENS, room)]
+            tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+            ids = list(tokens[: min(PROMPT_TOKENS, room)])
             if not ids:
                 raise RequestError(f"prompt {index + 1} has no token; give at least one character")
             encoded.append(ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,7 @@ def verify(
     Raises:
         OtterError: The engine or the checkpoint cannot be opened at all.
     """
+    _require_reference()
     manifest = EngineManifest.load(directory)
     source = find_checkpoint(directory, manifest) if checkpoint is None else checkpoint
     subject = Subject(directory, manifest, Checkpoint.open(source), options)
@@ -138,6 +140,13 @@ def _run(check: Check, subject: Subject) -> CheckResult:
     except OtterError as error:
         result = CheckResult(check.name, False, notes=(str(error),))
     return dataclasses.replace(result, seconds=time.perf_counter() - started)
+
+
+def _require_reference() -> None:
+    """Raise before the work starts if the torch reference cannot be had."""
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(package, "build", "the torch reference")
 
 
 def find_checkpoint(directory: Path, manifest: EngineManifest) -> Path:
