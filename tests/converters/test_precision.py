@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from otter_export.checkpoint import Checkpoint
+from otter_export.config import Signal
 from otter_export.converters.onnx import lowered_graph
 from otter_export.modeling.otter_model import load_reference
 from otter_export.targets import BuildRequest
@@ -24,24 +26,33 @@ from tests.converters.conftest import tokens
 from tests.graph.test_weight_passes import dequantized
 
 Array = np.ndarray[Any, Any]
-#: Relative to the largest magnitude. fp16: float32 arithmetic on identical weights. int8 and int4:
-#: each activation row is rounded to 1/254 of its largest value; three roundings a layer, two layers
-#: and the head, in random directions: about 3 * 0.4 %. int4's bound is no looser than int8's, since
-#: the 4-bit rounding is in the reference too.
-PRECISIONS = {"fp16": 1e-4, "int8": 3e-2, "int4": 3e-2}
-#: What the same engine is off from the unrounded model, as a check that the rounding is there.
-ROUNDING = {"fp16": 1e-4, "int8": 5e-3, "int4": 5e-2}
+#: fp16 storage is float32 arithmetic on rounded weights, and so are int8 and int4 when the kernel
+#: is told to leave the activations alone; then the fp32 tolerance of DESIGN holds.
+PRECISIONS = ("fp16", "int8", "int4")
+TOLERANCE = 1e-4
+#: Of the engine as built, which rounds each block of activations to 1/254 of its largest value:
+#: about ten products deep, in random directions. 2.9 % is the largest that was measured.
+ACTIVATIONS = 6e-2
+#: What the engines are off from the unrounded model at least: a check that the rounding is there.
+ROUNDING = {"fp16": 1e-4, "int8": 2e-3, "int4": 3e-2}
+_FLOAT32_ACCURACY = 1
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """Widths of whole blocks (d 128, m 256), untied, so that every block has 128 weights."""
-    base = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
-    return built.random_checkpoint(
+    base = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "seed": 3}
+    checkpoint = built.random_checkpoint(
         tmp_path_factory.mktemp("wide") / "ck",
-        base={**base, "tie_word_embeddings": False, "seed": 3},
-        adapter=False,
+        base={**base, "tie_word_embeddings": False},
+        # A saturated tanh would hide errors.
+        signals=(Signal("reward", "value", "identity", None),),
     )
+    file = checkpoint.directory / "model.safetensors"
+    # Gains near one, so that a rounding error stays about as large as it is made.
+    tensors = {k: v * np.float32(0.4 if v.ndim == 2 else 1) for k, v in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    return Checkpoint.open(checkpoint.directory)
 
 
 def rounded(checkpoint: Checkpoint, precision: str, directory: Path) -> Checkpoint:
@@ -75,17 +86,31 @@ def test_engine_equals_torch_on_rounded_weights(
     precision: str, wide: Checkpoint, tmp_path: Path
 ) -> None:
     ids = tokens(2, 16)
-    engine = built.Graph.load(built.build(wide, tmp_path / "engine", precision=precision))
-    found = engine(ids)
+    engine = built.Graph.load(built.build(wide, tmp_path / "engine", precision=precision))(ids)
+    model = lowered_graph(wide, BuildRequest(precision=precision))
+    for node in model.graph:
+        if node.op_type == "MatMulNBits":
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", _FLOAT32_ACCURACY)
+    found = built.Graph.of(model, tmp_path / "float32")(ids)
     expected = outputs(rounded(wide, precision, tmp_path / "rounded"), ids)
     exact = outputs(wide, ids)
     for name in ("logits", "reward"):
-        assert built.relative(found[name], expected[name]) < PRECISIONS[precision]
-        assert built.relative(found[name], exact[name]) > ROUNDING[precision]
-    base = lowered_graph(wide, BuildRequest(precision=precision), widened=False)
-    np.testing.assert_array_equal(
-        found["logits"], built.Graph.of(base, tmp_path / "base")(ids)["logits"]
+        assert built.relative(found[name], expected[name]) < TOLERANCE
+        assert built.relative(engine[name], expected[name]) < ACTIVATIONS
+        assert built.relative(engine[name], exact[name]) > ROUNDING[precision]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_base_logits_equal_the_unwidened_graph_bit_for_bit(
+    precision: str, wide: Checkpoint, tmp_path: Path
+) -> None:
+    request = BuildRequest(precision=precision)
+    ids = tokens(2, 16)
+    widened, base = (
+        built.Graph.of(lowered_graph(wide, request, widened=wide_), tmp_path / str(wide_))(ids)
+        for wide_ in (True, False)
     )
+    np.testing.assert_array_equal(widened["logits"], base["logits"])
 
 
 @pytest.mark.parametrize(("precision", "base_bytes"), [("int8", 1), ("int4", 0.5), ("fp16", 2)])

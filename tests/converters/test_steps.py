@@ -1,7 +1,7 @@
 """L2: one step of a tree, chunks of a prompt and fewer logits equal the plain forward pass.
 
-Tolerance: 2e-5 of the largest magnitude. The keys of a row are the same numbers either way; their
-softmax is summed in another order.
+Tolerance: 2e-5 of the largest magnitude, or of 1 where that is smaller. The keys of a row are the
+same numbers either way; their softmax is summed in another order.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ from tests.converters.conftest import Built, tokens
 Array = np.ndarray[Any, Any]
 TOLERANCE = 2e-5
 FAMILIES = list(tiny.CONFIGS)
+
+
+def close(found: Array, expected: Array) -> None:
+    limit = TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=limit)
 
 
 def prefill(graph: built.Graph, rows: list[Array], capacity: int) -> tuple[dict[str, Array], Array]:
@@ -74,10 +79,10 @@ def test_a_tree_over_a_prefix_equals_sequential_forwards(
             path = np.concatenate([rows[b], ids[b, tree[b, i]]])
             expected = made.graph(path[None])
             for name in ("logits", "reward", "next"):
-                assert built.relative(found[name][b, i], expected[name][0, -1]) < TOLERANCE
+                close(found[name][b, i], expected[name][0, -1])
             for name, new in built.new_rows(expected).items():
                 row = built.new_rows(found)[name][b, :, i]
-                assert built.relative(row, new[0, :, -1]) < TOLERANCE
+                close(row, new[0, :, -1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -115,10 +120,10 @@ def test_prefill_in_chunks_equals_one_prefill(
         )
     for name in ("logits", "reward", "next"):
         joined = np.concatenate([piece[name] for piece in pieces], axis=1)
-        assert built.relative(joined, whole[name]) < TOLERANCE
+        close(joined, whole[name])
     assert past is not None
     for name, rows_of_whole in built.new_rows(whole).items():
-        assert built.relative(past[name], rows_of_whole) < TOLERANCE
+        close(past[name], rows_of_whole)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,5 +144,5 @@ def test_rows_of_a_batch_do_not_mix(families: dict[str, Built]) -> None:
     together = made.graph(ids)
     for b in range(3):
         alone = made.graph(ids[b : b + 1])
-        assert built.relative(together["logits"][b], alone["logits"][0]) < TOLERANCE
-        assert built.relative(together["reward"][b], alone["reward"][0]) < TOLERANCE
+        close(together["logits"][b], alone["logits"][0])
+        close(together["reward"][b], alone["reward"][0])

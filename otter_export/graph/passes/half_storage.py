@@ -1,4 +1,4 @@
-"""Weights stored in float16, computed in float32."""
+"""Matrices stored in float16, computed in float32."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class HalfStorage(ir.passes.InPlacePass):
     """
 
     def __init__(self, select: Callable[[str], bool]) -> None:
-        """``select(name)``: True for the initializers to store in float16."""
+        """``select(name)``: True for the initializers to store in float16, if they are matrices."""
         super().__init__()
         self._select = select
 
@@ -32,7 +32,9 @@ class HalfStorage(ir.passes.InPlacePass):
         graph = model.graph
         changed = False
         for name, value in list(graph.initializers.items()):
-            if value.dtype != ir.DataType.FLOAT or not self._select(str(name)):
+            if value.dtype != ir.DataType.FLOAT or not self._select(name):
+                continue
+            if len(static_shape(value)) < 2:  # norms and biases: no size to save, much to lose
                 continue
             for use in list(value.uses()):
                 half = _half(graph, value)
@@ -48,7 +50,7 @@ class HalfStorage(ir.passes.InPlacePass):
                         to=ir.DataType.FLOAT,
                     )
                     use.node.replace_input_with(use.idx, wide)
-            del graph.initializers[str(name)]
+            del graph.initializers[name]
             changed = True
         return ir.passes.PassResult(model, modified=changed)
 
