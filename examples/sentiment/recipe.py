@@ -38,7 +38,8 @@ TRAINING = (
     *("--eval-fraction", "0.03", "--eval-every", "60"),
 )
 FULL = ("--epochs", "2")
-SHORT = ("--epochs", "1", "--max-seconds", "160")
+#: Smaller steps, and so more of them, learn more from few tokens.
+SHORT = ("--epochs", "1", "--batch-tokens", "512", "--max-seconds", "160")
 #: A budget in steps, so that a busy machine does not favour one of them.
 COMPARED = ("--epochs", "1", "--max-steps", "60")
 
