@@ -9,7 +9,7 @@ from otter_export.manifest import EngineManifest
 def arithmetic(manifest: EngineManifest) -> Limit:
     """Largest difference over spread between two ways to compute the same from the same weights."""
     if manifest.precision == "fp16" and manifest.execution_provider == "cuda":
-        return Limit(5e-2, "float16 states have 11 bits, and errors add up over the layers")
+        return Limit(2e-2, "float16 states have 11 bits, and errors add up; 0.006 is usual")
     return Limit(1e-4, "float32 sums in another order; 1e-5 is usual")
 
 
