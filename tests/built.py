@@ -43,13 +43,16 @@ def random_checkpoint(
     return Checkpoint.open(directory)
 
 
-def randomize(checkpoint: Path, seed: int = 0) -> None:
-    """Give every inserted tensor values that show: an initial bias of zero would hide its loss."""
+def randomize(checkpoint: Path, seed: int = 0, gain: float = 1.0) -> None:
+    """Give every inserted tensor values that show: an initial bias of zero would hide its loss.
+
+    ``gain`` scales the matrices; a deep base needs less than 1, since gains compound.
+    """
     generator = np.random.default_rng(seed + 1000)
     tensors = {}
     for name, old in load_file(checkpoint / "otter.safetensors").items():
         # By fan-in: the channel has no norm of its own statistics, so gains would compound.
-        scale = 0.3 if old.ndim == 1 else old.shape[-1] ** -0.5
+        scale = 0.3 if old.ndim == 1 else gain * old.shape[-1] ** -0.5
         values = generator.standard_normal(old.shape) * scale
         tensors[name] = (values + (1.0 if name.endswith(".otter.weight") else 0.0)).astype(
             np.float32

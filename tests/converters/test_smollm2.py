@@ -31,7 +31,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Built:
         pytest.skip(f"the real base is not at hand: {error}")
     root = tmp_path_factory.mktemp("smollm2")
     tiny.write_checkpoint(root / "ck", base=base, adapter=True, signals=(tiny.REWARD,), heads=3)
-    built.randomize(root / "ck")
+    built.randomize(root / "ck", gain=0.2)
     return Built.make(root, Checkpoint.open(root / "ck"))
 
 

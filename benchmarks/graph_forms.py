@@ -1,0 +1,149 @@
+"""Compare forms of the ONNX graph, interleaved in one process; see docs/performance.md.
+
+Usage: python -m benchmarks.graph_forms CKPT [--precisions fp32 int8] [--rows 1 4 8] [--prefix 64]
+
+Every form runs on one thread, in turns, and the CPU time of the process is taken rather than the
+clock, so that other work on the machine hardly shows. The minimum over all turns is reported, as a
+ratio to the form that ``build`` makes. All forms must agree on the logits within 1e-4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from benchmarks.alternative_forms import AttentionOp, JoinedBase
+from otter_export.checkpoint import Checkpoint
+from otter_export.converters.onnx import save_model
+from otter_export.graph.base import base_graph
+from otter_export.graph.passes.read_only_cache import ReadOnlyCache
+from otter_export.graph.passes.reuse_statistics import ReuseStatistics
+from otter_export.graph.passes.stack_siblings import StackSiblings
+from otter_export.graph.pipeline import Lowering, onnxruntime_passes, run_passes
+from otter_export.graph.widen import widen
+
+Passes = list[ir.passes.InPlacePass]
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """One way to lower the graph: the engine's passes, edited."""
+
+    name: str
+    edit: Callable[[Passes], Passes]
+    widened: bool = True
+
+
+def without(kind: type) -> Callable[[Passes], Passes]:
+    """The same passes but for one kind."""
+    return lambda passes: [one for one in passes if not isinstance(one, kind)]
+
+
+def replaced(kind: type, new: Callable[[], Passes]) -> Callable[[Passes], Passes]:
+    """The same passes with others in the place of one kind."""
+    return lambda passes: [
+        other for one in passes for other in (new() if isinstance(one, kind) else [one])
+    ]
+
+
+FORMS = (
+    Form("as built", list),
+    Form("channel not stacked", without(StackSiblings)),
+    Form("base stacked too", replaced(StackSiblings, lambda: [StackSiblings(), JoinedBase()])),
+    Form("statistics computed twice", without(ReuseStatistics)),
+    Form("Attention op, cache copied", replaced(ReadOnlyCache, lambda: [AttentionOp()])),
+    Form("base alone", list, widened=False),
+)
+
+
+def session(checkpoint: Checkpoint, precision: str, form: Form) -> Any:
+    """Build one form and load it on one thread."""
+    model = base_graph(checkpoint.base)
+    if form.widened:
+        widen(model, checkpoint)
+    passes = onnxruntime_passes(checkpoint.base, Lowering(precision))
+    run_passes(model, form.edit(passes))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as directory:
+        save_model(model, Path(directory))
+        return ort.InferenceSession(str(Path(directory) / "model.onnx"), options)
+
+
+def bound(session: Any, rows: int, prefix: int) -> Any:
+    """A step of ``rows`` candidates after ``prefix`` tokens, bound once."""
+    generator = np.random.default_rng(0)
+    mask = np.ones((1, rows, prefix + rows), bool)
+    mask[:, :, prefix:] = np.eye(rows)
+    feed = {
+        "input_ids": generator.integers(0, 1000, (1, rows)),
+        "position_ids": np.full((1, rows), prefix),
+        "attention_mask": mask,
+        "logits_to_keep": np.array([rows]),
+    }
+    for value in session.get_inputs():
+        if "key_values" in value.name:
+            shape = (1, value.shape[1], prefix, value.shape[3])
+            feed[value.name] = generator.standard_normal(shape).astype(np.float32)
+    binding = session.io_binding()
+    for name, array in feed.items():
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+    for value in session.get_outputs():
+        binding.bind_output(value.name)
+    return binding
+
+
+def compare(sessions: Sequence[Any], rows: int, prefix: int, turns: int) -> list[float]:
+    """The least CPU time of each session in seconds, taken in turns."""
+    bindings = [bound(one, rows, prefix) for one in sessions]
+    best = [float("inf")] * len(sessions)
+    logits = []
+    for one, binding in zip(sessions, bindings, strict=True):
+        one.run_with_iobinding(binding)
+        logits.append(binding.copy_outputs_to_cpu()[0])
+    for other in logits[1:]:
+        np.testing.assert_allclose(other, logits[0], atol=1e-4 * np.abs(logits[0]).max())
+    for _ in range(turns):
+        for i, (one, binding) in enumerate(zip(sessions, bindings, strict=True)):
+            for _ in range(3):
+                started = time.process_time()
+                one.run_with_iobinding(binding)
+                best[i] = min(best[i], time.process_time() - started)
+    return best
+
+
+def main() -> None:
+    """Print one Markdown table for each precision."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "int8"])
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 4, 8])
+    parser.add_argument("--prefix", nargs="+", type=int, default=[64, 320])
+    parser.add_argument("--turns", type=int, default=8)
+    arguments = parser.parse_args()
+    checkpoint = Checkpoint.open(arguments.checkpoint)
+    for precision in arguments.precisions:
+        sessions = [session(checkpoint, precision, form) for form in FORMS]
+        cells = [(p, r) for p in arguments.prefix for r in arguments.rows]
+        columns = [compare(sessions, r, p, arguments.turns) for p, r in cells]
+        print(f"\n| {precision} | " + " | ".join(f"{r} rows, prefix {p}" for p, r in cells) + " |")
+        print("|---" * (len(cells) + 1) + "|")
+        for i, form in enumerate(FORMS):
+            shown = [f"{column[i] / column[0]:.2f}" for column in columns]
+            if i == 0:
+                shown = [f"{column[0] * 1e3:.1f} ms" for column in columns]
+            print(f"| {form.name} | " + " | ".join(shown) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
