@@ -20,10 +20,13 @@ def logits(manifest: EngineManifest) -> Limit:
     return arithmetic(manifest)
 
 
+_DIVERGENCE = {
+    "fp16": Limit(0.01, "a part of what the model knows; 1e-6 is usual"),
+    "int8": Limit(0.05, "a part of what the model knows; 0.002 is usual"),
+    "int4": Limit(0.5, "a part of what the model knows; 0.1 is usual in a small model"),
+}
+
+
 def divergence(manifest: EngineManifest) -> Limit:
     """KL divergence that storing weights in few bits costs, over that of a uniform guess."""
-    share = {"fp32": 1e-6, "fp16": 0.01, "int8": 0.05, "int4": 0.5}.get(manifest.precision, 0.05)
-    usual = {"fp16": "1e-6", "int8": "0.002", "int4": "0.1, and more in small models"}
-    return Limit(
-        share, f"a part of what the model knows; {usual.get(manifest.precision, '0')} is usual"
-    )
+    return _DIVERGENCE.get(manifest.precision, _DIVERGENCE["int8"])

@@ -280,3 +280,9 @@ def test_an_adapter_finds_its_base(cli: Cli, tmp_path: Path) -> None:
     directory = built.build(Checkpoint.open(tmp_path / "channel"), tmp_path / "engine")
     result = cli("verify", directory, *PROMPT_OPTIONS, "--quick")
     assert result.status == 0, result.stdout + result.stderr
+
+
+def test_the_page_describes_every_check(repository: Path) -> None:
+    page = (repository / "docs" / "verify.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+    assert [row for row in rows if row in NAMES][: len(NAMES)] == NAMES
