@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
+from otter_export.errors import EngineError
 from otter_export.evaluation.steps import candidates, consecutive
 from otter_export.manifest import EngineManifest
 from otter_export.runtime.backends.onnxruntime import OnnxRuntimeEngine
@@ -29,6 +30,9 @@ def session(model: Path | bytes, provider: str, folder: Path | None = None) -> A
         model: A file, or a serialized model.
         provider: ``cpu`` or ``cuda``.
         folder: Where a serialized model's external data lies.
+
+    Raises:
+        EngineError: ONNX Runtime cannot load it.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -36,7 +40,11 @@ def session(model: Path | bytes, provider: str, folder: Path | None = None) -> A
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, str(folder))
     source = str(model) if isinstance(model, Path) else model
-    return ort.InferenceSession(source, options, providers=[_PROVIDERS[provider]])
+    try:
+        return ort.InferenceSession(source, options, providers=[_PROVIDERS[provider]])
+    # ONNX Runtime's exceptions share no base class but Exception.
+    except Exception as error:
+        raise EngineError(f"ONNX Runtime cannot load the graph to compare with: {error}") from None
 
 
 def with_float_activations(

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from otter_export.errors import EngineError
 from otter_export.evaluation import decoding_checks, file_checks, parity_checks
 from otter_export.evaluation.check import CheckResult, Limit, decide
 from otter_export.evaluation.counting_engine import CountingEngine
@@ -230,6 +231,18 @@ def test_near_ties_are_listed_and_accepted(engine: Build) -> None:
     assert len(result.notes) == 1
     for part in ("near-tie: prompt 1, position 4", f"({best})", f"({second})"):
         assert part in result.notes[0]
+
+
+def test_base_a_graph_that_cannot_be_loaded_is_an_engine_error(copied: Build) -> None:
+    engine = copied()
+    spoil.edit_graph(engine, lambda graph: graph.inputs.pop())
+    with pytest.raises(EngineError, match="ONNX Runtime cannot load the graph"):
+        parity_checks.base(subject_of_tokens(engine))
+
+
+def subject_of_tokens(engine: Path) -> Subject:
+    """A subject whose prompts need no engine to be encoded."""
+    return subject_of(engine, prompts=((3, 4, 5),))
 
 
 def test_signals_a_head_of_the_wrong_sign(copied: Build) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -270,6 +272,19 @@ def test_torch_is_asked_for_before_the_work_starts(
     result = cli("verify", engine())
     assert result.status == 2
     assert "pip install 'otter-export[build]'" in result.stderr
+
+
+@pytest.mark.parametrize("missing", ["mobius", "onnx_ir"])
+def test_without_the_builder_one_line_says_what_to_install(engine: Build, missing: str) -> None:
+    program = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        f"from otter_export.cli import main; main(['verify', {str(engine())!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: otter-export verify needs the package {missing!r}")
+    assert "pip install 'otter-export[build]'" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_adapter_finds_its_base(cli: Cli, tmp_path: Path) -> None:
