@@ -4,7 +4,7 @@ Usage: python -m benchmarks.graph_forms CKPT [--precisions fp32 int8] [--rows 1 
 
 Every form runs on one thread, in turns, and the CPU time of the process is taken rather than the
 clock, so that other work on the machine hardly shows. The minimum over all turns is reported, as a
-ratio to the form that ``build`` makes. All forms must agree on the logits within 1e-4.
+ratio to the form that ``build`` makes. All forms must agree on the logits.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ from otter_export.graph.pipeline import Lowering, onnxruntime_passes, run_passes
 from otter_export.graph.widen import widen
 
 Passes = list[ir.passes.InPlacePass]
+Arrays = dict[str, Any]
+#: How far the forms' logits may differ, of the largest: in float32 only the order of sums differs.
+TOLERANCE = 1e-4
+#: Activations are rounded to 8 bits inside each product, so a sum's last bit may become a step.
+QUANTISED = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,21 +85,38 @@ def session(checkpoint: Checkpoint, precision: str, form: Form) -> Any:
         return ort.InferenceSession(str(Path(directory) / "model.onnx"), options)
 
 
-def bound(session: Any, rows: int, prefix: int) -> Any:
-    """A step of ``rows`` candidates after ``prefix`` tokens, bound once."""
-    generator = np.random.default_rng(0)
+def step(session: Any, rows: int, past: Arrays) -> Arrays:
+    """Inputs of a step of ``rows`` candidates after the tokens in ``past``."""
+    prefix = next(iter(past.values())).shape[2]
     mask = np.ones((1, rows, prefix + rows), bool)
-    mask[:, :, prefix:] = np.eye(rows)
+    mask[:, :, prefix:] = np.tril(np.ones((rows, rows))) if prefix == 0 else np.eye(rows)
     feed = {
-        "input_ids": generator.integers(0, 1000, (1, rows)),
-        "position_ids": np.full((1, rows), prefix),
+        "input_ids": np.random.default_rng(rows).integers(0, 100, (1, rows)),
+        "position_ids": np.arange(rows)[None] if prefix == 0 else np.full((1, rows), prefix),
         "attention_mask": mask,
         "logits_to_keep": np.array([rows]),
+        **past,
     }
-    for value in session.get_inputs():
-        if "key_values" in value.name:
-            shape = (1, value.shape[1], prefix, value.shape[3])
-            feed[value.name] = generator.standard_normal(shape).astype(np.float32)
+    return {value.name: feed[value.name] for value in session.get_inputs()}
+
+
+def prefilled(session: Any, prefix: int) -> Arrays:
+    """Caches of ``prefix`` tokens."""
+    empty = {
+        value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        for value in session.get_inputs()
+        if "key_values" in value.name
+    }
+    names = [value.name for value in session.get_outputs()]
+    outputs = dict(zip(names, session.run(None, step(session, prefix, empty)), strict=True))
+    return {
+        name: outputs[name.replace("past_key_values", "present").replace("key_values", "present")]
+        for name in empty
+    }
+
+
+def bound(session: Any, feed: Arrays) -> Any:
+    """A binding of these inputs."""
     binding = session.io_binding()
     for name, array in feed.items():
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
@@ -103,16 +125,20 @@ def bound(session: Any, rows: int, prefix: int) -> Any:
     return binding
 
 
-def compare(sessions: Sequence[Any], rows: int, prefix: int, turns: int) -> list[float]:
+def compare(
+    sessions: Sequence[Any], rows: int, prefix: int, turns: int, tolerance: float
+) -> list[float]:
     """The least CPU time of each session in seconds, taken in turns."""
-    bindings = [bound(one, rows, prefix) for one in sessions]
+    past = prefilled(sessions[0], prefix)
+    bindings = [bound(one, step(one, rows, past)) for one in sessions]
     best = [float("inf")] * len(sessions)
     logits = []
     for one, binding in zip(sessions, bindings, strict=True):
         one.run_with_iobinding(binding)
         logits.append(binding.copy_outputs_to_cpu()[0])
-    for other in logits[1:]:
-        np.testing.assert_allclose(other, logits[0], atol=1e-4 * np.abs(logits[0]).max())
+    for form, other in zip(FORMS, logits, strict=True):
+        limit = tolerance * np.abs(logits[0]).max()
+        np.testing.assert_allclose(other, logits[0], rtol=0, atol=limit, err_msg=form.name)
     for _ in range(turns):
         for i, (one, binding) in enumerate(zip(sessions, bindings, strict=True)):
             for _ in range(3):
@@ -135,7 +161,8 @@ def main() -> None:
     for precision in arguments.precisions:
         sessions = [session(checkpoint, precision, form) for form in FORMS]
         cells = [(p, r) for p in arguments.prefix for r in arguments.rows]
-        columns = [compare(sessions, r, p, arguments.turns) for p, r in cells]
+        tolerance = TOLERANCE if precision == "fp32" else QUANTISED
+        columns = [compare(sessions, r, p, arguments.turns, tolerance) for p, r in cells]
         print(f"\n| {precision} | " + " | ".join(f"{r} rows, prefix {p}" for p, r in cells) + " |")
         print("|---" * (len(cells) + 1) + "|")
         for i, form in enumerate(FORMS):
