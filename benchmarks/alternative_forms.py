@@ -14,7 +14,7 @@ from otter_export.graph.passes import read_only_cache
 
 
 class JoinedBase(ir.passes.InPlacePass):
-    """Join the base's q, k, v (and gate, up) as `StackSiblings` joins the channel's.
+    """Join the base's q, k, v (and gate, up) in one product.
 
     Before::
 

@@ -17,15 +17,19 @@ from otter_export.graph.passes.fold_transposes import FoldTransposes
 from otter_export.graph.passes.half_storage import HalfStorage
 from otter_export.graph.passes.keep_last_logits import KeepLastLogits
 from otter_export.graph.passes.merge_reshapes import MergeReshapes
-from otter_export.graph.passes.quantize_weights import QuantizeWeights
+from otter_export.graph.passes.quantize_weights import QuantizeWeights, WeightFormat
 from otter_export.graph.passes.read_only_cache import ReadOnlyCache
 from otter_export.graph.passes.reuse_statistics import ReuseStatistics
-from otter_export.graph.passes.stack_siblings import StackSiblings
 from otter_export.graph.passes.tie_embedding import TieEmbedding
 
 #: Precisions of the ONNX Runtime target by execution provider.
 PRECISIONS = {"cpu": ("fp32", "fp16", "int8", "int4"), "cuda": ("fp32", "fp16")}
-_BITS = {"int8": 8, "int4": 4}
+#: Precision to the formats of projections and of the language model head. In 4 bits the head
+#: alone would cost half as much again as all projections together.
+_FORMATS = {
+    "int8": (WeightFormat(8), WeightFormat(8)),
+    "int4": (WeightFormat(4, symmetric=False), WeightFormat(8)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +58,14 @@ def onnxruntime_passes(base: BaseModel, lowering: Lowering) -> list[ir.passes.In
     # 2. Statistics before flattening, while residual Adds are still recognisable.
     if on_cpu:
         passes.append(ReuseStatistics())
-    # 3. Fewer, larger products on two-dimensional states.
-    passes += [StackSiblings(), FlattenTokens(_embedding_tables(base)), MergeReshapes()]
+    # 3. Products on two-dimensional states.
+    passes += [FlattenTokens(_embedding_tables(base)), MergeReshapes()]
     if not on_cpu:
         # Functions of com.otter become their bodies; after flattening, which knows them by name.
         passes.append(common.InlinePass())
     # 4. Precision: before transposes are folded, since quantisation reads [out, in].
-    if lowering.precision in _BITS:
-        passes.append(QuantizeWeights(_BITS[lowering.precision], _is_channel))
+    if lowering.precision in _FORMATS:
+        passes.append(QuantizeWeights(_stored_quantized(base, lowering.precision)))
     passes.append(FoldTransposes())
     if base.dimensions.tie_word_embeddings:
         passes.append(TieEmbedding(embedding, f"{embedding}_t"))
@@ -122,6 +126,21 @@ def _embedding_tables(base: BaseModel) -> frozenset[str]:
 
 def _is_channel(name: str) -> bool:
     return ".otter." in name or name.startswith("signals.")
+
+
+def _stored_quantized(base: BaseModel, precision: str) -> Callable[[str], WeightFormat | None]:
+    """Projections in one format, the head in another; the channel as it is."""
+    projection, head = _FORMATS[precision]
+    tied = base.dimensions.tie_word_embeddings
+    # A tied head reads the embedding's initializer.
+    source = base.family.embeddings[0][0] if tied else base.family.output_head
+
+    def choose(name: str) -> WeightFormat | None:
+        if _is_channel(name):
+            return None
+        return head if name == f"{source}.weight" else projection
+
+    return choose
 
 
 def _stored_half(precision: str, embedding: str) -> Callable[[str], bool]:

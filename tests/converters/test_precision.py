@@ -23,7 +23,7 @@ from otter_export.modeling.otter_model import load_reference
 from otter_export.targets import BuildRequest
 from tests import built
 from tests.converters.conftest import tokens
-from tests.graph.test_weight_passes import dequantized
+from tests.graph.test_weight_passes import INT4, INT8, dequantized
 
 Array = np.ndarray[Any, Any]
 #: fp16 storage is float32 arithmetic on rounded weights, and so are int8 and int4 when the kernel
@@ -68,7 +68,8 @@ def rounded(checkpoint: Checkpoint, precision: str, directory: Path) -> Checkpoi
         elif precision == "fp16" or name == "model.embed_tokens.weight":
             tensors[name] = half
         else:
-            tensors[name] = dequantized(weight, int(precision[3:])).astype(np.float32)
+            small = precision == "int4" and name != "lm_head.weight"
+            tensors[name] = dequantized(weight, INT4 if small else INT8).astype(np.float32)
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     return Checkpoint.open(directory)
 
@@ -121,5 +122,7 @@ def test_base_matrices_shrink_and_the_channel_does_not(
     name = {"fp16": "weight_t_half"}.get(precision, f"weight_{precision}")
     weight = model.graph.initializers[f"model.layers.0.mlp.down_proj.{name}"].const_value
     assert weight is not None and weight.nbytes == 128 * 256 * base_bytes
+    head = f"lm_head.{'weight_t_half' if precision == 'fp16' else 'weight_int8'}"
+    assert head in model.graph.initializers
     channel = [v for n, v in model.graph.initializers.items() if ".otter." in n]
     assert channel and all(v.dtype is not None and v.dtype.name == "FLOAT" for v in channel)

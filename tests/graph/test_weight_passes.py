@@ -16,8 +16,12 @@ from otter_export.errors import CheckpointError, UnsupportedError
 from otter_export.graph.emit import lazy_tensor
 from otter_export.graph.passes.fold_transposes import FoldTransposes
 from otter_export.graph.passes.half_storage import HalfStorage
-from otter_export.graph.passes.quantize_weights import BLOCK_SIZE, QuantizeWeights
-from otter_export.graph.passes.stack_siblings import StackSiblings
+from otter_export.graph.passes.quantize_weights import (
+    BLOCK_SIZE,
+    QuantizeWeights,
+    WeightFormat,
+    quantize,
+)
 from otter_export.graph.passes.tie_embedding import TieEmbedding
 from tests.graph.text import ops, parse, randn, run
 
@@ -79,80 +83,70 @@ def test_half_storage_casts_matrices_and_gathered_rows() -> None:
     assert not HalfStorage(lambda name: ".otter." not in name)(model).modified
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_quantize_weights_is_the_stated_arithmetic(bits: int) -> None:
+INT8, INT4 = WeightFormat(8), WeightFormat(4, symmetric=False)
+FORMATS = (INT8, INT4, WeightFormat(4))
+
+
+@pytest.mark.parametrize("columns", [256, 320, 100])
+@pytest.mark.parametrize("stored", FORMATS)
+def test_quantize_weights_is_the_stated_arithmetic(stored: WeightFormat, columns: int) -> None:
     """Against blocks, scales and rounding written out in numpy, not against a loose bound.
 
     MatMulNBits at accuracy level 4 also rounds the activations to 8 bits; rows of integers with a
     largest magnitude of 127 in every block survive that exactly, so only the weights' rounding is
-    left, and outputs agree to float32 rounding.
+    left, and outputs agree to float32 rounding. 320 columns are an odd number of blocks, the last
+    of them not whole, so that a byte of zero points is half used.
     """
-    weight = randn(6, 256)
-    model = parse(PROJECTION, w=weight)
-    assert QuantizeWeights(bits, lambda name: False)(model).modified
+    weight = randn(6, columns)
+    weight[0] = 0
+    weight[1] = np.abs(weight[1]) + 1  # a range without zero
+    model = parse(PROJECTION.replace("256", str(columns)), w=weight)
+    assert QuantizeWeights(lambda name: stored)(model).modified
     assert ops(model) == ["MatMulNBits"]
-    assert set(model.graph.initializers) == {f"w_int{bits}", f"w_int{bits}_scales"}
-    x = np.random.default_rng(1).integers(-127, 128, (3, 256)).astype(np.float32)
+    suffixes = ["", "_scales"] + ([] if stored.symmetric else ["_zero_points"])
+    assert list(model.graph.initializers) == [f"w_int{stored.bits}{s}" for s in suffixes]
+    x = np.random.default_rng(1).integers(-127, 128, (3, columns)).astype(np.float32)
     x[:, ::BLOCK_SIZE] = 127
-    expected = x @ dequantized(weight, bits).T
+    expected = x @ dequantized(weight, stored).T
     np.testing.assert_allclose(run(model, x=x)[0], expected, rtol=0, atol=2e-3)
     assert np.abs(expected - x @ weight.T).max() > 0.1, "the weights' rounding does not show"
 
 
 def test_quantize_weights_keeps_what_it_is_told_to() -> None:
     model = parse(PROJECTION, w=randn(6, 256))
-    assert not QuantizeWeights(8, lambda name: name == "w")(model).modified
+    assert not QuantizeWeights(lambda name: None if name == "w" else INT8)(model).modified
     assert ops(model) == ["Transpose", "MatMul"]
 
 
 def test_quantize_weights_leaves_products_of_activations() -> None:
     model = parse("g (float[A, B] x, float[B, C] z) => (float[A, C] y) { y = MatMul (x, z) }")
-    assert not QuantizeWeights(8, lambda name: False)(model).modified
+    assert not QuantizeWeights(lambda name: INT8)(model).modified
 
 
-SIBLINGS = """g (float[B, S, 8] x, float[B, S, 4] c,
-       float[3, 8] q__otter__from_base, float[3, 4] q__otter__from_channel,
-       float[2, 8] k__otter__from_base, float[2, 4] k__otter__from_channel)
-   => (float[B, S, 3] q, float[B, S, 2] k)
-   {{ t1 = Transpose <perm = [1, 0]> (q__otter__from_base) a = MatMul (x, t1)
-      t2 = Transpose <perm = [1, 0]> (q__otter__from_channel) b = MatMul (c, t2)
-      t3 = Transpose <perm = [1, 0]> (k__otter__from_base) d = MatMul ({}, t3)
-      t4 = Transpose <perm = [1, 0]> (k__otter__from_channel) e = MatMul (c, t4)
-      q1 = Add (a, b) k1 = Add (d, e) q = Identity (q1) k = Identity (k1) }}"""
-
-
-def siblings(reads: str) -> ir.Model:
-    return parse(
-        SIBLINGS.format(reads),
-        q__otter__from_base=randn(3, 8),
-        q__otter__from_channel=randn(3, 4, seed=1),
-        k__otter__from_base=randn(2, 8, seed=2),
-        k__otter__from_channel=randn(2, 4, seed=3),
+def test_quantize_weights_chooses_by_name() -> None:
+    model = parse(
+        """g (float[T, 256] x, float[6, 256] w, float[9, 256] head)
+           => (float[T, 6] y, float[T, 9] z)
+           { t = Transpose <perm = [1, 0]> (w) y = MatMul (x, t)
+             u = Transpose <perm = [1, 0]> (head) z = MatMul (x, u) }""",
+        w=randn(6, 256),
+        head=randn(9, 256),
     )
+    QuantizeWeights(lambda name: INT8 if name == "head" else INT4)(model)
+    bits = [node.attributes["bits"].as_int() for node in model.graph]
+    assert bits == [4, 8]
+    assert [len(node.inputs) for node in model.graph] == [4, 3]
 
 
-def test_stack_siblings_makes_one_product_of_each_stream() -> None:
-    model = siblings("x")
-    x, c = randn(2, 3, 8, seed=4), randn(2, 3, 4, seed=5)
-    before = run(model, x=x, c=c)
-    assert StackSiblings()(model).modified
-    assert ops(model).count("MatMul") == 2
-    assert ops(model).count("Split") == 1
-    for found, expected in zip(run(model, x=x, c=c), before, strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
-    assert not StackSiblings()(model).modified
-
-
-def test_stack_siblings_needs_the_same_input() -> None:
-    model = siblings("x2")
-    double = ir.node("Add", [model.graph.inputs[0]] * 2, name="double")
-    double.outputs[0].name = "x2"
-    model.graph.insert_before(model.graph[0], double)
-    for node in model.graph:
-        for index, value in enumerate(node.inputs):
-            if value is not None and value.name == "x2":
-                node.replace_input_with(index, double.outputs[0])
-    assert not StackSiblings()(model).modified
+def test_quantize_packs_zero_points_low_half_first() -> None:
+    """Each block has a range of its own, so that zero points in another order would show."""
+    ramp = np.linspace(0, 15, BLOCK_SIZE, dtype=np.float32)
+    weight = np.concatenate([ramp - 3, ramp - 7, ramp - 12])[None]
+    _, scales, zero_points = quantize(weight, INT4)
+    np.testing.assert_allclose(scales, 1, rtol=1e-6)
+    assert zero_points is not None and zero_points.shape == (1, 2)
+    assert zero_points[0, 0] == 3 + (7 << 4)
+    assert zero_points[0, 1] & 0x0F == 12
 
 
 TIED = """g (int64[T] ids, float[9, 4] E, float[4, 9] H) => (float[T, 9] y)
@@ -198,13 +192,27 @@ def test_a_weight_beyond_float16_is_an_error(large: float) -> None:
     np.testing.assert_array_equal(wide.numpy(), values)
 
 
-def dequantized(weight: Array, bits: int) -> Array:
-    """Symmetric blocks of 128 along the input: the extreme value maps to -2^(bits-1)."""
+def dequantized(weight: Array, stored: WeightFormat) -> Array:
+    """Blocks of 128 along the input, rounded; the last one may be shorter.
+
+    Symmetric: the extreme value maps to -2^(bits-1). Else the range, extended to zero, maps to all
+    codes, after its zero is rounded to one of them.
+    """
     rows, columns = weight.shape
-    blocks = weight.reshape(rows, columns // BLOCK_SIZE, BLOCK_SIZE)
-    index = np.abs(blocks).argmax(-1, keepdims=True)
-    extreme = np.take_along_axis(blocks, index, -1)
-    half = 2 ** (bits - 1)
-    scale = extreme / -half
-    codes = np.clip(np.rint(blocks / scale), -half, half - 1)
-    return np.asarray((codes * scale).reshape(rows, columns))
+    padded = np.pad(weight, ((0, 0), (0, -columns % BLOCK_SIZE)))
+    blocks = padded.reshape(rows, -1, BLOCK_SIZE)
+    if stored.symmetric:
+        index = np.abs(blocks).argmax(-1, keepdims=True)
+        scale = np.take_along_axis(blocks, index, -1) / -(2 ** (stored.bits - 1))
+        zero = np.float32(2 ** (stored.bits - 1))
+    else:
+        low = np.minimum(blocks.min(-1, keepdims=True), 0)
+        high = np.maximum(blocks.max(-1, keepdims=True), 0)
+        scale = (high - low) / (2**stored.bits - 1)
+        zero = np.rint(-low / _nonzero(scale))
+    codes = np.clip(np.rint(blocks / _nonzero(scale) + zero), 0, 2**stored.bits - 1)
+    return np.asarray(((codes - zero) * scale).reshape(rows, -1)[:, :columns])
+
+
+def _nonzero(scale: Array) -> Array:
+    return np.where(scale == 0, np.float32(1), scale)

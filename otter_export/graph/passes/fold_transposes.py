@@ -11,8 +11,8 @@ from otter_export.graph.emit import add_initializer, lazy_tensor, static_shape, 
 class FoldTransposes(ir.passes.InPlacePass):
     """Transpose weights when they are written, not when the model runs.
 
-    MatMul with ``[in, out]`` weights rather than Gemm(transB=1): for one row ONNX Runtime's MatMul
-    has a matrix-vector kernel that is about 1.4 times as fast (docs/performance.md).
+    ONNX Runtime would fold the Transpose itself, at every start and with a second copy of the
+    weight in memory. (Gemm with ``transB`` reads ``[out, in]``, no faster: docs/performance.md.)
 
     Before::
 

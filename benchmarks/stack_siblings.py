@@ -1,4 +1,4 @@
-"""Projections that read the same state become one."""
+"""A form that was measured and not taken: the channel's sibling projections as one product."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ Key = tuple[ir.Value, ir.Value]
 class StackSiblings(ir.passes.InPlacePass):
     """Stack the channel parts of q, k, v (and of gate, up), which read the same x and x'.
 
-    Small products are bound by the cost of a node, so nine nodes become four. Base weights stay as
-    they are: stacking ``[W; A]`` was measured slower on a CPU (docs/performance.md).
+    Nine nodes become four, which was worth 3 % at most (docs/performance.md).
 
     Before, for each sibling i::
 
