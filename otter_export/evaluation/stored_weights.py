@@ -1,8 +1,8 @@
 """The weights inside an ``onnx`` engine, read back and compared with its checkpoint.
 
 The passes that lower a graph append to a weight's name what they did to it: ``_t`` transposed,
-``_half`` rounded to float16, ``_int8`` or ``_int4`` quantised, and ``a+b`` stacked. Undoing that
-needs none of the code that did it, so that the two can be held against each other.
+``_half`` rounded to float16, ``_int8`` or ``_int4`` quantised. Undoing that needs none of the code
+that did it, so that the two can be held against each other.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import onnx_ir as ir
 from otter_export.checkpoint import Checkpoint
 from otter_export.safetensors_io import FloatArray
 
-#: Bits to the code that stands for zero (MatMulNBits of com.microsoft, symmetric).
-_ZERO_CODE = {8: 128, 4: 8}
 _FORMS = {"_int8": 8, "_int4": 4}
+#: What belongs to the weight before it, and is read with it.
+_BESIDE = ("_scales", "_zero_points")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +31,13 @@ class StoredWeight:
 
     Args:
         name: Its name in the graph.
-        parts: Names of the weights in it, stacked along their rows; one unless stacked.
+        source: Name of the checkpoint's weight in it.
         transposed: It is stored ``[in, out]``.
         bits: 8 or 4 when quantised, else None.
     """
 
     name: str
-    parts: tuple[str, ...]
+    source: str
     transposed: bool
     bits: int | None
 
@@ -50,11 +50,13 @@ class Quantized:
         bits: 8 or 4.
         steps: Size of one step in each block, ``[out, blocks, 1]``.
         codes: ``[out, blocks, block size]``.
+        symmetric: Zero is the middle code in every block; else each block has its own zero point.
     """
 
     bits: int
     steps: FloatArray
     codes: npt.NDArray[np.uint8]
+    symmetric: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +88,13 @@ class StoredWeights:
             for name, value in ir.load(path).graph.initializers.items()
             if value.const_value is not None
         }
-        parsed = (_parse(name) for name in self._tensors if not name.endswith("_scales"))
-        self.weights = tuple(w for w in parsed if names.issuperset(w.parts))
+        parsed = (_parse(name) for name in self._tensors if not name.endswith(_BESIDE))
+        self.weights = tuple(w for w in parsed if w.source in names)
 
     def find(self, name: str, *, quantized: bool | None = None) -> StoredWeight | None:
-        """The initializer that holds ``name`` alone; with ``quantized``, of that form only."""
+        """The initializer that holds ``name``; with ``quantized``, of that form only."""
         for weight in self.weights:
-            if weight.parts == (name,) and quantized in (None, weight.bits is not None):
+            if weight.source == name and quantized in (None, weight.bits is not None):
                 return weight
         return None
 
@@ -107,11 +109,11 @@ class StoredWeights:
         if weight.bits is None:
             values = array.T if weight.transposed else array
             return Values(values.astype(np.float32, copy=False), array.dtype)
-        codes = _unpack(array, weight.bits)
-        scales = self._numpy(f"{weight.name}_scales").reshape(*codes.shape[:2], 1)
-        signed = codes.astype(np.float32) - _ZERO_CODE[weight.bits]
-        values = (signed * scales).reshape(len(codes), -1)[:, :columns]
-        return Values(values, array.dtype, Quantized(weight.bits, np.abs(scales), codes))
+        scales = self._numpy(f"{weight.name}_scales")
+        points = f"{weight.name}_zero_points"
+        zeros = self._numpy(points) if points in self._tensors else None
+        values, quantized = dequantized(weight.bits, array, scales, zeros)
+        return Values(values[:, :columns], array.dtype, quantized)
 
     def _numpy(self, name: str) -> npt.NDArray[Any]:
         tensor = self._tensors[name]
@@ -130,15 +132,42 @@ def _parse(name: str) -> StoredWeight:
             stem, bits = stem.removesuffix(suffix), width
     if stem.endswith("_t"):
         stem, transposed = stem.removesuffix("_t"), True
-    return StoredWeight(name, tuple(stem.split("+")), transposed, bits)
+    return StoredWeight(name, stem, transposed, bits)
+
+
+def dequantized(
+    bits: int,
+    packed: npt.NDArray[np.uint8],
+    scales: FloatArray,
+    zero_points: npt.NDArray[np.uint8] | None,
+) -> tuple[FloatArray, Quantized]:
+    """What the inputs of MatMulNBits (com.microsoft, version 1) stand for.
+
+    Args:
+        bits: 8 or 4.
+        packed: ``[out, blocks, bytes]``.
+        scales: ``[out, blocks]``.
+        zero_points: ``[out, bytes]``, padded to whole bytes; None for the middle code.
+
+    Returns:
+        ``[out, blocks * block size]``, and how they were made.
+    """
+    codes = _unpack(packed, bits)
+    rows, blocks, _ = codes.shape
+    zeros: Any = 2 ** (bits - 1)
+    if zero_points is not None:
+        zeros = _unpack(zero_points, bits)[:, :blocks, None].astype(np.float32)
+    scales = scales.reshape(rows, blocks, 1)
+    values = (codes.astype(np.float32) - zeros) * scales
+    return values.reshape(rows, -1), Quantized(bits, np.abs(scales), codes, zero_points is None)
 
 
 def _unpack(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
-    """``[out, blocks, bytes]`` to codes ``[out, blocks, block size]``; low half byte first."""
+    """``[..., bytes]`` to codes ``[..., bytes * 8 / bits]``; low half byte first."""
     if bits == 8:
         return packed
     halves = np.stack((packed & 0x0F, packed >> 4), axis=-1)
-    return halves.reshape(*packed.shape[:2], -1)
+    return halves.reshape(*packed.shape[:-1], -1)
 
 
 def checkpoint_weights(checkpoint: Checkpoint) -> Mapping[str, Callable[[], FloatArray]]:
@@ -178,9 +207,8 @@ def mismatches(stored: StoredWeights, checkpoint: Checkpoint) -> Iterator[tuple[
     expected = checkpoint_weights(checkpoint)
     seen: set[str] = set()
     for weight in stored.weights:
-        seen.update(weight.parts)
-        parts = [expected[part]() for part in weight.parts]
-        original = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        seen.add(weight.source)
+        original = expected[weight.source]()
         problem = _problem(stored.read(weight, original.shape[-1]), original)
         if problem:
             yield weight.name, problem
@@ -205,21 +233,35 @@ def _problem(stored: Values, original: FloatArray) -> str | None:
 def _quantized_problem(
     quantized: Quantized, values: FloatArray, original: FloatArray
 ) -> str | None:
-    """Half a step from the checkpoint's value at most; the first and last code may be a step off.
+    """Half a step from the checkpoint's value at most; symmetric, the last code may be a step off.
 
     A step that is larger than its block needs would hide any error, so that is wrong too.
     """
     steps, codes = quantized.steps, quantized.codes
-    last = (codes == 0) | (codes == 2**quantized.bits - 1)
     # The extra 0.1 % is for scale and product, which are rounded to float32.
-    allowed = steps * np.where(last, np.float32(1.001), np.float32(0.501))
+    allowed = steps * np.float32(0.501)
+    if quantized.symmetric:
+        # There is no code for the negative of the block's extreme.
+        last = (codes == 0) | (codes == 2**quantized.bits - 1)
+        allowed = steps * np.where(last, np.float32(1.001), np.float32(0.501))
     distance = _blocks(np.abs(values - original), codes.shape)
     wrong = int((distance > allowed).sum())
     if wrong:
         return f"{wrong} of {original.size} values are further off than rounding allows"
-    peaks = _blocks(np.abs(original), codes.shape).max(axis=2, keepdims=True)
-    coarse = int(((peaks > 0) & (steps * (_ZERO_CODE[quantized.bits] - 1) > 1.001 * peaks)).sum())
+    coarse = int((steps > 1.001 * _needed_steps(quantized, original)).sum())
     return f"{coarse} of {steps.size} steps are larger than their block needs" if coarse else None
+
+
+def _needed_steps(quantized: Quantized, original: FloatArray) -> FloatArray:
+    """The largest step that each block needs, ``[out, blocks, 1]``; any for a block of zeros."""
+    blocks = _blocks(original, quantized.codes.shape)
+    low = np.minimum(blocks.min(axis=2, keepdims=True), 0)
+    high = np.maximum(blocks.max(axis=2, keepdims=True), 0)
+    if quantized.symmetric:
+        needed = np.maximum(high, -low) / (2 ** (quantized.bits - 1) - 1)
+    else:
+        needed = (high - low) / (2**quantized.bits - 1)
+    return np.where(needed > 0, needed, np.inf).astype(np.float32)
 
 
 def _blocks(array: FloatArray, shape: tuple[int, ...]) -> FloatArray:

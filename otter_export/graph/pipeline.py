@@ -24,8 +24,8 @@ from otter_export.graph.passes.tie_embedding import TieEmbedding
 
 #: Precisions of the ONNX Runtime target by execution provider.
 PRECISIONS = {"cpu": ("fp32", "fp16", "int8", "int4"), "cuda": ("fp32", "fp16")}
-#: Precision to the formats of projections and of the language model head. In 4 bits the head
-#: alone would cost half as much again as all projections together.
+#: Precision to the formats of projections and of the language model head. 8 bits for the
+#: head, then zero points, help int4 most (docs/graph.md has numbers).
 _FORMATS = {
     "int8": (WeightFormat(8), WeightFormat(8)),
     "int4": (WeightFormat(4, symmetric=False), WeightFormat(8)),

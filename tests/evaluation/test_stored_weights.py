@@ -7,18 +7,20 @@ from pathlib import Path
 
 import hypothesis
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import strategies as st
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.evaluation.stored_weights import StoredWeights, checkpoint_weights, mismatches
-from otter_export.graph.passes.quantize_weights import quantize
+from otter_export.graph.passes.quantize_weights import WeightFormat, quantize
 from tests.evaluation.conftest import Build
-from tests.evaluation.spoil import Edit, edit_weight
+from tests.evaluation.spoil import Edit, edit_graph, edit_weight
 from tests.tiny import CONFIGS
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 Q = "model.layers.1.self_attn.q_proj.weight"
+FORMATS = (WeightFormat(8), WeightFormat(4), WeightFormat(4, symmetric=False))
 
 
 def opened(engine: Path, family: str = "llama") -> tuple[StoredWeights, Checkpoint]:
@@ -32,7 +34,7 @@ def opened(engine: Path, family: str = "llama") -> tuple[StoredWeights, Checkpoi
 def test_every_weight_is_found_and_right(engine: Build, precision: str, family: str) -> None:
     stored, checkpoint = opened(engine(precision, family), family)
     assert list(mismatches(stored, checkpoint)) == []
-    found = {part for weight in stored.weights for part in weight.parts}
+    found = {weight.source for weight in stored.weights}
     assert set(checkpoint.tensors) <= found
     assert len(found) > 40
 
@@ -45,8 +47,9 @@ def test_values_are_those_of_the_checkpoint(engine: Build, precision: str) -> No
     original = checkpoint.base.float32(Q)
     values = stored.read(weight, original.shape[1]).values
     assert values.shape == original.shape
-    # A step is 1/8 or 1/128 of a block's largest weight, and the last code may be a whole one off.
-    share = {"fp32": 0.0, "fp16": 2**-11, "int8": 1 / 128, "int4": 1 / 8}[precision]
+    # int8: a step is 1/128 of a block's largest weight, and the last code may be a whole one off.
+    # int4: half a step, which is 1/15 of a range of at most twice the largest weight.
+    share = {"fp32": 0.0, "fp16": 2**-11, "int8": 1 / 128, "int4": 1.001 / 15}[precision]
     assert np.abs(values - original).max() <= share * np.abs(original).max()
     assert (values != original).any() == (precision != "fp32")
 
@@ -56,7 +59,9 @@ def test_a_quantised_head_is_told_from_its_embedding(engine: Build) -> None:
     head = stored.find("model.embed_tokens.weight", quantized=True)
     embedding = stored.find("model.embed_tokens.weight", quantized=False)
     assert head is not None and embedding is not None
-    assert (head.bits, embedding.bits) == (4, None)
+    assert (head.bits, embedding.bits) == (8, None)
+    projection = stored.find(Q)
+    assert projection is not None and projection.bits == 4
     assert stored.find("model.nothing.weight") is None
 
 
@@ -91,7 +96,7 @@ def double(array: np.ndarray) -> None:
         ("int8", f"{Q}_int8", swap_rows),
         ("int4", f"{Q}_int4", other_code),
         ("int4", "model.embed_tokens.weight_half", next_up),
-        ("int4", "model.embed_tokens.weight_int4", swap_rows),
+        ("int4", "model.embed_tokens.weight_int8", swap_rows),
     ],
 )
 def test_one_wrong_value_is_found(copied: Build, precision: str, name: str, edit: Edit) -> None:
@@ -102,16 +107,19 @@ def test_one_wrong_value_is_found(copied: Build, precision: str, name: str, edit
     assert "values" in found[0][1]
 
 
-def test_stacked_weights_are_compared_part_by_part(copied: Build) -> None:
-    engine = copied()
-    stored, _ = opened(engine)
-    stacked = next(w for w in stored.weights if len(w.parts) > 1)
-    edit_weight(engine, stacked.name, lambda array: swap_columns(array))
-    assert [name for name, _ in mismatches(*opened(engine))] == [stacked.name]
+@pytest.mark.parametrize("part", ["_scales", "_zero_points"])
+def test_wrong_scales_and_zero_points_are_found(copied: Build, part: str) -> None:
+    engine = copied("int4")
 
+    def change(graph: ir.Graph) -> None:
+        value = graph.initializers[f"{Q}_int4{part}"]
+        assert value.const_value is not None
+        array = np.array(value.const_value.numpy())
+        (double if part == "_scales" else other_code)(array)
+        value.const_value = ir.tensor(array, name=value.name)
 
-def swap_columns(array: np.ndarray) -> None:
-    array[:, [0, -1]] = array[:, [-1, 0]]
+    edit_graph(engine, change)
+    assert [weight for weight, _ in mismatches(*opened(engine))] == [f"{Q}_int4"]
 
 
 def test_a_weight_that_is_not_there_is_named(engine: Build) -> None:
@@ -122,48 +130,44 @@ def test_a_weight_that_is_not_there_is_named(engine: Build) -> None:
 
 @hypothesis.given(
     seed=st.integers(0, 10**6),
-    bits=st.sampled_from([4, 8]),
-    columns=st.sampled_from([1, 17, 128, 200, 256]),
+    stored=st.sampled_from(FORMATS),
+    columns=st.sampled_from([1, 17, 128, 200, 256, 320]),
     scale=st.floats(1e-4, 1e4),
+    offset=st.sampled_from([-3.0, 0.0, 0.5, 3.0]),
     zeros=st.booleans(),
 )
 def test_what_the_quantiser_rounds_is_accepted(
-    seed: int, bits: int, columns: int, scale: float, zeros: bool
+    seed: int, stored: WeightFormat, columns: int, scale: float, offset: float, zeros: bool
 ) -> None:
     """The allowance holds for every matrix, not only for those of the tiny models."""
-    original = (np.random.default_rng(seed).standard_normal((16, columns)) * scale).astype(
-        np.float32
-    )
+    drawn = np.random.default_rng(seed).standard_normal((16, columns)) + offset
+    original = (drawn * scale).astype(np.float32)
     if zeros:
         original[::2] = 0
-    assert _judged(original, original, bits) is None
+    assert _judged(original, original, stored) is None
 
 
-@hypothesis.given(seed=st.integers(0, 10**6), bits=st.sampled_from([4, 8]))
-def test_steps_that_are_too_large_are_refused(seed: int, bits: int) -> None:
+@hypothesis.given(seed=st.integers(0, 10**6), stored=st.sampled_from(FORMATS))
+def test_steps_that_are_too_large_are_refused(seed: int, stored: WeightFormat) -> None:
     """A step of twice the size would allow twice the error everywhere."""
     original = np.random.default_rng(seed).standard_normal((16, 128)).astype(np.float32)
     coarse = original.copy()
     coarse[:, 0] = 2.5 * np.abs(original).max(axis=1)
-    problem = _judged(coarse, original, bits, skip_first=True)
+    problem = _judged(coarse, original, stored, skip_first=True)
     assert problem is not None and "steps" in problem
 
 
 def _judged(
-    quantised: np.ndarray, original: np.ndarray, bits: int, *, skip_first: bool = False
+    quantised: np.ndarray, original: np.ndarray, stored: WeightFormat, *, skip_first: bool = False
 ) -> str | None:
     """Quantise one matrix and hold the result against another."""
     from otter_export.evaluation import stored_weights as module
 
-    packed, scales = quantize(quantised, bits)
-    codes = module._unpack(packed, bits)
-    steps = np.abs(scales).reshape(*codes.shape[:2], 1)
-    signed = codes.astype(np.float32) - 2 ** (bits - 1)
-    values = (signed * scales.reshape(steps.shape)).reshape(len(codes), -1)
+    values, quantized = module.dequantized(stored.bits, *quantize(quantised, stored))
     values = values[:, : original.shape[1]]
     if skip_first:
         values[:, 0] = original[:, 0]
-    return module._quantized_problem(module.Quantized(bits, steps, codes), values, original)
+    return module._quantized_problem(quantized, values, original)
 
 
 def test_a_wrong_shape_is_named(engine: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ class WeightFormat:
     Args:
         bits: 8 or 4.
         symmetric: Zero is the middle code; else every block has a zero point of its own, and its
-            codes span just the block's range. That is worth much in 4 bits and nothing in 8.
+            codes span just the block's range, which matters where there are few of them.
     """
 
     bits: int
