@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, TypeGuard
 
 from otter_export import __version__
 from otter_export import config as config_file
-from otter_export.checkpoint import OTTER_STEM, TOKENIZER_FILES, Checkpoint
+from otter_export.checkpoint import TOKENIZER_FILES, Checkpoint
 from otter_export.config import read_json
 from otter_export.errors import CheckpointError
 from otter_export.manifest import EngineFile, describe_file
@@ -60,13 +59,9 @@ def describe_files(
 
 def source_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """Where an engine came from, without absolute paths of the machine that built it."""
-    files = [config_file.FILE_NAME, checkpoint.tensors.source.name]
-    hashes = {name: describe_file(checkpoint.directory, name).sha256 for name in files}
-    if checkpoint.tensors.source.suffix == ".json":
-        # Sharded: the index names the shards, whose headers stand for them here.
-        shards = sorted({info.file.name for info in checkpoint.tensors.values()})
-        digest = hashlib.sha256("\n".join(shards).encode()).hexdigest()
-        hashes[f"{OTTER_STEM} shards"] = digest
+    shards = {info.file.name for info in checkpoint.tensors.values()}
+    names = {config_file.FILE_NAME, checkpoint.tensors.source.name, *shards}
+    hashes = {name: describe_file(checkpoint.directory, name).sha256 for name in sorted(names)}
     return {"checkpoint": checkpoint.directory.resolve().name, "sha256": hashes}
 
 
