@@ -106,13 +106,6 @@ class BaseModel:
             raise CheckpointError(f"{self.directory}: base tensor {name} is missing")
         return self.weights.float32(stored, index)
 
-    def weight_dtype(self) -> str:
-        """The dtype of the token embedding: F32, F16 or BF16."""
-        stored = self.stored_name(f"{self.family.embeddings[0][0]}.weight")
-        if stored is None:
-            raise CheckpointError(f"{self.directory}: there is no token embedding in the weights")
-        return self.weights[stored].dtype
-
     def projection(
         self, site: ProjectionSite, rows: npt.NDArray[np.int64] | None = None
     ) -> FloatArray:

@@ -41,7 +41,7 @@ def agreement(
     reader = Reader("regression", signal, load_tokenizer(checkpoint.base.directory), end)
     parts, scores = [], []
     for batch in batches(reader.read(snippets)[:limit], _BATCH_TOKENS, None):
-        output = model(batch.ids, compute_logits=False)
+        output = model(batch.ids, compute_logits=False, use_cache=False)
         rewards = response_rewards(output, batch.ids, signal)
         parts.append(prefix_rewards(rewards, batch, end is not None))
         scores.append(batch.scores)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from otter_export import ArgsStochastic, generate, load_engine
 from otter_export.evaluation.reward_plot import plot_rewards
-from otter_export.evaluation.text_metrics import bootstrap_mean, diversity
+from otter_export.evaluation.text_metrics import bootstrap_paired_difference, diversity
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.methods.base import DecodingMethod
 from otter_export.runtime.methods.plain import Plain
@@ -163,9 +163,9 @@ def differences(comparison: Comparison, label: str) -> dict[str, tuple[float, fl
     base, arm = comparison.arms[UNGUIDED], comparison.arms[label]
     found = {}
     for judge in ("reward", "vader", "probe"):
-        paired = getattr(arm, judge) - getattr(base, judge)
-        interval = bootstrap_mean(paired, seed=SEED)
-        found[judge] = (float(paired.mean()), interval.low, interval.high)
+        treated, control = getattr(arm, judge), getattr(base, judge)
+        interval = bootstrap_paired_difference(treated, control, seed=SEED)
+        found[judge] = (interval.mean, interval.low, interval.high)
     return found
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from otter_export.checkpoint import Checkpoint, expected_tensors
-from otter_export.config import OtterConfig, Signal
+from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError
 from otter_export.family import (
     BaseDimensions,
@@ -103,10 +103,6 @@ class OtterModel(nn.Module):
         head = self.signals[name]
         assert isinstance(head, SignalHead)
         return head
-
-    def signal_config(self, name: str) -> Signal:
-        """The configuration of one signal."""
-        return next(s for s in self.config.signals if s.name == name)
 
     def channel_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The inserted parameters under their checkpoint names; all that training changes."""
