@@ -3,6 +3,9 @@
 #   make demo            SmolLM2-135M, steered by the shipped channel (TRAIN=1: trains it anew)
 #   make test            the whole suite (ARGS="tests/cli -k inspect" for a part of it)
 #   make lint            ruff and mypy
+#   make plugins         the fused projection's cubins, under build/plugins (SM="80 89 90 120")
+#   make triton-server   a Triton Inference Server of its own, under .cache/tritonserver
+#   make triton-test     the tests that start it
 #   make wheel-test      the built wheel in fresh environments, without torch and onnx
 #   make clean           removes .venv and everything that was made
 
@@ -25,15 +28,29 @@ VADER := vaderSentiment==3.3.2
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint wheel-test setup clean
+# TensorRT-RTX, the kernel compiler and Triton's client: what `make demo` does not need. Where they
+# cannot be had, the tests that need them are skipped and say so.
+EXTRAS := $(VENV)/.extras
+SERVER := .cache/tritonserver/.installed
+SM ?= 80 89 90 120
+
+.PHONY: demo test lint plugins triton-server triton-test wheel-test setup clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/sentiment/demo.py $(if $(filter 1,$(TRAIN)),--train) $(ARGS)
 
-test: $(STAMP)
+test: $(STAMP) $(EXTRAS) $(SERVER)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-lint: $(STAMP)
+triton-test: $(STAMP) $(EXTRAS) $(SERVER)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/server $(ARGS)
+
+triton-server: $(STAMP) $(SERVER)
+
+plugins: $(STAMP) $(EXTRAS)
+	$(BIN)/python -m otter_export.plugins.cubins --out build/plugins $(foreach sm,$(SM),--sm $(sm))
+
+lint: $(STAMP) $(EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -51,6 +68,14 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	mkdir -p $(DOWNLOADS)
 	$(PIP) download --no-deps --no-binary :all: --no-build-isolation -d $(DOWNLOADS) $(VADER)
 	touch $@
+
+$(EXTRAS): $(STAMP)
+	$(PIP) install -c constraints.txt -e '.[trt,triton]' && touch $@ \
+	  || echo "not installed: tests of TensorRT, of the kernel and of the server are skipped" >&2
+
+$(SERVER): $(STAMP)
+	$(BIN)/python examples/triton_server.py setup \
+	  || echo "no Triton Inference Server: its tests are skipped" >&2
 
 clean:
 	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
