@@ -26,6 +26,18 @@ class RequestError(OtterError):
     """A generation request or one of its options is not valid."""
 
 
+class QueueFullError(RequestError):
+    """Too many requests wait already; nothing is wrong with this one, so try it again later."""
+
+
+class DeadlineError(OtterError):
+    """A request was not finished within the time that it was given."""
+
+
+class CancelledError(OtterError):
+    """A request was cancelled, or its scheduler was closed."""
+
+
 class UnsupportedError(OtterError):
     """The input is well formed, but this version has no rule, family or target for it."""
 

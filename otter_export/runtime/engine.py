@@ -71,14 +71,37 @@ class Engine(Protocol):
         ...
 
     def new_cache(self, batch_size: int) -> Cache:
-        """An empty cache for ``batch_size`` sequences; it grows as needed up to the limit."""
+        """An empty cache for ``batch_size`` sequences, 0 to join later.
+
+        It grows as needed, up to the engine's limit.
+        """
         ...
 
-    def gather(self, sources: Sequence[tuple[Cache, int]]) -> Cache:
-        """A new cache that holds copies of these sequences: how they join and leave a batch.
+    def append(self, cache: Cache, sources: Sequence[tuple[Cache, int]]) -> None:
+        """Copies of sequences join at the end of a cache, in this order.
 
         Args:
-            sources: ``(cache, index of the sequence in it)`` for each sequence of the result.
+            cache: The cache that grows; the sequences in it are not moved.
+            sources: ``(cache, index of the sequence in it)`` for each that joins. The sources stay
+                as they are, and none of them is ``cache`` itself.
+
+        Raises:
+            EngineError: A cache is not of this engine, or an index is out of range.
+        """
+        ...
+
+    def select(self, cache: Cache, indices: Sequence[int]) -> None:
+        """Keep only these sequences of a cache, in this order; the others leave it.
+
+        Only sequences whose place changes are copied, so the cheapest way to take one out is to
+        name the last in its place. A step that was run before cannot be committed any more.
+
+        Args:
+            cache: The cache.
+            indices: Which sequences, each at most once; may be empty.
+
+        Raises:
+            EngineError: The cache is not of this engine, or an index is out of range or repeated.
         """
         ...
 
