@@ -1,0 +1,268 @@
+"""Start Triton Inference Server on a model repository, on this machine alone.
+
+    otter-export triton ENGINE --out model_repository
+    python examples/triton_server.py model_repository
+
+Prints the addresses once the server is ready; serves until Ctrl-C, SIGTERM or ``--max-seconds``.
+Install the server first: ``make triton-server``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__:
+    from examples.triton_environment import Environment, default_environment
+else:  # run as a script
+    from triton_environment import Environment, default_environment
+
+from otter_export.errors import OtterError
+
+HOST = "127.0.0.1"
+#: The server ends by itself after this long, whatever happens to the process that started it.
+LIFETIME_SECONDS = 24 * 3600
+#: Exit status of coreutils' ``timeout`` when it ended the program.
+TIME_IS_UP = 124
+#: The server waits this long for requests in flight before it exits.
+EXIT_SECONDS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Ports:
+    """The three ports of a server; see `free_ports`."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+
+class TritonServer:
+    """A running tritonserver; a context manager that ends it.
+
+    Args:
+        repository: A model repository.
+        ports: Where it listens, on 127.0.0.1.
+        log: File for its output.
+        lifetime_seconds: It ends by itself after this long.
+        arguments: More of the server's own options.
+        variables: Environment variables of its own.
+        environment: Where it is installed.
+
+    Raises:
+        OtterError: It is not installed.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        ports: Ports,
+        log: Path,
+        *,
+        lifetime_seconds: float = LIFETIME_SECONDS,
+        arguments: Sequence[str] = (),
+        variables: dict[str, str] | None = None,
+        environment: Environment | None = None,
+    ) -> None:
+        environment = environment or default_environment()
+        problem = environment.problem()
+        if problem is not None:
+            raise OtterError(problem)
+        self.ports = ports
+        self.log = log
+        command = [
+            # coreutils' timeout passes signals on, and outlives the process that runs this.
+            *("timeout", "--kill-after=30", f"{lifetime_seconds:g}"),
+            str(environment.server),
+            f"--model-repository={repository.resolve()}",
+            f"--backend-directory={environment.backends}",
+            *(f"--{name}-address={HOST}" for name in ("http", "grpc", "metrics")),
+            *(f"--{name}-port={port}" for name, port in dataclasses.asdict(ports).items()),
+            f"--exit-timeout-secs={EXIT_SECONDS}",
+            # A model that stopped can be loaded again; see docs/triton.md.
+            *("--model-control-mode=explicit", "--load-model=*"),
+            *("--allow-gpu-metrics=false", "--log-format=ISO8601"),
+            *arguments,
+        ]
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                env={**environment.variables(), **(variables or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C reaches this process alone, which then stops the server.
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Process id of its process group."""
+        return self._process.pid
+
+    def wait_ready(self, timeout_seconds: float = 120) -> None:
+        """Return when every model is ready.
+
+        Raises:
+            OtterError: The server exits, or is not ready in time; it is stopped.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while not self._ready():
+            if self._process.poll() is not None:
+                raise OtterError(f"tritonserver did not start: {self._why()}; see {self.log}")
+            if time.monotonic() > deadline:
+                self.stop()
+                raise OtterError(
+                    f"tritonserver was not ready after {timeout_seconds:g} s; see {self.log}"
+                )
+            time.sleep(0.1)
+
+    def _ready(self) -> bool:
+        connection = http.client.HTTPConnection(HOST, self.ports.http, timeout=5)
+        with (
+            contextlib.suppress(OSError, http.client.HTTPException),
+            contextlib.closing(connection),
+        ):
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == 200
+        return False
+
+    def _why(self) -> str:
+        """The line of the log that says most."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        # Without a GPU, every start has that one, and it means nothing.
+        errors = [e for e in lines if (" E " in e or "rror" in e) and "CudaDriver" not in e]
+        # The first cause is the earliest; later ones follow from it.
+        return " ".join((errors or lines[-1:] or ["no output"])[0].split())[:300]
+
+    def wait(self) -> int:
+        """Wait until it ends by itself; its exit status."""
+        return self._process.wait()
+
+    def stop(self, timeout_seconds: float = EXIT_SECONDS + 15) -> int:
+        """End it as Ctrl-C would: requests in flight may finish; its exit status.
+
+        What does not end in time is killed, with the processes of its models.
+        """
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout_seconds)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        return self._process.wait()
+
+    def __enter__(self) -> TritonServer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+
+def free_ports() -> Ports:
+    """Three ports of 127.0.0.1 that are free now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for one in sockets:
+            one.bind((HOST, 0))
+        return Ports(*(one.getsockname()[1] for one in sockets))
+
+
+def start(
+    repository: Path,
+    log: Path,
+    *,
+    ports: Ports | None = None,
+    timeout_seconds: float = 120,
+    **options: Any,
+) -> TritonServer:
+    """Start a server and wait until it is ready.
+
+    Args:
+        repository: A model repository.
+        log: File for its output.
+        ports: Where it listens; None takes free ones.
+        timeout_seconds: Time to get ready.
+        options: Of `TritonServer`.
+
+    Raises:
+        OtterError: It is not installed, or does not start.
+    """
+    # A port that is free now may be taken before the server binds it: that is worth another try.
+    for attempts_left in (2, 1, 0):
+        server = TritonServer(repository, ports or free_ports(), log, **options)
+        try:
+            server.wait_ready(timeout_seconds)
+            return server
+        except OtterError as error:
+            server.stop()
+            if ports is not None or not attempts_left or "already in use" not in str(error):
+                raise
+        except BaseException:
+            server.stop()
+            raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description="Serve a model repository on 127.0.0.1.")
+    parser.add_argument("repository", type=Path, help="as `otter-export triton` writes it")
+    parser.add_argument("--http-port", type=int, default=8000)
+    parser.add_argument("--grpc-port", type=int, default=8001)
+    parser.add_argument("--metrics-port", type=int, default=8002)
+    parser.add_argument("--log", type=Path, default=Path("tritonserver.log"))
+    parser.add_argument("--max-seconds", type=float, default=LIFETIME_SECONDS)
+    parser.add_argument("--ready-seconds", type=float, default=300, help="time to load the engine")
+    options = parser.parse_args()
+    # A `kill` stops the server as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(_serve(options))
+    except OtterError as error:
+        sys.exit(f"error: {error}")
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """Serve until told to stop; the exit status."""
+    if not options.repository.is_dir():
+        raise OtterError(
+            f"{options.repository} is not a directory; make it with: "
+            f"otter-export triton ENGINE --out {options.repository}"
+        )
+    ports = Ports(options.http_port, options.grpc_port, options.metrics_port)
+    server = None
+    try:
+        server = start(
+            options.repository,
+            options.log,
+            ports=ports,
+            timeout_seconds=options.ready_seconds,
+            lifetime_seconds=options.max_seconds,
+        )
+        print(f"ready: http {HOST}:{ports.http}, grpc {HOST}:{ports.grpc}, ", end="")
+        print(
+            f"metrics {HOST}:{ports.metrics}/metrics; log: {options.log}; Ctrl-C stops", flush=True
+        )
+        status = server.wait()
+    except KeyboardInterrupt:
+        print("stopping; requests in flight may finish", file=sys.stderr, flush=True)
+        return 0 if server is None else server.stop()
+    # 124 is how `timeout` says that the time was up, after a clean stop.
+    return 0 if status == TIME_IS_UP else status
+
+
+if __name__ == "__main__":
+    main()
