@@ -25,7 +25,11 @@ from otter_export.graph.emit import Make, lazy_tensor, static_shape
 from otter_export.graph.rotary import check_scaling, check_tables
 
 #: Hub dtypes by the name that mobius gives them.
-DTYPES = {"f32": ir.DataType.FLOAT, "f16": ir.DataType.FLOAT16}
+DTYPES = {
+    "f32": ir.DataType.FLOAT,
+    "f16": ir.DataType.FLOAT16,
+    "bf16": ir.DataType.BFLOAT16,
+}
 
 
 def base_graph(base: BaseModel, dtype: str = "f32") -> ir.Model:
@@ -33,7 +37,7 @@ def base_graph(base: BaseModel, dtype: str = "f32") -> ir.Model:
 
     Args:
         base: The base; only config.json and safetensors headers are read here.
-        dtype: ``f32`` or ``f16``: type of weights and activations.
+        dtype: One of `DTYPES`: type of weights and activations.
 
     Returns:
         The model; every weight is a lazy tensor that reads its safetensors when written.

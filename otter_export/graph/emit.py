@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -131,7 +132,8 @@ def _rounded(name: str, array: npt.NDArray[Any], dtype: ir.DataType) -> npt.NDAr
         raise CheckpointError(
             f"tensor {name} holds NaN or infinity; an engine needs finite weights"
         )
-    limit = float(np.finfo(dtype.numpy()).max)
+    # numpy.finfo knows no bfloat16.
+    limit = float(ml_dtypes.finfo(dtype.numpy()).max)  # type: ignore[no-untyped-call]
     largest = max(-low, high)
     if largest > limit:
         raise UnsupportedError(

@@ -15,7 +15,9 @@ from otter_export.graph.passes.flatten_tokens import FlattenTokens
 from otter_export.graph.passes.float_logits import FloatLogits
 from otter_export.graph.passes.fold_transposes import FoldTransposes
 from otter_export.graph.passes.half_storage import HalfStorage
+from otter_export.graph.passes.in_place_cache import InPlaceCache
 from otter_export.graph.passes.keep_last_logits import KeepLastLogits
+from otter_export.graph.passes.keep_rows import KeepRows
 from otter_export.graph.passes.merge_reshapes import MergeReshapes
 from otter_export.graph.passes.quantize_weights import QuantizeWeights, WeightFormat
 from otter_export.graph.passes.read_only_cache import ReadOnlyCache
@@ -24,6 +26,8 @@ from otter_export.graph.passes.tie_embedding import TieEmbedding
 
 #: Precisions of the ONNX Runtime target by execution provider.
 PRECISIONS = {"cpu": ("fp32", "fp16", "int8", "int4"), "cuda": ("fp32", "fp16")}
+#: Precisions of the TensorRT target; weights alone are quantised.
+TENSORRT_PRECISIONS = ("fp16", "bf16")
 #: Precision to the formats of projections and of the language model head. 8 bits for the
 #: head, then zero points, help int4 most (docs/graph.md has numbers).
 _FORMATS = {
@@ -72,6 +76,44 @@ def onnxruntime_passes(base: BaseModel, lowering: Lowering) -> list[ir.passes.In
     if on_cpu and lowering.precision != "fp32":
         passes.append(HalfStorage(_stored_half(lowering.precision, embedding)))
     # 5. What the passes left behind.
+    passes += [
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+        common.RemoveUnusedOpsetsPass(),
+    ]
+    return passes
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorRtForm:
+    """What the TensorRT pipeline is asked for.
+
+    Args:
+        capacity: Rows of every cache: the longest sequence and the longest step together.
+        precision: One of `TENSORRT_PRECISIONS`.
+        plugin: Whether fused projections name our plugin; else their plain form is built.
+    """
+
+    capacity: int
+    precision: str = "fp16"
+    plugin: bool = False
+
+
+def tensorrt_hub_dtype(form: TensorRtForm) -> str:
+    """Activations, caches and what is not quantised are half precision."""
+    return "bf16" if form.precision == "bf16" else "f16"
+
+
+def tensorrt_passes(base: BaseModel, form: TensorRtForm) -> list[ir.passes.InPlacePass]:
+    """The pipeline of the ``trt`` target, hub form to the ONNX file that TensorRT parses.
+
+    ONNX Runtime runs the same file, which is how its numerics are tested without a GPU.
+    """
+    # 1. What is computed: chosen rows' logits; caches of static capacity, updated in place.
+    passes: list[ir.passes.InPlacePass] = [KeepRows(), FloatLogits(), InPlaceCache(form.capacity)]
+    # 2. Norm statistics are written out: TensorRT knows no functions but those with a plugin.
+    passes.append(common.InlinePass())
+    # 3. What the passes left behind.
     passes += [
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]

@@ -48,3 +48,13 @@ def add_signal(state: Widening, signal: Signal) -> None:
     z.name = signal.name
     z.shape = ir.Shape(dims)
     graph.outputs.append(z)
+
+
+def head_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """The MatMul of the logits and those of the signal heads: what reads the final state."""
+    found = []
+    for node in graph:
+        name = str(node.outputs[0].name)
+        if node.op_type == "MatMul" and (name == "logits" or name.startswith("signals.")):
+            found.append(node)
+    return found

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from otter_export.graph.emit import Emitter
+from otter_export.graph.signals import head_nodes
 
 INPUT = "logits_to_keep"
 
@@ -25,7 +26,7 @@ class KeepLastLogits(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the pass in place."""
         graph = model.graph
-        heads = _head_nodes(graph)
+        heads = head_nodes(graph)
         keep = ir.Value(name=INPUT, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
         graph.inputs.append(keep)
         sliced: dict[ir.Value, ir.Value] = {}
@@ -49,13 +50,3 @@ def _slice_last(e: Emitter, keep: ir.Value, state: ir.Value) -> ir.Value:
     width = None if state.shape is None else state.shape[-1]
     shape = ["batch", "kept", width]
     return e.op("Slice", [state, start, end, axis], f"{state.name}.last", shape=shape)
-
-
-def _head_nodes(graph: ir.Graph) -> list[ir.Node]:
-    """The MatMul of the logits and those of the signal heads."""
-    found = []
-    for node in graph:
-        name = str(node.outputs[0].name)
-        if node.op_type == "MatMul" and (name == "logits" or name.startswith("signals.")):
-            found.append(node)
-    return found
