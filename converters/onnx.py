@@ -31,7 +31,14 @@ from otter_export.graph.pipeline import (
 )
 from otter_export.graph.widen import widen
 from otter_export.manifest import EngineManifest, TensorSpec
-from otter_export.targets import BuildPlan, BuildRequest, Progress, max_sequence_length
+from otter_export.targets import (
+    Availability,
+    BuildPlan,
+    BuildRequest,
+    Progress,
+    max_sequence_length,
+    option,
+)
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
@@ -41,11 +48,28 @@ _EXTERNAL_BYTES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
+class OnnxOptions:
+    """What only this target knows.
+
+    Args:
+        execution_provider: ``cpu`` or ``cuda``: where the engine is meant to run.
+    """
+
+    execution_provider: str = option("cpu", "Execution provider: cpu or cuda.", flag="--ep")
+
+
+@dataclasses.dataclass(frozen=True)
 class OnnxTarget:
     """ONNX Runtime on CPU or CUDA; fp32, fp16, int8 and int4 weights."""
 
     name: str = "onnx"
     summary: str = "ONNX Runtime on CPU or CUDA; fp32, fp16, int8 and int4 weights"
+    precisions: tuple[str, ...] = PRECISIONS["cpu"]
+    options: type[OnnxOptions] = OnnxOptions
+
+    def availability(self) -> tuple[Availability, ...]:
+        """Whoever can import this file can build."""
+        return (Availability("", True, mobius.__version__, False, self.summary),)
 
     def plan(self, checkpoint: Checkpoint, request: BuildRequest) -> BuildPlan:
         """Build the graph, lower it, and leave the weights to be streamed by ``write``."""
@@ -84,17 +108,16 @@ def lowered_graph(
     Raises:
         UnsupportedError: The precision does not exist for this execution provider.
     """
-    accepted = PRECISIONS.get(request.execution_provider)
+    provider = request.options_as(OnnxOptions).execution_provider
+    accepted = PRECISIONS.get(provider)
     if accepted is None:
-        raise UnsupportedError(
-            f"--ep {request.execution_provider}: target onnx knows {', '.join(PRECISIONS)}"
-        )
+        raise UnsupportedError(f"--ep {provider}: target onnx knows {', '.join(PRECISIONS)}")
     if request.precision not in accepted:
         raise UnsupportedError(
             f"--precision {request.precision} is not available for target onnx on "
-            f"{request.execution_provider}; available: {', '.join(accepted)}"
+            f"{provider}; available: {', '.join(accepted)}"
         )
-    lowering = Lowering(request.precision, request.execution_provider)
+    lowering = Lowering(request.precision, provider)
     model = base_graph(checkpoint.base, hub_dtype(lowering))
     if widened:
         widen(model, checkpoint)
@@ -141,7 +164,7 @@ def _manifest(
     return EngineManifest(
         target=TARGET.name,
         precision=request.precision,
-        execution_provider=request.execution_provider,
+        execution_provider=request.options_as(OnnxOptions).execution_provider,
         cache_form=CACHE_FORM,
         model_file=MODEL_FILE,
         base=dataclasses.asdict(checkpoint.base.dimensions),

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from otter_export.families import FAMILIES
-from otter_export.graph.pipeline import PRECISIONS
 from otter_export.runtime.methods import METHODS
 from otter_export.targets import TARGETS
 
@@ -21,10 +20,10 @@ def tables() -> str:
     targets = " | ".join(f"`--target {name}`" for name in names)
     lines = [f"| base family | `model_type` | {targets} |"]
     lines.append("|---|---|" + "---|" * len(names))
-    precisions = "; ".join(f"{ep}: {', '.join(p)}" for ep, p in PRECISIONS.items())
+    precisions = [", ".join(TARGETS.load(name).precisions) for name in names]
     for name in FAMILIES:
         types = ", ".join(f"`{t}`" for t in FAMILIES.load(name).model_types)
-        lines.append(f"| {name} | {types} | " + " | ".join(precisions for _ in names) + " |")
+        lines.append(f"| {name} | {types} | " + " | ".join(precisions) + " |")
     lines += ["", "| decoding method | what it does |", "|---|---|"]
     for name in METHODS:
         summary = (METHODS.load(name).__doc__ or "").strip().splitlines()[0]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +15,44 @@ from otter_export import manifest as manifest_file
 from otter_export.checkpoint import Checkpoint
 from otter_export.cli.progress import byte_bar
 from otter_export.cli.table import human_bytes, peak_memory, table
+from otter_export.cli.target_options import DEFAULT_TARGET, TargetCommand, chosen_target
 from otter_export.errors import OtterError
 from otter_export.output_directory import check_replaceable, output_directory
-from otter_export.targets import TARGETS, BuildPlan, BuildRequest
+from otter_export.targets import BuildPlan, BuildRequest
 
 
-@click.command("build")
+@click.command(
+    "build",
+    cls=TargetCommand,
+    epilog="Each target has further options: otter-export build --target NAME --help",
+)
 @click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
 @click.option(
-    "--target", default="onnx", show_default=True, help="What to build; see `list targets`."
+    "--target", default=DEFAULT_TARGET, show_default=True, help="What to build; see `list targets`."
 )
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Engine directory.")
 @click.option(
-    "--precision", default="fp32", show_default=True, help="fp32, fp16, int8 or int4 base weights."
+    "--precision", help="Of the base weights: fp32, fp16, ...  [default: the target's first]"
 )
-@click.option("--ep", default="cpu", show_default=True, help="Execution provider: cpu or cuda.")
 @click.option(
-    "--max-seq-len", type=int, help="Longest sequence, prompt included.  [default: the base's]"
+    "--max-seq-len", type=int, help="Longest sequence, prompt included.  [default: the target's]"
 )
 @click.option("--dry-run", is_flag=True, help="Show names, shapes and bytes; write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing engine, after success.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.pass_context
 def build(
+    ctx: click.Context,
+    /,
     checkpoint: Path,
     target: str,
     out: Path | None,
-    precision: str,
-    ep: str,
+    precision: str | None,
     max_seq_len: int | None,
     dry_run: bool,
     force: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Build the engine DIR from the checkpoint CKPT.
 
@@ -55,11 +64,14 @@ def build(
         raise click.UsageError("--out DIR is needed (or --dry-run)")
     if out is not None:
         check_replaceable(out, marker=manifest_file.FILE_NAME, force=force)
-    request = BuildRequest(precision, ep, max_seq_len)
-    converter = TARGETS.load(target)
+    converter = chosen_target(ctx)
+    request = BuildRequest(
+        precision or converter.precisions[0], max_seq_len, converter.options(**options)
+    )
     opened = Checkpoint.open(checkpoint)
     if not as_json:
-        click.echo(f"building {checkpoint} for target {target}: {precision}, {ep}", err=True)
+        settings = ", ".join(_settings(request))
+        click.echo(f"building {checkpoint} for target {target}: {settings}", err=True)
     plan = converter.plan(opened, request)
     if dry_run or out is None:
         _show_plan(plan, as_json)
@@ -71,6 +83,17 @@ def build(
             manifest = plan.write(directory, advance)
         manifest.save(directory)
     _report(out, plan, manifest, time.perf_counter() - started, as_json)
+
+
+def _settings(request: BuildRequest) -> Iterator[str]:
+    """The resolved settings, in words."""
+    yield request.precision
+    for field in dataclasses.fields(request.options):  # type: ignore[arg-type]
+        value = getattr(request.options, field.name)
+        if isinstance(value, bool):
+            yield from [] if value == field.default else [f"{field.name} {str(value).lower()}"]
+        elif value is not None:
+            yield f"{field.name} {value}"
 
 
 def _report(

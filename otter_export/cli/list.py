@@ -16,6 +16,7 @@ from otter_export.config import ACTIVATION_BOUNDS, ACTIVATIONS, SIGNAL_KINDS, Si
 from otter_export.errors import MissingDependencyError
 from otter_export.families import FAMILIES
 from otter_export.registry import Registry
+from otter_export.targets import Availability, Target
 
 Entry = dict[str, str]
 
@@ -29,7 +30,8 @@ _SIGNAL_PURPOSE = {
 
 
 def _targets() -> list[Entry]:
-    return _registered("otter_export.targets:TARGETS", _summary)
+    """A row for each target, and one for each of its builders where it has several."""
+    return _registered("otter_export.targets:TARGETS", _target)
 
 
 def _methods() -> list[Entry]:
@@ -91,8 +93,43 @@ def list_(what: str, as_json: bool) -> None:
     click.echo(table([[entry.get(c, "") for c in columns] for entry in entries], columns))
 
 
-def _registered(path: str, describe: Callable[[Any], Entry]) -> list[Entry]:
-    """Names of a registry; an entry whose extra is missing says so instead of failing."""
+def _target(target: Target) -> list[Entry]:
+    found = target.availability()
+    usable = any(one.usable for one in found)
+    entry = {
+        "usable": _yes(usable),
+        "version": "",
+        "needs GPU": "",
+        "precisions": ", ".join(target.precisions),
+        "description": target.summary,
+    }
+    return [entry, *(_builder(target, one) for one in found if one.name)]
+
+
+def _builder(target: Target, builder: Availability) -> Entry:
+    return {
+        "name": f"{target.name} --builder {builder.name}",
+        "usable": _yes(builder.usable),
+        "version": builder.version or "",
+        "needs GPU": _yes(builder.needs_gpu),
+        "precisions": "",
+        "description": builder.note,
+    }
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _registered(
+    path: str, describe: Callable[[Any], Entry] | Callable[[Any], list[Entry]]
+) -> list[Entry]:
+    """Entries of a registry; one whose extra is missing says so instead of failing.
+
+    Args:
+        path: Of the registry, as ``module:object``.
+        describe: One row of an object, without its name; or several, the first without it.
+    """
     module_name, _, attribute = path.partition(":")
     try:
         registry: Registry[Any] = getattr(importlib.import_module(module_name), attribute)
@@ -103,7 +140,9 @@ def _registered(path: str, describe: Callable[[Any], Entry]) -> list[Entry]:
     entries = []
     for name in registry:
         try:
-            entries.append({"name": name, **describe(registry.load(name))})
+            described = describe(registry.load(name))
+            first, *more = described if isinstance(described, list) else [described]
+            entries += [{"name": name, **first}, *more]
         except MissingDependencyError as error:
             entries.append({"name": name, "description": f"not usable here: {error}"})
     return entries

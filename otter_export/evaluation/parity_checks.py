@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from otter_export.converters.onnx import MODEL_FILE, lowered_graph, save_model
+from otter_export.converters.onnx import MODEL_FILE, OnnxOptions, lowered_graph, save_model
 from otter_export.evaluation import limits, parity
 from otter_export.evaluation.check import CheckResult, Limit, decide, not_run, shortened
 from otter_export.evaluation.graph_session import base_logits, session
@@ -123,7 +123,8 @@ def base(subject: Subject) -> CheckResult:
     widened = [base_logits(graph, prompt, CANDIDATES) for prompt in prompts]
     del graph
     with tempfile.TemporaryDirectory(prefix="otter-verify-") as name:
-        request = BuildRequest(manifest.precision, manifest.execution_provider)
+        options = OnnxOptions(manifest.execution_provider)
+        request = BuildRequest(manifest.precision, options=options)
         save_model(lowered_graph(subject.checkpoint, request, widened=False), Path(name))
         graph = session(Path(name) / MODEL_FILE, subject.provider)
         alone = [base_logits(graph, prompt, CANDIDATES) for prompt in prompts]

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from otter_export.converters.onnx import lowered_graph
+from otter_export.converters.onnx import OnnxOptions, lowered_graph
 from otter_export.targets import BuildRequest
 from tests import built, tiny
 from tests.converters.conftest import Built, tokens
@@ -35,7 +35,7 @@ def directories(
             made.checkpoint,
             root / f"{family}-{precision}",
             precision=precision,
-            execution_provider="cuda",
+            options=OnnxOptions("cuda"),
         )
         for family, made in families.items()
         for precision in PRECISIONS
@@ -74,7 +74,7 @@ def test_the_graph_is_valid_onnx(
 def test_fp16_inside_and_float32_where_clients_and_norms_need_it(
     family: str, families: dict[str, Built]
 ) -> None:
-    request = BuildRequest(precision="fp16", execution_provider="cuda")
+    request = BuildRequest("fp16", options=OnnxOptions("cuda"))
     model = lowered_graph(families[family].checkpoint, request)
     types = {v.name: v.dtype and v.dtype.name for v in (*model.graph.inputs, *model.graph.outputs)}
     assert {types[name] for name in ("logits", "reward", "next")} == {"FLOAT"}
