@@ -22,6 +22,7 @@ from otter_export.graph.passes.merge_reshapes import MergeReshapes
 from otter_export.graph.passes.quantize_weights import QuantizeWeights, WeightFormat
 from otter_export.graph.passes.read_only_cache import ReadOnlyCache
 from otter_export.graph.passes.reuse_statistics import ReuseStatistics
+from otter_export.graph.passes.separate_masks import SeparateMasks
 from otter_export.graph.passes.tie_embedding import TieEmbedding
 
 #: Precisions of the ONNX Runtime target by execution provider.
@@ -111,6 +112,7 @@ def tensorrt_passes(base: BaseModel, form: TensorRtForm) -> list[ir.passes.InPla
     """
     # 1. What is computed: chosen rows' logits; caches of static capacity, updated in place.
     passes: list[ir.passes.InPlacePass] = [KeepRows(), FloatLogits(), InPlaceCache(form.capacity)]
+    passes.append(SeparateMasks())
     # 2. Norm statistics are written out: TensorRT knows no functions but those with a plugin.
     passes.append(common.InlinePass())
     # 3. What the passes left behind.
