@@ -28,8 +28,8 @@ FORMAT = "otter-linear-cubins"
 VERSION = 1
 #: Types of x, the weights and y, by numpy's names (bfloat16 by that of ml_dtypes).
 DTYPES = ("float16", "bfloat16")
-#: Arguments of the kernel, in order, each with its size in bytes. The last two are scratch memory of
-#: Triton's own, which this kernel does not use: null pointers.
+#: Arguments of the kernel, in order, each with its size in bytes. The last two point to scratch
+#: memory of Triton's own, which this kernel does not use: null pointers.
 ARGUMENTS = (
     *((name, 8) for name in ("x", "x_channel", "weight", "from_base", "from_channel")),
     *((name, 8) for name in ("bias", "bias_channel", "y", "y_channel")),

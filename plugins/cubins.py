@@ -4,6 +4,7 @@ Usage::
 
     python -m otter_export.plugins.cubins --out DIR --sm 80,89,90,120 [--dtype float16,bfloat16]
 
+An existing DIR is replaced, after success, if it holds such kernels; any other is left alone.
 OpenAI Triton brings its own assembler, so neither a GPU nor the CUDA toolkit is needed. The result
 depends on the versions of Triton and of this package alone.
 """
@@ -180,11 +181,15 @@ def compile_kernel(compute_capability: int, dtype: str, tile: Tile, *, aligned: 
         ) from error
 
 
+def _join(values: Sequence[object]) -> str:
+    return ",".join(map(str, values))
+
+
 def _triton() -> Any:
     try:
         import triton
     except ImportError:
-        raise MissingDependencyError("triton", "plugin", "compiling the fused projection") from None
+        raise MissingDependencyError("triton", "trt", "compiling the fused projection") from None
     return triton
 
 
@@ -192,23 +197,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; prints one line for the result, or one for the error."""
     parser = argparse.ArgumentParser(description="Compile the fused projection ahead of time.")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    parser.add_argument(
-        "--sm", default=",".join(map(str, COMPUTE_CAPABILITIES)), help="%(default)s"
-    )
-    parser.add_argument("--dtype", default=",".join(DTYPES), help="%(default)s")
-    parser.add_argument("--force", action="store_true", help="replace the directory")
+    parser.add_argument("--sm", action="append", help=f"default: {_join(COMPUTE_CAPABILITIES)}")
+    parser.add_argument("--dtype", default=_join(DTYPES), help="%(default)s")
     given = parser.parse_args(arguments)
+    chosen = ",".join(given.sm or [_join(COMPUTE_CAPABILITIES)])
     try:
-        capabilities = [int(part) for part in given.sm.split(",")]
+        capabilities = [int(part) for part in chosen.split(",")]
     except ValueError:
-        parser.error(f"--sm {given.sm}: expected numbers such as 80,89,120")
+        parser.error(f"--sm {chosen}: expected numbers such as 80,89,120")
     try:
         from tqdm import tqdm
 
         dtypes = given.dtype.split(",")
         total = count_cubins(capabilities, dtypes)
         with (
-            output_directory(given.out, marker=FILE_NAME, force=given.force) as directory,
+            output_directory(given.out, marker=FILE_NAME, force=True) as directory,
             tqdm(total=total, unit="kernel", desc="compile", file=sys.stderr) as bar,
         ):
             index = build_cubins(directory, capabilities, bar.update, dtypes)
