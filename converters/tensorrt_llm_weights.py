@@ -8,7 +8,8 @@ base first. For attention that is ``[Wq; Wk; Wv; Aq; Ak; Av]``, each the rank's 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.tensorrt_llm_layout import Layout
 from otter_export.errors import CheckpointError
-from otter_export.family import ProjectionSite, Space
+from otter_export.family import ProjectionSite
 from otter_export.safetensors_io import (
     WEIGHT_DTYPES,
     PlannedTensor,
@@ -185,9 +186,10 @@ class RankTensors:
     def _joined(self, name: str, parts: Sequence[Part]) -> PlannedTensor:
         """Parts with equal columns, one below the other."""
         rows = sum(part.shape[0] for part in parts)
-        make: Callable[[], Bits] = lambda: np.concatenate(  # noqa: E731
-            [part.bits(self.dtype) for part in parts]
-        )
+
+        def make() -> Bits:
+            return np.concatenate([part.bits(self.dtype) for part in parts])
+
         return PlannedTensor(name, self.dtype, (rows, *parts[0].shape[1:]), make)
 
 
@@ -198,7 +200,4 @@ def _part(store: TensorStore, name: str, index: Sequence[slice]) -> Part:
 
 def tensor_bytes(tensor: PlannedTensor) -> int:
     """Size of a planned tensor."""
-    return int(np.prod(tensor.shape)) * int(np.dtype(WEIGHT_DTYPES[tensor.dtype]).itemsize)
-
-
-__all__ = ["RankTensors", "Space", "tensor_bytes"]
+    return math.prod(tensor.shape) * int(np.dtype(WEIGHT_DTYPES[tensor.dtype]).itemsize)
