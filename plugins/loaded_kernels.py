@@ -1,0 +1,97 @@
+"""The compiled kernels of one engine, loaded on a device, and their launch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from otter_export.errors import EngineError
+from otter_export.plugins.cubin_index import CubinIndex
+from otter_export.plugins.cuda_driver import CudaDriver, Device, Kernel
+from otter_export.plugins.tiles import Tile, Widths, choose_tile, grid
+
+
+class LoadedKernels:
+    """The kernels of one type in one CUDA context.
+
+    Args:
+        driver: The driver.
+        device: The device of the current context.
+        index: Compiled kernels.
+        dtype: ``float16`` or ``bfloat16``.
+
+    Raises:
+        EngineError: There is no kernel for the device, or it cannot be loaded.
+    """
+
+    def __init__(self, driver: CudaDriver, device: Device, index: CubinIndex, dtype: str) -> None:
+        self._driver = driver
+        self._device = device
+        self._kernels: dict[bool, dict[Tile, Kernel]] = {True: {}, False: {}}
+        for cubin in index.select(device.compute_capability, dtype):
+            if cubin.shared_bytes <= device.shared_bytes:
+                self._kernels[cubin.aligned][cubin.tile] = driver.load(
+                    index.read(cubin), cubin.symbol, 32 * cubin.tile.warps, cubin.shared_bytes
+                )
+        if not self._kernels[False]:
+            raise EngineError(
+                f"{index.directory} has no kernel for any alignment of {dtype}; build it again"
+            )
+
+    def launch(self, rows: int, widths: Widths, pointers: Sequence[int], stream: int) -> None:
+        """Enqueue ``y = W x + b`` and ``y' = A x + B x' + b'``.
+
+        Args:
+            rows: Rows of x.
+            widths: Widths of the projection.
+            pointers: Device addresses of x, x', W, A, B, b, b', y, y'; 0 for b and b' if there is
+                no bias.
+            stream: Handle of the CUDA stream.
+
+        Raises:
+            EngineError: The driver refuses the launch.
+        """
+        if rows == 0:
+            return
+        aligned = widths.aligned and all(pointer % 16 == 0 for pointer in pointers)
+        kernels = self._kernels[aligned] or self._kernels[False]
+        tile = choose_tile(rows, widths, self._device.multiprocessors, kernels)
+        self._driver.launch(
+            kernels[tile],
+            grid(tile, rows, widths),
+            pointers,
+            (
+                *(rows, widths.base_in, widths.channel_in, widths.base_out, widths.channel_out),
+                int(pointers[5] != 0),
+            ),
+            stream,
+        )
+
+
+class KernelLoader:
+    """Loads the kernels of one directory, once for each context and type; thread-safe.
+
+    Args:
+        index: The directory's index.
+        driver: The driver; None opens it when the first kernel is loaded.
+    """
+
+    def __init__(self, index: CubinIndex, driver: CudaDriver | None = None) -> None:
+        self._index = index
+        self._driver = driver
+        self._loaded: dict[tuple[int, str], LoadedKernels] = {}
+        self._lock = threading.Lock()
+
+    def load(self, dtype: str) -> LoadedKernels:
+        """The kernels of a type in the current context.
+
+        Raises:
+            EngineError: There is no driver, no current context, or no kernel for its device.
+        """
+        with self._lock:
+            self._driver = self._driver or CudaDriver()
+            device = self._driver.device()
+            key = (device.context, dtype)
+            if key not in self._loaded:
+                self._loaded[key] = LoadedKernels(self._driver, device, self._index, dtype)
+            return self._loaded[key]
