@@ -38,6 +38,9 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(
         "otter_export.cli.generate:generate", None, "Generate text, guided by a signal."
     ),
+    "triton": Command(
+        "otter_export.cli.triton:triton", None, "Write a Triton model repository for an engine."
+    ),
     "list": Command(
         "otter_export.cli.list:list_", None, "List targets, signals, methods, rules, families."
     ),

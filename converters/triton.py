@@ -1,0 +1,229 @@
+"""A model repository for Triton Inference Server, from an engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from otter_export import __version__
+from otter_export.converters.triton_config import WARMUP, config_text
+from otter_export.converters.triton_package import copy_package
+from otter_export.errors import ConfigError, EngineError, OtterError
+from otter_export.manifest import FILE_NAME as MANIFEST_FILE
+from otter_export.manifest import EngineManifest
+from otter_export.runtime.backends import BACKENDS
+from otter_export.serving.settings import Settings
+
+#: A directory that holds this file was written by `write_repository`.
+MARKER = "repository.json"
+#: Python 3.12 and a Python backend that takes numpy 1.26 as well as 2.
+CONTAINER = "nvcr.io/nvidia/tritonserver:24.12-py3"
+#: The Python backend before 24.11 loses strings with numpy 2, so every version gets this one.
+NUMPY = "numpy==1.26.4"
+_TEMPLATES = Path(__file__).resolve().parent / "triton_model"
+#: Directory of the one version.
+_VERSION = "1"
+#: Wheels of a model's backend, by the ``builder`` of its engine or else its target.
+_WHEELS = {
+    "onnx": ("onnxruntime",),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13", "cuda-bindings"),
+    "tensorrt": ("tensorrt", "cuda-bindings"),
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+Progress = Callable[[int], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RepositoryPlan:
+    """A checked repository: what `write_repository` will write.
+
+    Args:
+        engine: The engine directory.
+        manifest: Its ``engine.json``.
+        name: Name of the model: letters, digits, ``_``, ``-`` and ``.``, at most 64.
+        settings: Parameters of the model.
+        instances: Processes that each load the engine.
+        link: Make hard links to the engine's files instead of copies.
+    """
+
+    engine: Path
+    manifest: EngineManifest
+    name: str
+    settings: Settings
+    instances: int = 1
+    link: bool = False
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the engine."""
+        return sum(file.size for file in self.manifest.files)
+
+
+def plan_repository(
+    engine: Path,
+    *,
+    name: str = "otter",
+    instances: int = 1,
+    link: bool = False,
+    **settings: Any,
+) -> RepositoryPlan:
+    """Check everything that can be wrong, before anything is written.
+
+    Args:
+        engine: An engine directory.
+        name: See `RepositoryPlan`.
+        instances: Also there.
+        link: Also there.
+        **settings: Fields of `Settings`; those left out or None fit the engine by themselves.
+
+    Raises:
+        EngineError: The directory is no engine, or one that cannot be served.
+        ConfigError: A name or a setting is not valid for this engine.
+    """
+    manifest = EngineManifest.load(engine)
+    if manifest.target not in BACKENDS:
+        raise EngineError(
+            f"{engine} is of target {manifest.target}, which this model cannot drive; "
+            f"accepted: {', '.join(BACKENDS)}"
+        )
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"the model's name must be 1 to 64 letters, digits, '_', '-' or '.', got {name!r}"
+        )
+    if instances < 1:
+        raise ConfigError(f"instances must be at least 1, got {instances}")
+    given = {key: value for key, value in settings.items() if value is not None}
+    return RepositoryPlan(
+        engine=engine,
+        manifest=manifest,
+        name=name,
+        settings=_settings(manifest, given),
+        instances=instances,
+        link=link,
+    )
+
+
+def _settings(manifest: EngineManifest, given: dict[str, Any]) -> Settings:
+    """Defaults give way to what was asked for; what was asked for and cannot be is an error."""
+    most = manifest.max_sequence_length - 1
+    if given.get("max_tokens", 1) > most:
+        raise ConfigError(
+            f"max_tokens is {given['max_tokens']}; this engine's sequences have room for {most} "
+            "after the prompt"
+        )
+    if given.get("max_candidates", 1) > manifest.vocab_size:
+        raise ConfigError(
+            f"max_candidates is {given['max_candidates']}; the vocabulary has {manifest.vocab_size}"
+        )
+    largest = manifest.options.get("max_candidates"), manifest.options.get("max_batch_size")
+    for key, limit in zip(("max_candidates", "max_batch_size"), largest, strict=True):
+        if type(limit) is not int:
+            continue
+        if given.get(key, 0) > limit:
+            raise ConfigError(f"{key} is {given[key]}; the engine was built for at most {limit}")
+        given.setdefault(key, min(limit, getattr(Settings(), key)))
+    limits = {key: given[key] for key in ("max_tokens", "max_candidates") if key in given}
+    for default, key in (("default_max_tokens", "max_tokens"), ("default_top_k", "max_candidates")):
+        if key in limits and default not in given:
+            given[default] = min(limits[key], getattr(Settings(), default))
+    return dataclasses.replace(Settings().fitted(manifest), **given)
+
+
+def write_repository(
+    plan: RepositoryPlan, directory: Path, progress: Progress | None = None
+) -> None:
+    """Write a model repository into an empty directory.
+
+    Args:
+        plan: From `plan_repository`.
+        directory: Where to write.
+        progress: Called with the bytes of the engine as they are written.
+
+    Raises:
+        OtterError: A file cannot be linked.
+    """
+    model = directory / plan.name
+    version = model / _VERSION
+    version.mkdir(parents=True)
+    config = config_text(plan.name, plan.manifest, plan.settings, plan.instances)
+    (model / "config.pbtxt").write_text(config, encoding="utf-8")
+    (model / "warmup").mkdir()
+    for name, data in WARMUP.items():
+        (model / "warmup" / name).write_bytes(data)
+    shutil.copy(_TEMPLATES / "model.py", version / "model.py")
+    shutil.copy(_TEMPLATES / "probe.py", model / "probe.py")
+    copy_package(version / "otter_export", plan.manifest.target)
+    _copy_engine(plan, version / "engine", progress)
+    (directory / "requirements.txt").write_text(requirements(plan.manifest), encoding="utf-8")
+    (directory / "README.md").write_text(_readme(plan), encoding="utf-8")
+    (directory / MARKER).write_text(json.dumps(_record(plan), indent=1) + "\n", encoding="utf-8")
+
+
+def _copy_engine(plan: RepositoryPlan, destination: Path, progress: Progress | None) -> None:
+    """The listed files only: an engine's directory may hold leftovers of its owner."""
+    for name, size in [(MANIFEST_FILE, 0), *((f.path, f.size) for f in plan.manifest.files)]:
+        target = destination / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if plan.link:
+            try:
+                os.link(plan.engine / name, target)
+            except OSError as error:
+                raise OtterError(
+                    f"cannot make a hard link to {plan.engine / name}: {error.strerror}; leave "
+                    "--link out to copy it"
+                ) from None
+        else:
+            shutil.copyfile(plan.engine / name, target)
+        if progress is not None:
+            progress(size)
+
+
+def requirements(manifest: EngineManifest) -> str:
+    """``requirements.txt``: the wheels that the model imports, of the versions installed here."""
+    builder = str(manifest.options.get("builder", ""))
+    wheels = (*_WHEELS.get(builder, _WHEELS.get(manifest.target, ())), "tokenizers")
+    lines = [_pinned(wheel) for wheel in wheels]
+    return "\n".join([f"# What the model imports besides {CONTAINER}.", NUMPY, *lines]) + "\n"
+
+
+def _pinned(wheel: str) -> str:
+    try:
+        return f"{wheel}=={importlib.metadata.version(wheel)}"
+    except importlib.metadata.PackageNotFoundError:
+        return wheel
+
+
+def _record(plan: RepositoryPlan) -> dict[str, Any]:
+    return {
+        "format": "otter-triton-repository",
+        "version": 1,
+        "otter_export": __version__,
+        "model": plan.name,
+        "engine": str(plan.engine),
+        "instances": plan.instances,
+        "settings": dataclasses.asdict(plan.settings),
+    }
+
+
+def _readme(plan: RepositoryPlan) -> str:
+    template = string.Template((_TEMPLATES / "README.template.md").read_text(encoding="utf-8"))
+    signal = plan.manifest.signals[0].name
+    return template.substitute(
+        name=plan.name,
+        container=CONTAINER,
+        signal=signal,
+        base=plan.manifest.base.get("model_type", "decoder"),
+        precision=plan.manifest.precision,
+        target=plan.manifest.target,
+        version=__version__,
+        gpus="" if plan.manifest.execution_provider == "cpu" else "--gpus=all ",
+    )

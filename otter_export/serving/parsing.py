@@ -1,0 +1,215 @@
+"""From the tensors of a request to what the scheduler takes; a mistake has one clear error."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from otter_export.errors import RequestError
+from otter_export.runtime.methods import METHODS, make_method, method_options
+from otter_export.runtime.methods.base import DecodingMethod
+from otter_export.runtime.request import Request
+from otter_export.serving.settings import AUTO, Settings
+from otter_export.serving.tensors import INPUT_NAMES, INPUTS, NUMPY_TYPES, TensorField
+
+#: Names of the tensors that are options of a method, and what the methods call them.
+_METHOD_OPTIONS = {
+    "top_k": "top_k",
+    "reward_weight": "weight",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "signal": "signal",
+}
+#: Values that mean "not set" to methods that do not sample: the OpenAI frontend sends all fields.
+_NEUTRAL = {"temperature": 0.0, "top_p": 1.0}
+#: How similar a field of ``/generate`` must be to an input's name to be taken for a misspelt one.
+_SIMILAR = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedRequest:
+    """A request as a client asked for it.
+
+    Args:
+        request: What to generate.
+        stream: Whether every token is a response, or all of them together.
+        return_candidates: Whether responses have the candidates.
+        deadline_seconds: None for none.
+    """
+
+    request: Request
+    stream: bool
+    return_candidates: bool
+    deadline_seconds: float | None
+
+
+def parse_request(
+    tensors: Mapping[str, npt.NDArray[Any] | None],
+    settings: Settings,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    timeout_microseconds: int = 0,
+) -> ServedRequest:
+    """Check a request and build it.
+
+    Args:
+        tensors: By the names of `INPUTS`; None or left out where the client sent none.
+        settings: Limits and defaults.
+        parameters: Triton's request parameters: for ``/generate`` all fields that are no inputs.
+        timeout_microseconds: Triton's own timeout of the request; 0 for none.
+
+    Raises:
+        RequestError: A tensor or an option is not valid.
+        UnsupportedError: There is no such method.
+    """
+    given = dict(parameters or {})
+    _check_parameters(given)
+    values = {
+        field.name: _read(field, array)
+        for field in INPUTS
+        if (array := tensors.get(field.name)) is not None
+    }
+    for name in ("frequency_penalty", "presence_penalty"):
+        if values.pop(name, 0) != 0:
+            raise RequestError(f"{name} is not supported; leave it out, or send 0")
+    request = Request(
+        _prompt(values, settings),
+        _method(values, settings),
+        max_tokens=values.get("max_tokens", settings.default_max_tokens),
+        stop=_stop_words(values.get("stop_words", []), settings),
+        seed=values.get("seed"),
+    )
+    return ServedRequest(
+        request,
+        values.get("stream", False),
+        values.get("return_candidates", False),
+        _deadline(values.get("deadline_ms"), timeout_microseconds, given, settings),
+    )
+
+
+def _check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Refuse what looks like a misspelt input, which Triton passes on as a parameter."""
+    for name in parameters:
+        near = difflib.get_close_matches(name.lower(), INPUT_NAMES, 1, _SIMILAR)
+        if near:
+            raise RequestError(f"there is no input {name!r:.80}; did you mean {near[0]}?")
+
+
+def _read(field: TensorField, array: npt.NDArray[Any]) -> Any:
+    """One value, or a list if the field may have many."""
+    if array.dtype != NUMPY_TYPES[field.data_type]:
+        raise RequestError(
+            f"{field.name} must be of type {field.data_type}, got {array.dtype} values"
+        )
+    if not field.many and array.size != 1:
+        raise RequestError(f"{field.name} must hold one value, got shape {list(array.shape)}")
+    values = [_value(field, value) for value in array.reshape(-1)]
+    return values if field.many else values[0]
+
+
+def _value(field: TensorField, value: Any) -> Any:
+    if field.data_type == "STRING":
+        return _text(field.name, value)
+    if field.data_type == "FP32":
+        # A client that writes 0.7 means 0.7, and not the nearest float32 with sixteen digits.
+        return float(str(np.float32(value)))
+    return value.item()
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return bytes(value).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{name} is not UTF-8: byte {error.start} cannot be decoded") from None
+
+
+def _prompt(values: Mapping[str, Any], settings: Settings) -> str | list[int]:
+    text, ids = values.get("text_input"), values.get("input_ids")
+    if text is None and ids is None:
+        raise RequestError("the prompt is missing; send text_input or input_ids")
+    if text is not None and ids is not None:
+        raise RequestError("there are both text_input and input_ids; send one of them")
+    if text is None:
+        if not ids:
+            raise RequestError("input_ids is empty; send at least one token id")
+        return list(ids)
+    size = len(text.encode("utf-8"))
+    if size > settings.max_prompt_bytes:
+        raise RequestError(
+            f"text_input has {size} bytes; at most {settings.max_prompt_bytes} are accepted"
+        )
+    return str(text)
+
+
+def _stop_words(words: list[str], settings: Settings) -> tuple[str, ...]:
+    # Clients of other models send one empty text for "none".
+    kept = [word for word in words if word]
+    if len(kept) > settings.max_stop_words:
+        raise RequestError(
+            f"there are {len(kept)} stop_words; at most {settings.max_stop_words} are accepted"
+        )
+    longest = max((len(word.encode("utf-8")) for word in kept), default=0)
+    if longest > settings.max_stop_bytes:
+        raise RequestError(
+            f"a stop word has {longest} bytes; at most {settings.max_stop_bytes} are accepted"
+        )
+    return tuple(kept)
+
+
+def _method(values: Mapping[str, Any], settings: Settings) -> DecodingMethod:
+    options = {name: values[name] for name in _METHOD_OPTIONS if name in values}
+    name = values.get("method", settings.default_method)
+    chosen = _automatic(options) if name == AUTO else name
+    accepted = method_options(chosen)
+    for option, neutral in _NEUTRAL.items():
+        if option not in accepted and (options.get(option) == neutral or name == AUTO):
+            options.pop(option, None)
+    foreign = [option for option in options if _METHOD_OPTIONS[option] not in accepted]
+    if foreign:
+        taken = [o for o, own in _METHOD_OPTIONS.items() if own in accepted]
+        raise RequestError(
+            f"method {chosen} does not take {', '.join(foreign)}; it takes {', '.join(taken)}"
+        )
+    return make_method(chosen, {**_defaults(chosen, accepted, settings), **_renamed(options)})
+
+
+def _automatic(options: Mapping[str, Any]) -> str:
+    """Sampling for those who ask for it; a temperature of 0 is how clients ask for the best."""
+    temperature = options.get("temperature", 1.0 if options.get("top_p", 1.0) != 1 else 0.0)
+    return "args-greedy" if temperature == 0 else "args-stochastic"
+
+
+def _defaults(method: str, accepted: tuple[str, ...], settings: Settings) -> dict[str, Any]:
+    """Defaults of guided methods; ``plain`` keeps its own, as a limit of k would change it."""
+    if method not in METHODS or "weight" not in accepted:
+        return {}
+    return {"weight": settings.default_reward_weight, "top_k": settings.default_top_k}
+
+
+def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {_METHOD_OPTIONS[name]: value for name, value in options.items()}
+
+
+def _deadline(
+    deadline_ms: int | None,
+    timeout_microseconds: int,
+    parameters: Mapping[str, Any],
+    settings: Settings,
+) -> float | None:
+    """The earliest of the deadline, the timeout and the default, in seconds."""
+    if deadline_ms is not None and deadline_ms < 1:
+        raise RequestError(f"deadline_ms must be at least 1, got {deadline_ms}")
+    # Triton takes a timeout of gRPC and of /infer as its own, that of /generate as a parameter.
+    timeout = parameters.get("timeout", 0)
+    if type(timeout) is not int or timeout < 0:
+        raise RequestError(f"timeout must be a number of microseconds, got {timeout!r:.80}")
+    milliseconds = deadline_ms or settings.default_deadline_ms
+    limits = [milliseconds / 1e3, timeout_microseconds / 1e6, timeout / 1e6]
+    return min((limit for limit in limits if limit > 0), default=None)

@@ -1,0 +1,86 @@
+"""One line of JSON per request on stderr, which the server's own log receives."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from otter_export.errors import OtterError
+from otter_export.runtime.observer import Observer
+from otter_export.runtime.request import Result
+from otter_export.runtime.ticket import Ticket
+from otter_export.serving.metrics import outcome_name
+
+
+class RequestLog(Observer):
+    """Writes what happened to requests; prompts and texts only if asked to.
+
+    Args:
+        context: Fields of every line, such as the model's name.
+        requests: Whether requests that got their result have a line; the others always do.
+        prompts: Whether lines have the prompt and the text.
+        stream: Where to write; None is stderr.
+    """
+
+    def __init__(
+        self,
+        context: Mapping[str, Any],
+        *,
+        requests: bool = True,
+        prompts: bool = False,
+        stream: TextIO | None = None,
+    ) -> None:
+        self._context = dict(context)
+        self._requests = requests
+        self._prompts = prompts
+        self._stream = stream
+
+    def write(self, event: str, *, level: str = "info", **fields: Any) -> None:
+        """Write one line."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        line = {"time": now, "level": level, "event": event, **self._context, **fields}
+        # One write, so that lines of several threads do not mix.
+        (self._stream or sys.stderr).write(json.dumps(line, ensure_ascii=True) + "\n")
+        (self._stream or sys.stderr).flush()
+
+    def rejected(self, request_id: str | None, error: OtterError) -> None:
+        """A request was refused."""
+        self.write("rejected", level="warning", request_id=request_id, error=_one_line(error))
+
+    def ended(self, ticket: Ticket, outcome: Result | OtterError, seconds: float) -> None:
+        """A request got its result or its error."""
+        fields: dict[str, Any] = {
+            "request_id": ticket.request_id,
+            "method": ticket.request.method.name,
+            "prompt_tokens": ticket.prompt_tokens,
+            "seconds": round(seconds, 4),
+        }
+        if isinstance(outcome, Result):
+            fields |= _measures(outcome)
+        else:
+            fields["error"] = _one_line(outcome)
+        if self._prompts:
+            fields["prompt"] = ticket.request.prompt
+            if isinstance(outcome, Result):
+                fields["text"] = outcome.text
+        event = outcome_name(outcome)
+        if event != "completed" or self._requests:
+            levels = {"failed": "error", "expired": "warning"}
+            self.write(event, level=levels.get(event, "info"), **fields)
+
+
+def _measures(result: Result) -> dict[str, Any]:
+    rewards = result.rewards
+    return {
+        "tokens": len(result.token_ids),
+        "forwards": result.forwards,
+        "finish_reason": result.finish_reason,
+        "mean_reward": round(sum(rewards) / len(rewards), 6) if rewards else None,
+    }
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
