@@ -33,9 +33,13 @@ class CountingEngine:
         """See `Engine.new_cache`."""
         return self._engine.new_cache(batch_size)
 
-    def gather(self, sources: Sequence[tuple[Cache, int]]) -> Cache:
-        """See `Engine.gather`."""
-        return self._engine.gather(sources)
+    def append(self, cache: Cache, sources: Sequence[tuple[Cache, int]]) -> None:
+        """See `Engine.append`."""
+        self._engine.append(cache, sources)
+
+    def select(self, cache: Cache, indices: Sequence[int]) -> None:
+        """See `Engine.select`."""
+        self._engine.select(cache, indices)
 
     def forward(
         self,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterator, Sequence
 
-from otter_export.errors import RequestError
-from otter_export.runtime.batch import decode
+from otter_export.errors import OtterError, RequestError
 from otter_export.runtime.engine import Engine
+from otter_export.runtime.limits import Limits
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from otter_export.runtime.methods.base import DecodingMethod
 from otter_export.runtime.request import Request, Result, TokenEvent
-from otter_export.runtime.sequence import SequenceState
+from otter_export.runtime.scheduler import Scheduler
+from otter_export.runtime.ticket import Event
 
 #: Requests decoded at a time unless told otherwise; more wait for a place.
 BATCH_SIZE = 32
@@ -53,11 +55,14 @@ def generate(
     """
     requests = _requests(prompts, method, max_tokens, stop, seed)
     results: dict[int, Result] = {}
-    for sequence, event in _decode(engine, requests, batch_size):
-        if event.finish_reason is not None:
-            results[event.request] = sequence.result()
+    last = 0
+    for item in stream(engine, requests, batch_size=batch_size):
+        if isinstance(item, Result):
+            results[last] = item
+            continue
+        last = item.request
         if on_event is not None:
-            on_event(event)
+            on_event(item)
     return [results[index] for index in range(len(requests))]
 
 
@@ -80,34 +85,28 @@ def stream(
     Raises:
         RequestError, EngineError: As `generate`.
     """
-    decoded = _decode(engine, requests, batch_size)
-
-    def events() -> Iterator[TokenEvent | Result]:
-        for sequence, event in decoded:
-            yield event
-            if event.finish_reason is not None:
-                yield sequence.result()
-
-    return events()
-
-
-def _decode(
-    engine: Engine, requests: Sequence[Request], batch_size: int
-) -> Iterator[tuple[SequenceState, TokenEvent]]:
     if type(batch_size) is not int or batch_size < 1:
         raise RequestError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-    return decode(engine, _sequences(engine, requests), batch_size)
-
-
-def _sequences(engine: Engine, requests: Sequence[Request]) -> list[SequenceState]:
-    sequences = []
+    scheduler = Scheduler(engine, Limits(max_batch_size=batch_size, max_queue=None))
+    events: collections.deque[Event] = collections.deque()
     for index, request in enumerate(requests):
         try:
-            sequences.append(SequenceState(index, request, engine))
+            scheduler.submit(request, on_event=events.append)
         except RequestError as error:
             where = f"prompt {index + 1} of {len(requests)}: " if len(requests) > 1 else ""
             raise RequestError(f"{where}{error}") from None
-    return sequences
+
+    def items() -> Iterator[TokenEvent | Result]:
+        work = True
+        while work:
+            work = scheduler.step()
+            while events:
+                event = events.popleft()
+                if isinstance(event, OtterError):
+                    raise event
+                yield event
+
+    return items()
 
 
 def _requests(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from otter_export.errors import RequestError
 from otter_export.manifest import EngineManifest
+from otter_export.runtime.sequence import SequenceState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,15 +40,45 @@ class Limits:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name == "max_queue" else 1
-            if value is None and "None" in str(field.type):
+            if value is None and field.name not in ("max_batch_size", "prefill_tokens"):
                 continue
+            least = 0 if field.name == "max_queue" else 1
             if type(value) is not int or value < least:
                 raise RequestError(
                     f"{field.name} must be an integer of at least {least}, got {value!r}"
                 )
 
-    def slots(self, manifest: EngineManifest) -> int:
-        """Most cache slots in use at a time: what the caches can cost in memory, in tokens."""
-        most = self.max_batch_size * manifest.max_sequence_length
-        return most if self.cache_tokens is None else min(most, self.cache_tokens)
+    def within(self, manifest: EngineManifest) -> Limits:
+        """These limits, or the engine's own where those are tighter.
+
+        An engine that was built for fixed sizes names them in its ``options``: ``max_batch_size``,
+        ``max_candidates`` and ``max_step`` (tokens per sequence and forward pass).
+        """
+        names = {"max_step": "prefill_tokens"}
+        tighter = {}
+        for option in ("max_batch_size", "max_candidates", "max_step"):
+            built = manifest.options.get(option)
+            name = names.get(option, option)
+            own = getattr(self, name)
+            if type(built) is int and built >= 1 and (own is None or built < own):
+                tighter[name] = built
+        return dataclasses.replace(self, **tighter)
+
+    def check(self, sequence: SequenceState) -> None:
+        """Raise `RequestError` if a request asks for more than it may ever get."""
+        request = sequence.request
+        _at_most("max_tokens", request.max_tokens, self.max_tokens)
+        if request.method.needs_rewards:
+            _at_most("top_k", request.method.candidate_count or 0, self.max_candidates)
+        _at_most("prompt and max_tokens together", sequence.longest, self.cache_tokens)
+
+    def admits(self, longest: Sequence[int]) -> bool:
+        """Whether requests of these lengths, prompt and generated, have room together."""
+        if len(longest) > self.max_batch_size:
+            return False
+        return self.cache_tokens is None or len(longest) * max(longest) <= self.cache_tokens
+
+
+def _at_most(what: str, value: int, limit: int | None) -> None:
+    if limit is not None and value > limit:
+        raise RequestError(f"{what} may be at most {limit} here, got {value}")

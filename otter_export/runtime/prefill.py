@@ -1,42 +1,179 @@
-"""Feeding prompts: short ones together, long ones in chunks."""
+"""Feeding prompts: short ones together, long ones in chunks, in turns."""
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
+from otter_export.errors import EngineError
 from otter_export.runtime.engine import Cache, Engine, Step
+from otter_export.runtime.sequence import SequenceState
 
 #: Most tokens of one forward pass over prompts, padding included. Matrix products are as fast per
 #: token at 256 as at any more, and the activations of one pass stay small.
 CHUNK_TOKENS = 256
+#: Steps over prompts are a multiple of this wide. A softmax adds up lane by lane, so a token that
+#: is always at the same place modulo the lanes gets the same bits whatever it is padded to.
+LANES = 16
 
 
-def prompt_groups(lengths: Sequence[int], budget: int = CHUNK_TOKENS) -> list[list[int]]:
-    """Group prompts of similar length, so that little is padding.
+@dataclasses.dataclass(frozen=True)
+class Prefilled:
+    """A sequence whose prompt is in a cache: at index ``index`` of ``cache``."""
+
+    sequence: SequenceState
+    cache: Cache
+    index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Fed:
+    """What a forward pass over prompts gave.
 
     Args:
-        lengths: Tokens of each prompt, at least 1.
-        budget: Most tokens of a group, padding included; a longer prompt is a group by itself.
+        tokens: Prompt tokens that were fed.
+        done: Sequences whose prompt is complete.
+        failed: Sequences that got an answer that is not finite.
+    """
+
+    tokens: int
+    done: tuple[Prefilled, ...] = ()
+    failed: tuple[tuple[SequenceState, EngineError], ...] = ()
+
+
+@dataclasses.dataclass
+class _Prompt:
+    """A prompt that is being fed: ``cache`` holds its first ``fed`` tokens."""
+
+    sequence: SequenceState
+    cache: Cache | None = None
+    fed: int = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.sequence.prompt_ids) - self.fed
+
+
+class PrefillQueue:
+    """Prompts that are being fed, one forward pass at a time.
+
+    Prompts take turns, so a short one never waits for a long one to be complete, and a long one
+    waits at most as many turns as there are others. Short prompts that have not begun share a pass.
+    What a prompt is fed depends on itself alone: it is cut into chunks from its beginning.
+
+    Args:
+        engine: The engine.
+        chunk: Most tokens of a pass, padding included; rounded down to a multiple of `LANES`.
+    """
+
+    def __init__(self, engine: Engine, chunk: int = CHUNK_TOKENS) -> None:
+        self._engine = engine
+        self._chunk = max(LANES, chunk // LANES * LANES)
+        self._prompts: collections.deque[_Prompt] = collections.deque()
+
+    def __len__(self) -> int:
+        """Prompts that are not complete."""
+        return len(self._prompts)
+
+    def add(self, sequence: SequenceState) -> None:
+        """Let a prompt wait for its turn."""
+        self._prompts.append(_Prompt(sequence))
+
+    def remove(self, sequence: SequenceState) -> None:
+        """Forget a prompt, begun or not; one that is not here is no error."""
+        self._prompts = collections.deque(p for p in self._prompts if p.sequence is not sequence)
+
+    def turn(self) -> list[SequenceState]:
+        """The sequences whose turn is next: the first, and all that can share its pass."""
+        return [prompt.sequence for prompt in self._turn()]
+
+    def feed(self) -> Fed:
+        """Feed those whose turn it is; the complete and the failed leave.
+
+        Raises:
+            EngineError: The engine failed, for all whose turn it is.
+        """
+        members = self._turn()
+        if not members:
+            return Fed(0)
+        cache = members[0].cache
+        if cache is None:
+            cache = self._engine.new_cache(len(members))
+        parts = [p.sequence.prompt_ids[p.fed : p.fed + self._chunk] for p in members]
+        for prompt in members:
+            if not prompt.fed:
+                prompt.sequence.start()
+        step = feed(self._engine, cache, parts)
+        self._prompts.rotate(-1)
+        done: list[Prefilled] = []
+        failed: list[tuple[SequenceState, EngineError]] = []
+        for index, (prompt, part) in enumerate(zip(members, parts, strict=True)):
+            prompt.cache, prompt.fed = cache, prompt.fed + len(part)
+            if prompt.left:
+                continue
+            self.remove(prompt.sequence)
+            try:
+                prompt.sequence.see(step, index)
+                done.append(Prefilled(prompt.sequence, cache, index))
+            except EngineError as error:
+                failed.append((prompt.sequence, error))
+        return Fed(sum(len(part) for part in parts), tuple(done), tuple(failed))
+
+    def _turn(self) -> list[_Prompt]:
+        members: list[_Prompt] = []
+        width = 0
+        for prompt in self._prompts:
+            if members and prompt.fed:
+                continue
+            wider = max(width, _aligned(prompt.left))
+            if members and (len(members) + 1) * wider > self._chunk:
+                continue
+            members.append(prompt)
+            width = wider
+            if prompt.fed:
+                break
+        return members
+
+
+def feed(engine: Engine, cache: Cache, parts: Sequence[Sequence[int]]) -> Step:
+    """Feed the next tokens of each sequence of a cache, and keep them.
+
+    They are aligned at their ends, so padding comes first and the last row is every sequence's last
+    token.
+
+    Args:
+        engine: The engine.
+        cache: The tokens so far.
+        parts: Token ids for each sequence; some may be empty, but not all.
 
     Returns:
-        Indices into ``lengths``; each once.
+        The step, with the logits and signals of the last row.
     """
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        # The longest of a group comes first, so it sets the width.
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= budget:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
+    width = _aligned(max(len(part) for part in parts))
+    shape = (len(parts), width)
+    input_ids = np.zeros(shape, np.int64)
+    position_ids = np.repeat(cache.lengths[:, None], width, axis=1)
+    # A padding row sees the prefix and itself; nothing else sees it.
+    tree = np.broadcast_to(np.eye(width, dtype=np.bool_), (*shape, width)).copy()
+    rows = []
+    for b, part in enumerate(parts):
+        pad = width - len(part)
+        input_ids[b, pad:] = part
+        position_ids[b, pad:] += np.arange(len(part))
+        tree[b, pad:, pad:] = np.tri(len(part), dtype=np.bool_)
+        rows.append(range(pad, width))
+    step = engine.forward(cache, input_ids, position_ids, tree, 1)
+    engine.commit(cache, step, rows)
+    return step
 
 
 def prefill(
     engine: Engine, prompts: Sequence[Sequence[int]], chunk: int = CHUNK_TOKENS
 ) -> tuple[Cache, Step]:
-    """Feed prompts into a new cache.
+    """Feed prompts into a new cache, all of them together.
 
     Args:
         engine: The engine.
@@ -49,32 +186,12 @@ def prefill(
     cache = engine.new_cache(len(prompts))
     longest = max(len(prompt) for prompt in prompts)
     for start in range(0, longest, chunk):
-        width = min(chunk, longest - start)
-        step = _feed(engine, cache, prompts, start - longest, width)
+        # Counted from the ends, so that all prompts end in the last chunk.
+        begins = [len(prompt) - longest + start for prompt in prompts]
+        parts = [p[max(0, b) : max(0, b + chunk)] for p, b in zip(prompts, begins, strict=True)]
+        step = feed(engine, cache, parts)
     return cache, step
 
 
-def _feed(
-    engine: Engine, cache: Cache, prompts: Sequence[Sequence[int]], begin: int, width: int
-) -> Step:
-    """Feed the tokens from ``begin`` (negative, counted from each prompt's end) on.
-
-    Prompts are aligned at their ends, so padding comes first and the last row is always a token.
-    """
-    shape = (len(prompts), width)
-    input_ids = np.zeros(shape, np.int64)
-    position_ids = np.zeros(shape, np.int64)
-    # A padding row sees itself only; nothing else sees it.
-    tree = np.broadcast_to(np.eye(width, dtype=np.bool_), (*shape, width)).copy()
-    rows = []
-    for b, prompt in enumerate(prompts):
-        first = len(prompt) + begin
-        pad = min(max(-first, 0), width)
-        tokens = prompt[first + pad : first + width] if pad < width else []
-        input_ids[b, pad:] = tokens
-        position_ids[b, pad:] = np.arange(first + pad, first + width)
-        tree[b, pad:, pad:] = np.tri(width - pad, dtype=np.bool_)
-        rows.append(range(pad, width))
-    step = engine.forward(cache, input_ids, position_ids, tree, 1)
-    engine.commit(cache, step, rows)
-    return step
+def _aligned(count: int) -> int:
+    return -(-count // LANES) * LANES

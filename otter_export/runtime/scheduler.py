@@ -2,29 +2,76 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
+import logging
+import threading
+import time
+from types import TracebackType
+
+from otter_export.errors import (
+    CancelledError,
+    DeadlineError,
+    EngineError,
+    OtterError,
+    QueueFullError,
+    RequestError,
+)
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.limits import Limits
+from otter_export.runtime.methods.base import check_number
+from otter_export.runtime.monitor import Monitor
 from otter_export.runtime.observer import Observer, Stats
-from otter_export.runtime.request import Request
-from otter_export.runtime.ticket import OnEvent, Ticket
+from otter_export.runtime.places import Outcomes, Places
+from otter_export.runtime.request import Request, Result
+from otter_export.runtime.sequence import SequenceState
+from otter_export.runtime.ticket import (
+    ENDED,
+    PREFILLING,
+    QUEUED,
+    RUNNING,
+    Event,
+    Job,
+    OnEvent,
+    Ticket,
+)
+
+_LOG = logging.getLogger(__name__)
 
 
 class Scheduler:
     """Decodes many requests together, each with its own method, options and seed.
 
-    Use it in one of two ways: call `step` until it returns False, or `start` a thread that does.
-    `submit`, `cancel` and `stats` may be called from any thread, also from inside ``on_event``.
+    Use it in one of two ways: call `step` until it returns False, or `start` a thread that does
+    (``with Scheduler(engine) as scheduler`` starts and closes). `submit`, `cancel` and `stats` may
+    be called from any thread, also from inside ``on_event``.
 
     Args:
         engine: The engine; nothing else may use it while the scheduler works.
-        limits: What is accepted, and how much at a time.
+        limits: What is accepted, and how much at a time; where the engine was built for less, that
+            counts.
         observer: Hears of everything that happens.
+
+    Attributes:
+        limits: The limits that count.
     """
 
     def __init__(
         self, engine: Engine, limits: Limits | None = None, observer: Observer | None = None
     ) -> None:
-        raise NotImplementedError
+        self._engine = engine
+        self.limits = (limits or Limits()).within(engine.manifest)
+        self._monitor = Monitor(observer)
+        self._numbers = itertools.count()
+        # Guards the queue, the jobs and the flag; never held while the engine or on_event runs.
+        self._changed = threading.Condition()
+        self._queue: collections.deque[Job] = collections.deque()
+        self._jobs: dict[SequenceState, Job] = {}
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        # What follows belongs to the thread that steps.
+        self._places = Places(engine, self.limits.prefill_tokens)
+        self._stepping = False
 
     def submit(
         self,
@@ -54,14 +101,26 @@ class Scheduler:
                 scheduler is closed.
             EngineError: The engine has no such signal.
         """
-        raise NotImplementedError
+        try:
+            job = self._job(request, on_event, deadline_seconds, request_id)
+            with self._changed:
+                self._check_open()
+                self._queue.append(job)
+                self._jobs[job.sequence] = job
+                self._monitor.submitted(job)
+                self._changed.notify_all()
+        except OtterError as error:
+            with self._changed:
+                self._monitor.rejected(request_id, error)
+            raise
+        return job.ticket
 
     def cancel(self, ticket: Ticket) -> None:
         """End a request before the next step, wherever it is; its last event is `CancelledError`.
 
         A request that has ended already is left alone.
         """
-        raise NotImplementedError
+        ticket.cancelled = True
 
     def step(self) -> bool:
         """One round: end the cancelled and expired, admit, feed prompts, generate a token each.
@@ -71,16 +130,40 @@ class Scheduler:
         Returns:
             Whether work remains.
         """
-        raise NotImplementedError
+        started = time.monotonic()
+        self._stepping = True
+        try:
+            self._end_unwanted()
+            self._admit()
+            self._feed_prompts()
+            self._decode()
+        finally:
+            self._stepping = False
+        self._monitor.step(self.stats, time.monotonic() - started)
+        with self._changed:
+            return bool(self._jobs)
 
     @property
     def stats(self) -> Stats:
         """Counts at this moment."""
-        raise NotImplementedError
+        with self._changed:
+            return self._monitor.stats(
+                queued=len(self._queue),
+                prefilling=self._places.prefilling,
+                running=len(self._places.running),
+            )
 
     def start(self) -> None:
-        """Work on a thread of its own until `close`."""
-        raise NotImplementedError
+        """Work on a thread of its own until `close`.
+
+        Raises:
+            RequestError: It was started before.
+        """
+        with self._changed:
+            if self._thread is not None or self._closed:
+                raise RequestError("a scheduler can be started once; make another one")
+            self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
+        self._thread.start()
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> None:
         """Refuse new requests, finish or cancel the others, and stop the thread.
@@ -89,4 +172,170 @@ class Scheduler:
             drain: Finish what was accepted; otherwise all of it ends with `CancelledError`.
             timeout: Seconds after which even a drain cancels what is left.
         """
-        raise NotImplementedError
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if not drain:
+            self._cancel_all()
+        end = None if timeout is None else time.monotonic() + timeout
+        self._finish(end)
+        if end is not None and time.monotonic() >= end:
+            self._cancel_all()
+            self._finish(None)
+
+    def __enter__(self) -> Scheduler:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(drain=error is None)
+
+    def _job(
+        self,
+        request: Request,
+        on_event: OnEvent,
+        deadline_seconds: float | None,
+        request_id: str | None,
+    ) -> Job:
+        # Before the prompt is tokenized, so that refusing costs next to nothing.
+        with self._changed:
+            self._check_open()
+        if deadline_seconds is not None:
+            check_number("deadline_seconds", deadline_seconds, above=0)
+        number = next(self._numbers)
+        sequence = SequenceState(number, request, self._engine)
+        self.limits.check(sequence)
+        ticket = Ticket(number, request_id, request, len(sequence.prompt_ids))
+        deadline = None if deadline_seconds is None else time.monotonic() + deadline_seconds
+        return Job(ticket, sequence, on_event, deadline)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RequestError("the scheduler is closed; it takes no more requests")
+        limit = self.limits.max_queue
+        if limit is not None and len(self._queue) >= limit:
+            raise QueueFullError(f"{len(self._queue)} requests wait already; try again later")
+
+    def _end_unwanted(self) -> None:
+        """End what was cancelled or has expired, wherever it is."""
+        now = time.monotonic()
+        with self._changed:
+            jobs = list(self._jobs.values())
+        outcomes: Outcomes = []
+        for job in jobs:
+            if job.ticket.cancelled:
+                outcomes.append((job.sequence, CancelledError("the request was cancelled")))
+            elif job.deadline is not None and now >= job.deadline:
+                seconds = job.deadline - job.submitted
+                message = f"the request's {seconds:g} seconds were over after {job.tokens} tokens"
+                outcomes.append((job.sequence, DeadlineError(message)))
+        if outcomes:
+            gone = {sequence for sequence, _ in outcomes}
+            with self._changed:
+                self._queue = collections.deque(j for j in self._queue if j.sequence not in gone)
+            self._take([*outcomes, *self._places.remove(gone)])
+
+    def _admit(self) -> None:
+        """Give places to those that wait, in order; a request that does not fit holds the rest."""
+        admitted = []
+        with self._changed:
+            placed = [j.sequence.longest for j in self._jobs.values() if j.ticket.state != QUEUED]
+            while self._queue:
+                placed.append(self._queue[0].sequence.longest)
+                if not self.limits.admits(placed):
+                    break
+                admitted.append(self._queue.popleft())
+        for job in admitted:
+            job.ticket.state = PREFILLING
+            self._places.add(job.sequence)
+            self._monitor.admitted(job)
+
+    def _feed_prompts(self) -> None:
+        tokens, failed = self._places.feed()
+        if tokens:
+            self._monitor.forward(tokens)
+        for sequence in self._places.running:
+            self._jobs[sequence].ticket.state = RUNNING
+        self._take(failed)
+
+    def _decode(self) -> None:
+        outcomes = self._places.decode()
+        if outcomes:
+            self._monitor.forward()
+        self._take(outcomes)
+
+    def _take(self, outcomes: Outcomes) -> None:
+        """Tell requests what became of them; those that ended have no place any more."""
+        for sequence, outcome in outcomes:
+            job = self._jobs[sequence]
+            if isinstance(outcome, OtterError):
+                self._end(job, outcome)
+                continue
+            self._monitor.token(job, outcome)
+            self._send(job, outcome)
+            if outcome.finish_reason is not None:
+                self._end(job, sequence.result())
+
+    def _end(self, job: Job, outcome: Result | OtterError) -> None:
+        with self._changed:
+            del self._jobs[job.sequence]
+            job.ticket.state = ENDED
+        self._monitor.ended(job, outcome)
+        self._send(job, outcome)
+
+    def _send(self, job: Job, event: Event) -> None:
+        if job.deaf:
+            return
+        try:
+            job.on_event(event)
+        # Whatever a callback does wrong, the others must go on.
+        except Exception:
+            job.deaf = job.ticket.cancelled = True
+            _LOG.exception("request %s: on_event failed", job.ticket.request_id)
+
+    def _cancel_all(self) -> None:
+        with self._changed:
+            for job in self._jobs.values():
+                job.ticket.cancelled = True
+
+    def _finish(self, end: float | None) -> None:
+        """Wait for the thread, or do its work here, until nothing is left or the time is over."""
+        thread = self._thread
+        # Closed from inside a callback: the round in progress has to end first.
+        if thread is threading.current_thread() or (thread is None and self._stepping):
+            return
+        if thread is not None:
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+            return
+        while self.step():
+            if end is not None and time.monotonic() >= end:
+                return
+
+    def _work(self) -> None:
+        """The thread: rounds while there is work, and sleep while there is none."""
+        while True:
+            with self._changed:
+                while not self._jobs and not self._closed:
+                    self._changed.wait()
+                if not self._jobs:
+                    return
+            try:
+                self.step()
+            # A mistake in this package must not leave anybody waiting for ever.
+            except Exception as error:
+                _LOG.exception("the scheduler failed")
+                self._abandon(EngineError(f"the scheduler failed: {error!r}; please report it"))
+
+    def _abandon(self, error: EngineError) -> None:
+        """End everything; what comes later starts afresh."""
+        self._places = Places(self._engine, self.limits.prefill_tokens)
+        with self._changed:
+            jobs = list(self._jobs.values())
+            self._queue.clear()
+        for job in jobs:
+            self._end(job, error)

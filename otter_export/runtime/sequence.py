@@ -12,7 +12,7 @@ from otter_export.errors import EngineError, RequestError
 from otter_export.manifest import EngineManifest
 from otter_export.runtime.candidates import possible_winners, top_candidates
 from otter_export.runtime.detokenize import Detokenizer
-from otter_export.runtime.engine import Engine, FloatArray, IntArray
+from otter_export.runtime.engine import Engine, FloatArray, IntArray, Step
 from otter_export.runtime.request import Candidate, Request, Result, TokenEvent
 from otter_export.runtime.stopping import StopFinder
 
@@ -40,6 +40,10 @@ class Proposal:
 
 class SequenceState:
     """State of one request.
+
+    Attributes:
+        proposal: What it wants to be fed next, once its prompt was fed.
+        finish_reason: ``eos``, ``stop`` or ``length`` once it is finished.
 
     Args:
         index: Index of the request.
@@ -74,9 +78,8 @@ class SequenceState:
         self._rewards: list[float] = []
         self._texts: list[str] = []
         self._forwards = 0
-        self._logits: FloatArray = np.zeros(0, np.float32)
-        self._next_rewards: FloatArray | None = None
         self._started = time.perf_counter()
+        self.proposal: Proposal
         self.finish_reason: str | None = None
 
     @property
@@ -84,55 +87,60 @@ class SequenceState:
         """Tokens in the cache: the prompt and what was generated."""
         return len(self.prompt_ids) + len(self._tokens)
 
+    @property
+    def longest(self) -> int:
+        """Tokens that it may have at its end."""
+        return len(self.prompt_ids) + self._limit
+
     def start(self) -> None:
         """The prompt is about to be fed: time starts."""
         self._started = time.perf_counter()
 
-    def see(self, logits: FloatArray, signal: FloatArray) -> None:
-        """Take the engine's answer at the last committed token.
+    def see(self, step: Step, b: int) -> None:
+        """Take the engine's answer at the end of the prompt: row b's last.
+
+        Raises:
+            EngineError: The answer is not finite.
+        """
+        self.proposal = self._propose(step.logits[b, -1], step.signals[self.signal.name][b, -1])
+
+    def _propose(self, logits: FloatArray, signal: FloatArray) -> Proposal:
+        """Choose what to feed; draws from the sequence's generator at most once.
 
         Args:
-            logits: ``[V]``.
+            logits: ``[V]``, at the last committed token.
             signal: This sequence's signal there: a scalar (``value``) or ``[V]`` (``q_value``).
         """
-        # Copies, because these are single rows of arrays that are far larger.
-        self._logits = logits.copy()
-        self._next_rewards = signal.copy() if self.signal.kind == "q_value" else None
-
-    def propose(self) -> Proposal:
-        """Choose what to feed; draws from the sequence's generator at most once."""
         method = self.request.method
-        ids = top_candidates(self._logits, method.candidate_count)
-        if self._next_rewards is not None and method.needs_rewards:
-            rewards = _finite(self._next_rewards[ids], self.signal)
-            winner = method.choose(method.combine(self._logits[ids], rewards), self._generator)
-            return Proposal(ids[winner : winner + 1], ids, self._logits[ids], rewards, winner)
+        ids = top_candidates(logits, method.candidate_count)
+        future = signal if self.signal.kind == "q_value" else None
+        if future is not None and method.needs_rewards:
+            rewards = _finite(future[ids], self.signal)
+            winner = method.choose(method.combine(logits[ids], rewards), self._generator)
+            return Proposal(ids[winner : winner + 1], ids, logits[ids], rewards, winner)
         if not method.needs_rewards:
-            ids = ids[self._choose_unguided(ids)][None]
-            known = None if self._next_rewards is None else self._next_rewards[ids]
-            return Proposal(ids, ids, self._logits[ids], known, 0)
+            ids = ids[self._choose_unguided(logits[ids])][None]
+            known = None if future is None else future[ids]
+            return Proposal(ids, ids, logits[ids], known, 0)
         if method.prunes and self.signal.bounds is not None:
-            ids = ids[possible_winners(method, self._logits[ids], self.signal.bounds)]
-        return Proposal(ids, ids, self._logits[ids], None, None)
+            ids = ids[possible_winners(method, logits[ids], self.signal.bounds)]
+        return Proposal(ids, ids, logits[ids], None, None)
 
-    def _choose_unguided(self, ids: IntArray) -> int:
-        logits = self._logits[ids]
+    def _choose_unguided(self, logits: FloatArray) -> int:
         method = self.request.method
         return method.choose(method.combine(logits, np.zeros_like(logits)), self._generator)
 
-    def advance(
-        self, proposal: Proposal, logits: FloatArray, signal: FloatArray
-    ) -> tuple[TokenEvent, int]:
-        """Take the engine's answer to a proposal.
-
-        Args:
-            proposal: What was fed, c tokens.
-            logits: ``[c, V]``.
-            signal: This sequence's signal: ``[c]`` or ``[c, V]``.
+    def advance(self, step: Step, b: int) -> tuple[TokenEvent, int]:
+        """Take the engine's answer to the proposal: the first rows of sequence b.
 
         Returns:
-            The token, and which of the c rows is now part of the sequence.
+            The token, and which of the rows is now part of the sequence.
+
+        Raises:
+            EngineError: The answer is not finite.
         """
+        proposal = self.proposal
+        signal = step.signals[self.signal.name][b, : len(proposal.fed)]
         self._forwards += 1
         method = self.request.method
         rewards = proposal.rewards if proposal.rewards is not None else signal
@@ -147,7 +155,7 @@ class SequenceState:
         self._rewards.append(float(rewards[winner]))
         text = self._take_text(token)
         if self.finish_reason is None:
-            self.see(logits[row], signal[row])
+            self.proposal = self._propose(step.logits[b, row], signal[row])
         candidates = tuple(
             Candidate(int(t), float(z), float(r), float(s))
             for t, z, r, s in zip(proposal.scored, proposal.logits, rewards, scores, strict=True)

@@ -29,6 +29,7 @@ def check_forward(
         tree: ``[B, S, S]``.
         logits_to_keep: R.
     """
+    _check_batch(lengths)
     shape = np.shape(input_ids)
     if len(shape) != 2 or shape[0] != len(lengths) or shape[1] < 1:
         raise EngineError(f"input_ids must be [{len(lengths)}, S], got {list(shape)}")
@@ -56,6 +57,7 @@ def check_commit(
     Raises:
         EngineError: A row does not exist, or a sequence would be too long.
     """
+    _check_batch(lengths)
     if len(rows) != len(lengths):
         raise EngineError(f"rows must be given for {len(lengths)} sequences, got {len(rows)}")
     for kept in rows:
@@ -68,6 +70,11 @@ def check_commit(
             f"{manifest.max_sequence_length}: build it with a larger --max-seq-len"
         )
     return total
+
+
+def _check_batch(lengths: IntArray) -> None:
+    if not len(lengths):
+        raise EngineError("the cache holds no sequences; append some first")
 
 
 def _check_array(name: str, array: object, shape: tuple[int, ...], dtype: type) -> None:

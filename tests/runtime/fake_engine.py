@@ -104,8 +104,15 @@ class FakeEngine:
     def new_cache(self, batch_size: int) -> FakeCache:
         return FakeCache([[] for _ in range(batch_size)])
 
-    def gather(self, sources: Sequence[tuple[Cache, int]]) -> FakeCache:
-        return FakeCache([list(cache.rows[b]) for cache, b in sources])
+    def append(self, cache: FakeCache, sources: Sequence[tuple[Cache, int]]) -> None:
+        assert all(source is not cache for source, _ in sources)
+        cache.rows += [list(source.rows[b]) for source, b in sources]
+        cache.version += 1
+
+    def select(self, cache: FakeCache, indices: Sequence[int]) -> None:
+        assert len(set(indices)) == len(indices)
+        cache.rows = [cache.rows[b] for b in indices]
+        cache.version += 1
 
     def forward(
         self,

@@ -22,7 +22,7 @@ from otter_export import (
 from otter_export.config import Signal
 from otter_export.errors import EngineError
 from otter_export.runtime.methods.base import DecodingMethod
-from otter_export.runtime.prefill import prefill, prompt_groups
+from otter_export.runtime.prefill import prefill
 from tests.runtime.fake_engine import EOS, ByteTokenizer, FakeEngine, make_manifest
 from tests.runtime.oracle import full_forward, guided_greedy
 
@@ -169,7 +169,8 @@ def test_a_finished_sequence_leaves_the_batch() -> None:
     requests = [Request([1], ArgsGreedy(top_k=k), max_tokens=n) for k, n in sizes]
     engine = small(UNBOUNDED, eos_token_ids=())
     generate(engine, requests)
-    assert engine.calls[1:] == [(3, 9)] * 2 + [(2, 3)] * 3 + [(1, 1)] * 3
+    # Nine and three candidates, with a row of padding; five others cannot be told from them.
+    assert engine.calls[1:] == [(3, 10)] * 2 + [(2, 4)] * 3 + [(1, 1)] * 3
 
 
 def test_a_free_place_is_taken_at_once() -> None:
@@ -177,7 +178,7 @@ def test_a_free_place_is_taken_at_once() -> None:
     requests = [Request([1], Plain(), max_tokens=n) for n in (2, 6, 4)]
     results = generate(engine, requests, batch_size=2)
     assert [len(r.token_ids) for r in results] == [2, 6, 4]
-    assert engine.calls == [(2, 1), *[(2, 1)] * 2, (1, 1), *[(2, 1)] * 4]
+    assert engine.calls == [(2, 16), *[(2, 1)] * 2, (1, 16), *[(2, 1)] * 4]
 
 
 def test_the_end_of_sequence_token_competes_as_a_candidate() -> None:
@@ -357,13 +358,3 @@ def test_prefill_in_chunks_and_batches_equals_one_causal_pass(
         expected = full_forward(engine, prompt)
         assert np.array_equal(step.logits[b, -1], expected.logits[0, 0])
         assert np.array_equal(step.signals["reward"][b, -1], expected.signals["reward"][0, 0])
-
-
-@given(st.lists(st.integers(1, 400), max_size=30), st.integers(1, 300))
-def test_prompt_groups_hold_each_prompt_once_within_the_budget(
-    lengths: list[int], budget: int
-) -> None:
-    groups = prompt_groups(lengths, budget)
-    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
-    for group in groups:
-        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget

@@ -16,6 +16,7 @@ from otter_export.errors import EngineError, MissingDependencyError, OtterError
 from otter_export.runtime.backends import onnxruntime as backend
 from otter_export.runtime.backends.cache_block import HostBlock
 from otter_export.runtime.backends.device_block import DeviceBlock
+from otter_export.runtime.backends.onnx_cache import slots_for
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.prefill import prefill
 from tests.runtime.fake_engine import ByteTokenizer
@@ -133,7 +134,7 @@ def test_half_precision_caches_are_kept_in_half(tmp_path: Path) -> None:
     model.save(tmp_path / "engine")
     engine = load(tmp_path / "engine")
     cache, step = prefill(engine, [[1, 2, 3, 4, 5]])
-    assert cache.base.dtype == np.float16  # type: ignore[attr-defined]
+    assert cache.blocks[0].dtype == np.float16  # type: ignore[attr-defined]
     # Keys and values of order 1 are rounded to 11 bits.
     expected = model.reference([1, 2, 3, 4, 5])[0][-1]
     np.testing.assert_allclose(step.logits[0, -1], expected, atol=1e-2)
@@ -207,10 +208,18 @@ def test_wrong_commits_and_caches(engine: Engine) -> None:
         engine.commit(cache, step, [[0], [1]])
     with pytest.raises(EngineError, match="rows must be from 0 to 1"):
         engine.commit(cache, step, [[2]])
-    with pytest.raises(EngineError, match="at least 1 sequence"):
-        engine.new_cache(0)
-    with pytest.raises(EngineError, match="at least 1 sequence"):
-        engine.gather([])
+    with pytest.raises(EngineError, match="at least 0 sequences"):
+        engine.new_cache(-1)
+    with pytest.raises(EngineError, match="the cache holds no sequences"):
+        engine.forward(engine.new_cache(0), **_forward_arguments())  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match="sequences 0 to 0, got 1"):
+        engine.append(engine.new_cache(0), [(cache, 1)])
+    with pytest.raises(EngineError, match="to its own cache"):
+        engine.append(cache, [(cache, 0)])
+    with pytest.raises(EngineError, match="sequences 0 to 0, got -1"):
+        engine.select(cache, [-1])
+    with pytest.raises(EngineError, match="kept once"):
+        engine.select(cache, [0, 0])
     with pytest.raises(EngineError, match="not made by this engine"):
         engine.forward(object(), **_forward_arguments())  # type: ignore[arg-type]
     full, _ = prefill(engine, [[1] * 80])
@@ -223,13 +232,14 @@ def test_wrong_commits_and_caches(engine: Engine) -> None:
     max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(lengths=st.lists(st.integers(1, 79), min_size=1, max_size=4), data=st.data())
-def test_gathered_sequences_go_on_as_before(
+def test_appended_sequences_go_on_as_before(
     engine: Engine, lengths: list[int], data: st.DataObject
 ) -> None:
     prompts = [[(3 * i + b) % VOCAB for i in range(n)] for b, n in enumerate(lengths)]
     cache, _ = prefill(engine, prompts)
     order = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=4))
-    joined = engine.gather([(cache, b) for b in order])
+    joined = engine.new_cache(0)
+    engine.append(joined, [(cache, b) for b in order])
     ids = np.full((len(order), 1), 7, np.int64)
     tree = np.ones((len(order), 1, 1), np.bool_)
     step = engine.forward(joined, ids, joined.lengths[:, None].copy(), tree, 1)
@@ -293,7 +303,7 @@ def test_device_and_host_blocks_put_the_same_slots(rows: list[int], start: int, 
 
 
 def test_capacity_is_small_steps_up_to_the_limit() -> None:
-    assert [backend._slots(n) for n in (0, 1, 32, 33, 80)] == [32, 32, 32, 64, 96]
+    assert [slots_for(n) for n in (0, 1, 32, 33, 80)] == [32, 32, 32, 64, 96]
 
 
 def test_cuda_needs_the_gpu_build(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,17 +8,26 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+#: Slices, sequences, heads, slots, head size.
+BlockShape = tuple[int, int, int, int, int]
+
 
 class Block(Protocol):
     """Keys and values of all layers, ``[2 * layers, batch, heads, slots, head size]``.
 
-    Slice ``2 * n`` holds the keys of layer n and slice ``2 * n + 1`` its values; a slice is
-    contiguous and is bound to the graph by its address.
+    Slice ``2 * n`` holds the keys of layer n and slice ``2 * n + 1`` its values. The sequences of a
+    slice are contiguous and are bound to the graph by their address; behind them a slice may have
+    room for more.
     """
 
     @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        """The five sizes above."""
+    def shape(self) -> BlockShape:
+        """The five sizes above, as they are laid out now."""
+        ...
+
+    @property
+    def room(self) -> int:
+        """Sequences times slots that its memory holds."""
         ...
 
     @property
@@ -29,6 +38,13 @@ class Block(Protocol):
     @property
     def device(self) -> str:
         """ONNX Runtime's name of where the memory is: ``cpu`` or ``cuda``."""
+        ...
+
+    def arrange(self, batch: int, slots: int) -> None:
+        """Lay the memory out for other sizes, ``batch * slots`` of `room` at most.
+
+        With as many slots as before, sequences keep their content.
+        """
         ...
 
     def address(self, index: int) -> int:
@@ -57,14 +73,24 @@ class HostBlock:
 
     device = "cpu"
 
-    def __init__(self, shape: tuple[int, int, int, int, int], dtype: np.dtype[Any]) -> None:
-        self.array: npt.NDArray[Any] = np.zeros(shape, dtype)
-        self.shape = shape
+    def __init__(self, shape: BlockShape, dtype: np.dtype[Any]) -> None:
+        slices, batch, heads, slots, size = shape
+        self._memory: npt.NDArray[Any] = np.zeros((slices, batch * heads * slots * size), dtype)
+        self.room = batch * slots
         self.dtype = dtype
+        self.shape = shape
+        self.arrange(batch, slots)
+
+    def arrange(self, batch: int, slots: int) -> None:
+        """Lay the memory out for other sizes; see `Block.arrange`."""
+        slices, _, heads, _, size = self.shape
+        self.shape = (slices, batch, heads, slots, size)
+        used = self._memory[:, : batch * heads * slots * size]
+        self.array: npt.NDArray[Any] = used.reshape(self.shape)
 
     def address(self, index: int) -> int:
         """Address of slice ``index``."""
-        return int(self.array[index].ctypes.data)
+        return int(self._memory[index].ctypes.data)
 
     def put(
         self, b: int, start: int, source: HostBlock, source_b: int, rows: Sequence[int]

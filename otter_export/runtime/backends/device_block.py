@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 
 from otter_export.errors import EngineError
+from otter_export.runtime.backends.cache_block import BlockShape
 
 _DEVICE_TO_DEVICE = 3
 _LIBRARIES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so")
@@ -47,18 +48,26 @@ class DeviceBlock:
 
     def __init__(
         self,
-        shape: tuple[int, int, int, int, int],
+        shape: BlockShape,
         dtype: np.dtype[Any],
         device: str = "cuda",
         copier: Copier | None = None,
     ) -> None:
+        _, batch, heads, slots, size = shape
         self.shape = shape
+        self.room = batch * slots
+        self._slice = batch * heads * slots * size
         self.dtype = dtype
         self.device = device
         self._copier = _cuda_runtime() if copier is None else copier
         self._value = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, device, 0)
         self._value.update_inplace(np.zeros(shape, dtype))
         self._pointer = int(self._value.data_ptr())
+
+    def arrange(self, batch: int, slots: int) -> None:
+        """Lay the memory out for other sizes; see `Block.arrange`."""
+        slices, _, heads, _, size = self.shape
+        self.shape = (slices, batch, heads, slots, size)
 
     def address(self, index: int) -> int:
         """Address of slice ``index``."""
@@ -90,8 +99,8 @@ class DeviceBlock:
 
     def _at(self, index: int, b: int, slot: int) -> int:
         """Address of a slot of the first head."""
-        _, batch, heads, slots, size = self.shape
-        element = ((index * batch + b) * heads * slots + slot) * size
+        _, _, heads, slots, size = self.shape
+        element = index * self._slice + (b * heads * slots + slot) * size
         return self._pointer + element * self.dtype.itemsize
 
 

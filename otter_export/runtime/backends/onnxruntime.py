@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,16 @@ import onnxruntime as ort
 from otter_export.errors import EngineError, MissingDependencyError
 from otter_export.manifest import EngineManifest
 from otter_export.runtime.backends import onnx_contract as contract
-from otter_export.runtime.backends.cache_block import Block, HostBlock
+from otter_export.runtime.backends.cache_block import Block, BlockShape, HostBlock
+from otter_export.runtime.backends.onnx_cache import OnnxCache, Rows
 from otter_export.runtime.engine import BoolArray, Cache, FloatArray, IntArray, Step
 from otter_export.runtime.step_check import check_commit, check_forward
 from otter_export.runtime.tokenizer import FILE_NAME as TOKENIZER_FILE
 from otter_export.runtime.tokenizer import JsonTokenizer
 
-#: Capacity is a multiple of this many slots, so that the graph sees few different shapes.
-SLOTS = 32
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_BlockShape = tuple[int, int, int, int, int]
+#: Precisions whose CPU kernels take rows in pairs and treat an odd last row differently.
+_PAIRED = ("int8", "int4")
 
 
 def load(
@@ -54,49 +53,14 @@ def load(
     return OnnxRuntimeEngine(directory, manifest, session, provider)
 
 
-class OnnxCache:
-    """Key/value rows of a batch, in blocks of ``capacity`` slots, bound to the graph in place.
-
-    Args:
-        base: Rows of the base's heads.
-        channel: Rows of the channel's heads.
-        lengths: ``[B]``: slots in use.
-        binding: ONNX Runtime's binding of this cache's memory.
-    """
-
-    def __init__(self, base: Block, channel: Block, lengths: IntArray, binding: Any) -> None:
-        self.base = base
-        self.channel = channel
-        self.lengths = lengths
-        self.binding = binding
-        #: Counts commits, to recognise a step that was run on an earlier state.
-        self.version = 0
-        #: Rows whose memory is bound as outputs.
-        self.bound: _Rows | None = None
-
-    @property
-    def capacity(self) -> int:
-        """Slots per sequence."""
-        return self.base.shape[3]
-
-
-@dataclasses.dataclass
-class _Rows:
-    """New rows of one step: the two blocks that the graph wrote, S slots each."""
-
-    cache: OnnxCache
-    version: int
-    base: Block
-    channel: Block
-
-    @property
-    def width(self) -> int:
-        """S."""
-        return self.base.shape[3]
-
-
 class OnnxRuntimeEngine:
-    """An engine on ONNX Runtime; made by `load`."""
+    """An engine on ONNX Runtime; made by `load`.
+
+    On the CPU, what a token gets depends on the numbers that it sees and not on the other sequences
+    of the batch, bit for bit: products with packed weights treat every row alike, whatever the
+    number of rows. The int8 and int4 kernels do so for pairs of rows, so an odd number of rows is
+    made even by one more sequence, which sees nothing and is not returned.
+    """
 
     def __init__(
         self, directory: Path, manifest: EngineManifest, session: Any, provider: str
@@ -105,6 +69,7 @@ class OnnxRuntimeEngine:
         self._manifest = manifest
         self._session = session
         self._device = provider
+        self._paired = provider == "cpu" and manifest.precision in _PAIRED
         self._dtypes = [np.dtype(name) for name in contract.cache_dtypes(manifest)]
         widths = (manifest.base, manifest.channel)
         self._heads = [width["num_key_value_heads"] for width in widths]
@@ -122,23 +87,18 @@ class OnnxRuntimeEngine:
 
     def new_cache(self, batch_size: int) -> OnnxCache:
         """An empty cache; see `Engine.new_cache`."""
-        if type(batch_size) is not int or batch_size < 1:
-            raise EngineError(f"a cache holds at least 1 sequence, got {batch_size!r}")
-        return self._cache(np.zeros(batch_size, np.int64), SLOTS)
+        if type(batch_size) is not int or batch_size < 0:
+            raise EngineError(f"a cache holds at least 0 sequences, got {batch_size!r}")
+        limit = self._manifest.max_sequence_length
+        return OnnxCache(self._blocks, limit, batch_size, self._session.io_binding())
 
-    def gather(self, sources: Sequence[tuple[Cache, int]]) -> OnnxCache:
-        """Copies of sequences in a new cache; see `Engine.gather`."""
-        if not sources:
-            raise EngineError("a cache holds at least 1 sequence, got no sources")
-        taken = [(_own(cache), index) for cache, index in sources]
-        lengths = np.array([cache.lengths[index] for cache, index in taken], np.int64)
-        result = self._cache(lengths, _slots(int(lengths.max())))
-        for b, (cache, index) in enumerate(taken):
-            used = range(int(lengths[b]))
-            result.base.put(b, 0, cache.base, index, used)
-            result.channel.put(b, 0, cache.channel, index, used)
-        result.base.wait()
-        return result
+    def append(self, cache: Cache, sources: Sequence[tuple[Cache, int]]) -> None:
+        """Copies of sequences join; see `Engine.append`."""
+        _own(cache).append([(_own(source), index) for source, index in sources])
+
+    def select(self, cache: Cache, indices: Sequence[int]) -> None:
+        """Keep these sequences; see `Engine.select`."""
+        _own(cache).select(indices)
 
     def forward(
         self,
@@ -152,107 +112,86 @@ class OnnxRuntimeEngine:
         cache = _own(cache)
         check_forward(self._manifest, cache.lengths, input_ids, position_ids, tree, logits_to_keep)
         batch, width = input_ids.shape
+        extra = batch * width % 2 if self._paired else 0
         inputs = {
-            contract.INPUT_IDS: np.ascontiguousarray(input_ids),
-            contract.POSITION_IDS: np.ascontiguousarray(position_ids),
-            contract.ATTENTION_MASK: _mask(cache, tree),
+            contract.INPUT_IDS: _with_extra(input_ids, extra),
+            contract.POSITION_IDS: _with_extra(position_ids, extra),
+            contract.ATTENTION_MASK: _mask(cache, tree, extra),
             contract.LOGITS_TO_KEEP: np.array([logits_to_keep], np.int64),
         }
-        rows = self._bind_rows(cache, width)
-        logits: FloatArray = np.empty(
-            (batch, logits_to_keep, self._manifest.vocab_size), np.float32
-        )
-        signals: dict[str, FloatArray] = {
-            s.name: np.empty(logits.shape[: 2 if s.kind == "value" else 3], np.float32)
-            for s in self._signals
-        }
+        self._bind_past(cache, batch + extra)
+        rows = self._bind_rows(cache, batch + extra, width)
+        outputs = self._outputs(batch + extra, logits_to_keep)
         for name, array in inputs.items():
             cache.binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for name, out in {contract.LOGITS: logits, **signals}.items():
+        for name, out in outputs.items():
             cache.binding.bind_output(name, "cpu", 0, out.dtype, out.shape, out.ctypes.data)
         try:
             self._session.run_with_iobinding(cache.binding)
             cache.binding.synchronize_outputs()
         except Exception as error:
             raise EngineError(f"the model failed in ONNX Runtime: {error}") from None
-        return Step(logits, signals, rows)
+        signals = {s.name: outputs[s.name][:batch] for s in self._signals}
+        return Step(outputs[contract.LOGITS][:batch], signals, rows)
 
     def commit(self, cache: Cache, step: Step, rows: Sequence[Sequence[int]]) -> None:
         """Keep rows of a step; see `Engine.commit`."""
         cache, new = _own(cache), step.rows
-        if not isinstance(new, _Rows) or new.cache is not cache or new.version != cache.version:
+        if not isinstance(new, Rows) or new.cache is not cache or new.version != cache.version:
             raise EngineError("a step can be committed once, to the cache that it was run on")
-        lengths = check_commit(self._manifest, cache.lengths, new.width, rows)
-        if lengths.max() > cache.capacity:
-            self._grow(cache, int(lengths.max()))
-        for b, kept in enumerate(rows):
-            if len(kept):
-                start = int(cache.lengths[b])
-                cache.base.put(b, start, new.base, b, kept)
-                cache.channel.put(b, start, new.channel, b, kept)
-        cache.base.wait()
-        cache.lengths = lengths
-        cache.version += 1
-
-    def _cache(self, lengths: IntArray, capacity: int) -> OnnxCache:
-        base, channel = self._blocks(len(lengths), capacity)
-        cache = OnnxCache(base, channel, lengths, self._session.io_binding())
-        self._bind_past(cache)
-        return cache
+        cache.keep(new, rows, check_commit(self._manifest, cache.lengths, new.width, rows))
 
     def _blocks(self, batch: int, slots: int) -> tuple[Block, Block]:
         head_dim = self._manifest.base["head_dim"]
-        shapes: list[_BlockShape] = [
+        shapes: list[BlockShape] = [
             (2 * self._manifest.num_layers, batch, heads, slots, head_dim) for heads in self._heads
         ]
         blocks = [self._block(s, d) for s, d in zip(shapes, self._dtypes, strict=True)]
         return blocks[0], blocks[1]
 
-    def _block(self, shape: _BlockShape, dtype: np.dtype[Any]) -> Block:
+    def _block(self, shape: BlockShape, dtype: np.dtype[Any]) -> Block:
         if self._device == "cuda":
             from otter_export.runtime.backends.device_block import DeviceBlock
 
             return DeviceBlock(shape, dtype)
         return HostBlock(shape, dtype)
 
-    def _grow(self, cache: OnnxCache, needed: int) -> None:
-        """Move to larger blocks: an eighth more at least, so that copying stays amortised.
+    def _outputs(self, batch: int, kept: int) -> dict[str, FloatArray]:
+        """Memory for logits and signals, by the names of the outputs."""
+        shape = (batch, kept, self._manifest.vocab_size)
+        shapes = {s.name: shape[: 2 if s.kind == "value" else 3] for s in self._signals}
+        return {n: np.empty(s, np.float32) for n, s in {contract.LOGITS: shape, **shapes}.items()}
 
-        Attention reads the whole capacity, so doubling would cost more than it saves.
-        """
-        limit = _slots(self._manifest.max_sequence_length)
-        capacity = min(_slots(max(needed, cache.capacity + cache.capacity // 8)), limit)
-        old = (cache.base, cache.channel)
-        cache.base, cache.channel = self._blocks(len(cache.lengths), capacity)
-        for b, length in enumerate(cache.lengths):
-            cache.base.put(b, 0, old[0], b, range(int(length)))
-            cache.channel.put(b, 0, old[1], b, range(int(length)))
-        self._bind_past(cache)
+    def _bind_past(self, cache: OnnxCache, batch: int) -> None:
+        for prefix, block in zip(contract.PAST, cache.blocks, strict=True):
+            self._bind(cache, cache.binding.bind_input, prefix, block, batch)
 
-    def _bind_past(self, cache: OnnxCache) -> None:
-        for prefix, block in zip(contract.PAST, (cache.base, cache.channel), strict=True):
-            shape = block.shape[1:]
-            for index, name in enumerate(contract.cache_names(prefix, self._manifest.num_layers)):
-                cache.binding.bind_input(
-                    name, block.device, 0, block.dtype, shape, block.address(index)
-                )
-
-    def _bind_rows(self, cache: OnnxCache, width: int) -> _Rows:
+    def _bind_rows(self, cache: OnnxCache, batch: int, width: int) -> Rows:
         """Memory for the new rows, bound as outputs."""
-        bound = cache.bound
         # Rows of an earlier state cannot be committed any more, so their memory is free.
-        if bound is not None and bound.version != cache.version and bound.width == width:
-            cache.bound = dataclasses.replace(bound, version=cache.version)
-            return cache.bound
-        blocks = self._blocks(len(cache.lengths), width)
-        for prefix, block in zip(contract.PRESENT, blocks, strict=True):
-            shape = block.shape[1:]
-            for index, name in enumerate(contract.cache_names(prefix, self._manifest.num_layers)):
-                cache.binding.bind_output(
-                    name, block.device, 0, block.dtype, shape, block.address(index)
-                )
-        cache.bound = _Rows(cache, cache.version, *blocks)
-        return cache.bound
+        rows = cache.rows
+        if rows and rows.version != cache.version and rows.blocks[0].room >= batch * width:
+            for block in rows.blocks:
+                block.arrange(batch, width)
+            cache.rows = Rows(cache, cache.version, rows.blocks)
+        else:
+            cache.rows = Rows(cache, cache.version, self._blocks(batch, width))
+        for prefix, block in zip(contract.PRESENT, cache.rows.blocks, strict=True):
+            self._bind(cache, cache.binding.bind_output, prefix, block, batch)
+        return cache.rows
+
+    def _bind(
+        self, cache: OnnxCache, bind: Callable[..., None], prefix: str, block: Block, batch: int
+    ) -> None:
+        """Bind the first ``batch`` sequences of a block, unless they are bound already."""
+        shape = (batch, *block.shape[2:])
+        last = block.shape[0] - 1
+        state = (shape, block.address(0), block.address(last))
+        if cache.bound.get(prefix) == state:
+            return
+        cache.bound[prefix] = state
+        for index, name in enumerate(contract.cache_names(prefix, self._manifest.num_layers)):
+            bind(name, block.device, 0, block.dtype, shape, block.address(index))
 
 
 def _own(cache: Cache) -> OnnxCache:
@@ -261,17 +200,18 @@ def _own(cache: Cache) -> OnnxCache:
     return cache
 
 
-def _slots(length: int) -> int:
-    """Capacity for ``length`` tokens."""
-    return max(SLOTS, -(-length // SLOTS) * SLOTS)
+def _with_extra(array: IntArray, extra: int) -> IntArray:
+    """The array with ``extra`` copies of its last sequence."""
+    return np.concatenate([array, array[-1:]]) if extra else np.ascontiguousarray(array)
 
 
-def _mask(cache: OnnxCache, tree: BoolArray) -> BoolArray:
-    """``[B, S, capacity + S]``: which keys each new token sees."""
+def _mask(cache: OnnxCache, tree: BoolArray, extra: int) -> BoolArray:
+    """``[B + extra, S, capacity + S]``: which keys each new token sees; an extra one, itself."""
     batch, width, _ = tree.shape
-    mask = np.zeros((batch, width, cache.capacity + width), np.bool_)
-    mask[:, :, : cache.capacity] = (np.arange(cache.capacity) < cache.lengths[:, None])[:, None, :]
-    mask[:, :, cache.capacity :] = tree
+    mask = np.zeros((batch + extra, width, cache.capacity + width), np.bool_)
+    prefix = np.arange(cache.capacity) < cache.lengths[:, None]
+    mask[:batch, :, : cache.capacity] = prefix[:, None, :]
+    mask[:batch, :, cache.capacity :] = tree
     # A softmax over nothing is NaN, and a padding row's NaN would spread through 0 * NaN.
     mask[:, :, cache.capacity :] |= np.eye(width, dtype=np.bool_)
     return mask
