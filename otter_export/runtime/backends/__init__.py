@@ -14,3 +14,10 @@ Loader = Callable[[Path, EngineManifest, str, int | None], Engine]
 
 BACKENDS: Registry[Loader] = Registry("backend for target")
 BACKENDS.register("onnx", "otter_export.runtime.backends.onnxruntime:load")
+
+#: ``(directory, provider, threads) -> Engine``.
+CheckpointLoader = Callable[[Path, str | None, int | None], Engine]
+
+#: What runs a checkpoint that was not built into an engine.
+CHECKPOINT_BACKENDS: Registry[CheckpointLoader] = Registry("backend for checkpoints", extra="train")
+CHECKPOINT_BACKENDS.register("torch", "otter_export.modeling.torch_engine:load_checkpoint")

@@ -1,0 +1,229 @@
+"""The `Engine` protocol on the torch reference: a checkpoint decodes as it is, without a build.
+
+On a GPU without TensorRT this runs the whole decoding loop, by CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from otter_export import __version__
+from otter_export.checkpoint import Checkpoint
+from otter_export.converters.engine_files import token_ids
+from otter_export.errors import CheckpointError, EngineError, RequestError
+from otter_export.manifest import EngineManifest
+from otter_export.modeling.otter_model import OtterModel, load_base
+from otter_export.modeling.torch_step import TorchStep
+from otter_export.runtime.backends.executor import StepInputs
+from otter_export.runtime.backends.in_place import InPlaceEngine
+from otter_export.runtime.backends.in_place_contract import CACHE_FORM
+from otter_export.runtime.backends.recent import Recent
+from otter_export.runtime.backends.torch_slots import TorchMemory, TorchSlots
+from otter_export.runtime.engine import FloatArray
+from otter_export.runtime.tokenizer import FILE_NAME as TOKENIZER_FILE
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+DEVICES = ("cpu", "cuda")
+#: Slots of the smallest cache. It grows by doubling: each size has CUDA graphs of its own.
+SLOTS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchOptions:
+    """How a checkpoint runs.
+
+    Args:
+        device: ``cpu`` or ``cuda``; None takes a GPU if there is one.
+        precision: ``fp32``, ``fp16`` or ``bf16``; None takes fp32 on the CPU, and on a GPU what the
+            base is stored in.
+        cuda_graphs: Whether steps of decoding are captured on a GPU.
+        max_graph_step: Longest step that is captured: one of decoding, not of a prompt.
+        max_shapes: Shapes whose buffers and graphs are kept, the most recently used ones.
+        max_batch_size: Most sequences of a step.
+        max_step: Most tokens of a step; a longer one runs in parts.
+    """
+
+    device: str | None = None
+    precision: str | None = None
+    cuda_graphs: bool = True
+    max_graph_step: int = 32
+    max_shapes: int = 64
+    max_batch_size: int = 256
+    max_step: int = 1024
+
+
+def load_checkpoint(
+    directory: Path, provider: str | None = None, threads: int | None = None
+) -> InPlaceEngine:
+    """The engine of a checkpoint directory; see `otter_export.load_engine`.
+
+    Args:
+        directory: The checkpoint.
+        provider: ``cpu`` or ``cuda``; None takes a GPU if there is one.
+        threads: Threads of the CPU; None leaves torch's own number.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch_engine(Checkpoint.open(directory), TorchOptions(device=provider))
+
+
+def torch_engine(checkpoint: Checkpoint, options: TorchOptions | None = None) -> InPlaceEngine:
+    """An engine from a checkpoint, in memory.
+
+    Raises:
+        CheckpointError: transformers cannot load the base, or it has no ``tokenizer.json``.
+        EngineError: There is no such device, or its memory is too small.
+        RequestError: An option is not known.
+    """
+    options = _resolved(checkpoint, options or TorchOptions())
+    directory = checkpoint.base.directory
+    if not (directory / TOKENIZER_FILE).is_file():
+        raise CheckpointError(
+            f"{directory} has no {TOKENIZER_FILE}; save the fast tokenizer there: "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    dtype: torch.dtype = getattr(torch, DTYPES[str(options.precision)])
+    try:
+        model = _load_model(checkpoint, dtype, str(options.device))
+    except torch.OutOfMemoryError:
+        raise EngineError(
+            f"the GPU has not enough memory for the model in {options.precision}; use a smaller "
+            "precision, or provider cpu"
+        ) from None
+    manifest = _manifest(checkpoint, options)
+    return InPlaceEngine(directory, manifest, TorchExecutor(model, checkpoint, options))
+
+
+class TorchExecutor:
+    """Runs steps of the reference; keeps buffers and graphs of the shapes that recur.
+
+    Args:
+        model: On its device, in its dtype.
+        checkpoint: For sizes.
+        options: With device and precision resolved.
+    """
+
+    def __init__(self, model: OtterModel, checkpoint: Checkpoint, options: TorchOptions) -> None:
+        base, config = checkpoint.base.dimensions, checkpoint.config
+        self._model = model
+        self._options = options
+        self._heads = base.num_key_value_heads + config.num_key_value_heads
+        self._layers, self._size = base.num_hidden_layers, base.head_dim
+        self._most = base.max_position_embeddings + options.max_step
+        self._steps: Recent[tuple[int, ...], TorchStep] = Recent(options.max_shapes)
+        self._memory = TorchMemory(str(options.device), self._forget)
+
+    @property
+    def max_batch_size(self) -> int:
+        """As `TorchOptions` says."""
+        return self._options.max_batch_size
+
+    def accepts(self, batch: int, step: int, kept: int) -> bool:
+        """Any shape within the options; see `Executor.accepts`."""
+        return batch <= self._options.max_batch_size and step <= self._options.max_step
+
+    def slots(self, needed: int) -> int:
+        """A power of two times `SLOTS`; see `Executor.slots`."""
+        slots = SLOTS
+        while slots < needed:
+            slots *= 2
+        return min(slots, self._most)
+
+    def blocks(self, places: int, slots: int) -> tuple[TorchSlots, ...]:
+        """One block for base and channel heads together; see `Executor.blocks`."""
+        shape = (2 * self._layers, places, self._heads, slots, self._size)
+        return (self._memory.slots(shape, DTYPES[str(self._options.precision)]),)
+
+    def run(self, blocks: tuple[TorchSlots], inputs: StepInputs) -> Mapping[str, FloatArray]:
+        """Run the model; see `Executor.run`."""
+        try:
+            return self._step(blocks[0], inputs.shape).run(inputs)
+        except torch.OutOfMemoryError:
+            self._memory.clear()
+            self._steps.forget(lambda _: True)
+            batch, step, _ = inputs.shape
+            raise EngineError(
+                f"the GPU ran out of memory in a step of {batch} sequences of {step} tokens; give "
+                "a smaller --batch-size"
+            ) from None
+
+    def _step(self, block: TorchSlots, shape: tuple[int, int, int]) -> TorchStep:
+        """What runs this shape on this memory; a prompt's shapes hardly recur, so are not kept."""
+        options = self._options
+        if shape[1] > options.max_graph_step:
+            return TorchStep(self._model, block.tensor, shape, capture=False)
+        capture = options.cuda_graphs and options.device == "cuda"
+        return self._steps.get(
+            (block.address(0), *shape),
+            lambda: TorchStep(self._model, block.tensor, shape, capture=capture),
+        )
+
+    def _forget(self, address: int) -> None:
+        """Drop what refers to memory that is given up."""
+        self._steps.forget(lambda key: key[0] == address)
+
+
+def _resolved(checkpoint: Checkpoint, options: TorchOptions) -> TorchOptions:
+    """Options with nothing left open."""
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in DEVICES:
+        raise RequestError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EngineError(
+            "provider cuda: torch finds no CUDA device here; use provider cpu, or install torch's "
+            "CUDA build on a machine with an NVIDIA GPU"
+        )
+    stored = checkpoint.base.data.get("dtype", checkpoint.base.data.get("torch_dtype"))
+    own = {name: precision for precision, name in DTYPES.items()}.get(str(stored), "fp32")
+    precision = options.precision or ("fp32" if device == "cpu" else own)
+    if precision not in DTYPES:
+        raise RequestError(f"precision must be one of {', '.join(DTYPES)}, got {precision!r}")
+    return dataclasses.replace(options, device=device, precision=precision)
+
+
+def _load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> OtterModel:
+    """The reference on its device; parameters in ``dtype``, signal heads in float32.
+
+    Buffers keep their dtype: the frequencies of the rotary embedding in half precision would turn
+    far positions by a wrong angle.
+    """
+    source = checkpoint.base
+    base = load_base(source.directory, dtype)
+    model = OtterModel(base, checkpoint.config, source.family, source.dimensions, source.sites)
+    model.load_channel(checkpoint.float32)
+    for name, parameter in model.named_parameters():
+        wide = name.startswith("signals.")
+        parameter.data = parameter.data.to(device, torch.float32 if wide else dtype)
+        parameter.requires_grad_(False)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
+    return model.eval()
+
+
+def _manifest(checkpoint: Checkpoint, options: TorchOptions) -> EngineManifest:
+    """What ``engine.json`` would say if this engine had a directory."""
+    bos, eos = token_ids(checkpoint)
+    channel = dataclasses.asdict(checkpoint.config)
+    return EngineManifest(
+        target="torch",
+        precision=str(options.precision),
+        execution_provider=str(options.device),
+        cache_form=CACHE_FORM,
+        model_file="",
+        base=dataclasses.asdict(checkpoint.base.dimensions),
+        channel={n: v for n, v in channel.items() if type(v) is int},
+        signals=checkpoint.config.signals,
+        max_sequence_length=checkpoint.base.dimensions.max_position_embeddings,
+        bos_token_id=bos,
+        eos_token_ids=eos,
+        inputs=(),
+        outputs=(),
+        files=(),
+        builder={"name": "otter-export", "version": __version__, "torch": torch.__version__},
+        source={"checkpoint": checkpoint.directory.resolve().name},
+        options={"cuda_graphs": options.cuda_graphs, "max_step": options.max_step},
+    )

@@ -1,0 +1,163 @@
+"""One step of `OtterModel` on a cache in place: static buffers, and a CUDA graph of them.
+
+On a GPU the same kernels are launched for every step of one shape; from Python that takes longer
+than they run. A CUDA graph launches them all at once, and reads and writes the memory that they had
+when it was captured, hence the static buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from otter_export.modeling.otter_model import OtterModel
+from otter_export.runtime.backends.executor import StepInputs
+from otter_export.runtime.backends.in_place_contract import LOGITS
+from otter_export.runtime.engine import FloatArray
+
+#: Steps of a shape that run without a graph before one is captured: capturing costs several steps.
+EAGER_STEPS = 2
+
+
+class SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer; an update writes each sequence's rows into its own slots.
+
+    Base and channel heads share one cache: transformers' attention runs on both together.
+
+    Args:
+        keys: ``[B, heads, slots, e]``.
+        values: Likewise.
+        places: ``[B, 1]``: 0 to B - 1.
+        slots: ``[B, S]``: where the rows of a step go.
+    """
+
+    is_sliding = False
+    is_compileable = True
+
+    def __init__(self, keys: Tensor, values: Tensor, places: Tensor, slots: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._memory = keys, values
+        self.keys, self.values = keys, values
+        self._places, self._slots = places, slots
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """The memory is there already."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write rows ``[B, heads, S, e]``; returns all slots, which the mask tells apart."""
+        keys, values = self._memory
+        keys[self._places, :, self._slots] = key_states.transpose(1, 2)
+        values[self._places, :, self._slots] = value_states.transpose(1, 2)
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """Not known here: sequences of a batch differ; the mask says it."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """Slots."""
+        return int(self._memory[0].shape[2])
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that a mask covers, and the first."""
+        return self.get_max_length(), 0
+
+
+class TorchStep:
+    """Runs steps of one shape on one block.
+
+    Args:
+        model: The model.
+        block: ``[2 * layers, places, heads, slots, e]``.
+        shape: ``(B, S, R)``.
+        capture: Whether to capture a CUDA graph after `EAGER_STEPS` steps.
+    """
+
+    def __init__(
+        self, model: OtterModel, block: Tensor, shape: tuple[int, int, int], *, capture: bool
+    ) -> None:
+        batch, step, kept = shape
+        self._model = model
+        self._block = block
+        self._capture = capture
+        self._uses = 0
+        self._graph: Any = None
+        device = block.device
+
+        def integers(*sizes: int) -> Tensor:
+            return torch.zeros(sizes, dtype=torch.int64, device=device)
+
+        mask = torch.zeros((batch, 1, step, block.shape[3]), dtype=torch.bool, device=device)
+        self._inputs = {
+            "input_ids": integers(batch, step),
+            "position_ids": integers(batch, step),
+            "attention_mask": mask,
+            "write_indices": integers(batch),
+            "kept_rows": integers(batch, kept),
+        }
+        self._places = torch.arange(batch, device=device)[:, None]
+        self._offsets = torch.arange(step, device=device)
+        self._outputs: dict[str, Tensor] = {}
+
+    @torch.inference_mode()
+    def run(self, inputs: StepInputs) -> Mapping[str, FloatArray]:
+        """Run one step; see `Executor.run`."""
+        for name, array in inputs.arrays().items():
+            self._inputs[name].copy_(torch.from_numpy(array))
+        if self._capture and self._graph is None and self._uses >= EAGER_STEPS:
+            self._graph = self._captured()
+        if self._graph is None:
+            self._outputs = self._compute()
+        else:
+            self._graph.replay()
+        self._uses += 1
+        # On the CPU .numpy() would alias memory that the next step overwrites.
+        return {n: np.array(t.cpu().numpy(), np.float32) for n, t in self._outputs.items()}
+
+    def _compute(self) -> dict[str, Tensor]:
+        """The kernels of a step, from the input buffers to new outputs."""
+        inputs = self._inputs
+        slots = inputs["write_indices"][:, None] + self._offsets
+        block = self._block[:, : self._places.shape[0]]
+        layers: list[Any] = [
+            SlotLayer(block[i], block[i + 1], self._places, slots)
+            for i in range(0, block.shape[0], 2)
+        ]
+        decoded = self._model.base.base_model(
+            input_ids=inputs["input_ids"],
+            position_ids=inputs["position_ids"],
+            attention_mask=inputs["attention_mask"],
+            past_key_values=Cache(layers=layers),
+            use_cache=True,
+        )
+        state = decoded.last_hidden_state[self._places, inputs["kept_rows"]]
+        channel = state[..., -self._model.config.hidden_size :]
+        outputs = {LOGITS: self._model.base.get_output_embeddings()(state).float()}
+        for signal in self._model.config.signals:
+            if signal.kind in ("value", "q_value"):
+                outputs[signal.name] = self._model.head(signal.name)(channel).float()
+        return outputs
+
+    def _captured(self) -> Any:
+        """A CUDA graph of `_compute`, whose outputs it then fills; needs a GPU.
+
+        Capturing runs nothing. Libraries set themselves up on a first run, which must not be
+        captured, and must be on a side stream. It writes the rows that the step writes anyway.
+        """
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._compute()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._outputs = self._compute()
+        return graph
