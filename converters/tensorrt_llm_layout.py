@@ -94,7 +94,8 @@ class Layout:
 
     def _all_ranks(self, space: Space) -> int:
         parts = (self.base_part(space, 0), self.channel_part(space, 0))
-        return sum(p.stop - p.start for p in parts) * self.tp_size // self.base.head_dim
+        width = sum(int(part.stop) - int(part.start) for part in parts)
+        return width * self.tp_size // self.base.head_dim
 
 
 def _check_divisible(d: BaseDimensions, tp_size: int) -> None:

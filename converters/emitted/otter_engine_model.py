@@ -108,7 +108,7 @@ class RowProjection(ColumnLinear):
         self.group = config.mapping.tp_group if config.mapping.tp_size > 1 else None
         self.divided, self.has_output_bias = divided, bias
 
-    def forward(self, state: State, *_: Any, **__: Any) -> State:
+    def forward(self, state: Any, *_: Any, **__: Any) -> State:
         base, channel = state
         axis = base.ndim() - 1
         joint = super().forward(base)
@@ -145,8 +145,8 @@ class QueryKeyValue(ColumnProjection):
 class AttentionOutput(RowProjection):
     """The output projection, reading ``[base heads, extra heads]`` of the attention layer."""
 
-    def forward(self, context: Tensor, *_: Any, **__: Any) -> State:
-        base, channel = f.split(context, list(self.reads), dim=context.ndim() - 1)
+    def forward(self, state: Any, *_: Any, **__: Any) -> State:
+        base, channel = f.split(state, list(self.reads), dim=state.ndim() - 1)
         return super().forward((base, channel))
 
 
@@ -235,11 +235,10 @@ class OtterTransformer(Module):
         channel = self.channel_embedding(input_ids if self.is_table else base)
         # `forward`, as TensorRT-LLM's own models call it: a list of layers has no layer of its own.
         state = self.layers.forward((base, channel), use_cache=use_cache, **kwargs)
-        presents = None
-        if use_cache:
-            state, presents = state
-        state = self.ln_f(state)
-        return (state, tuple(presents)) if use_cache else state
+        if not use_cache:
+            return self.ln_f(state)
+        state, presents = state
+        return self.ln_f(state), tuple(presents)
 
 
 class OtterForCausalLM(DecoderModelForCausalLM):
