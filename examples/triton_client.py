@@ -88,7 +88,7 @@ def grpc_inputs(declared: Sequence[Any], fields: Fields) -> list[Any]:
     """Tensors of a request.
 
     Args:
-        declared: ``inputs`` of the model's metadata, which say each input's type.
+        declared: ``inputs`` of the model's metadata, which say each input's type and shape.
         fields: Their values: single ones or lists, text as ``str``.
 
     Raises:
@@ -98,15 +98,16 @@ def grpc_inputs(declared: Sequence[Any], fields: Fields) -> list[Any]:
     from tritonclient import grpc
     from tritonclient.utils import triton_to_np_dtype
 
-    types = {tensor.name: tensor.datatype for tensor in declared}
+    known = {tensor.name: tensor for tensor in declared}
     tensors = []
     for name, value in fields.items():
-        if name not in types:
-            raise ServerError(f"the model has no input {name!r}; its inputs: {', '.join(types)}")
+        if name not in known:
+            raise ServerError(f"the model has no input {name!r}; its inputs: {', '.join(known)}")
+        kind, rank = known[name].datatype, len(known[name].shape)
         values = value if isinstance(value, list | tuple) else [value]
         encoded = [v.encode() if isinstance(v, str) else v for v in values]
-        array = np.array(encoded, dtype=triton_to_np_dtype(types[name]))
-        tensor = grpc.InferInput(name, list(array.shape), types[name])
+        array = np.array(encoded, dtype=triton_to_np_dtype(kind)).reshape([1] * (rank - 1) + [-1])
+        tensor = grpc.InferInput(name, list(array.shape), kind)
         tensors.append(tensor.set_data_from_numpy(array))
     return tensors
 
@@ -183,8 +184,9 @@ def _checked(body: bytes) -> Response:
 
 
 def _message(body: bytes) -> str:
+    """The text of an error; ``/generate_stream`` sends it as an event, ``/generate`` plainly."""
     try:
-        return str(json.loads(body)["error"])
+        return str(json.loads(body.removeprefix(b"data:"))["error"])
     except (ValueError, KeyError, TypeError):
         return body.decode("utf-8", "replace") or "the server closed the connection"
 

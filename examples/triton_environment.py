@@ -3,9 +3,9 @@
     python examples/triton_environment.py           # makes .cache/tritonserver, if it is not there
 
 The wheel ``nvidia-pytriton`` carries tritonserver 2.51 (24.10) with its Python backend. Around it
-goes a virtual environment with what a model of ``otter-export triton`` imports, with this checkout
-(editable), and with the client. It is separate because that backend needs numpy 1.26, and the
-client an older protobuf than onnx.
+goes a virtual environment with what a model of ``otter-export triton`` imports and with the client.
+It is separate because that backend needs numpy 1.26. otter-export itself is not in it: a model
+repository brings its own copy.
 
 For production take NVIDIA's container; the model repository is the same.
 """
@@ -113,7 +113,6 @@ class Environment:
         _run(sys.executable, "-m", "venv", "--without-pip", str(venv))
         self._pip("--no-deps", "--target", str(self.home / "server"), SERVER)
         self._pip("-r", str(REQUIREMENTS))
-        self._pip("--no-deps", "-e", str(ROOT))
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         stubs = self.server.parents[1] / "python_backend_stubs"
         shutil.copy2(stubs / version / self.stub.name, self.stub)
@@ -147,7 +146,7 @@ def default_environment() -> Environment:
 
 def _contents() -> str:
     """What is installed: if this changes, the environment is made again."""
-    return f"{sys.version}\n{ROOT}\n{SERVER}\n{REQUIREMENTS.read_text(encoding='utf-8')}"
+    return f"{sys.version}\n{SERVER}\n{REQUIREMENTS.read_text(encoding='utf-8')}"
 
 
 def _run(*command: str) -> None:

@@ -1,6 +1,6 @@
 """A web page on which text appears token by token, coloured by its reward.
 
-    python examples/triton_live.py                  # then open http://127.0.0.1:8080
+    python examples/triton_live.py --engine ENGINE      # then open http://127.0.0.1:8080
 
 Each token is shaded from red (low reward) to green; pointing at one shows the candidates that it
 won against. A guided and an unguided continuation of one prompt can run side by side.
@@ -17,9 +17,13 @@ import http.client
 import http.server
 import json
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
+
+from otter_export.errors import OtterError
+from otter_export.runtime.tokenizer import JsonTokenizer
 
 PAGE = Path(__file__).with_name("triton_live.html")
 HOST = "127.0.0.1"
@@ -34,14 +38,27 @@ class LiveServer(http.server.ThreadingHTTPServer):
         port: On 127.0.0.1; 0 takes a free one, see ``server_port``.
         upstream: ``HOST:PORT`` of tritonserver's HTTP endpoint.
         model: Name of the model.
+        tokenizer: The engine's ``tokenizer.json``, for the texts of candidates, of which the server
+            sends the ids; None leaves them out.
     """
 
     daemon_threads = True
 
-    def __init__(self, port: int, upstream: str, model: str) -> None:
+    def __init__(self, port: int, upstream: str, model: str, tokenizer: Path | None = None) -> None:
         super().__init__((HOST, port), LiveHandler)
         self.upstream = upstream
         self.model = model
+        self._tokenizer = JsonTokenizer(tokenizer) if tokenizer else None
+
+    def explained(self, line: bytes) -> bytes:
+        """An event with the texts of its candidates; other lines as they are."""
+        if self._tokenizer is None or not line.startswith(b"data:") or b"candidate_ids" not in line:
+            return line
+        event = json.loads(line.removeprefix(b"data:"))
+        ids = event["candidate_ids"]
+        ids = ids if isinstance(ids, list) else [ids]
+        event["candidate_texts"] = [self._tokenizer.decode([token]) for token in ids]
+        return f"data: {json.dumps(event)}\n".encode()
 
 
 class LiveHandler(http.server.BaseHTTPRequestHandler):
@@ -95,7 +112,7 @@ class LiveHandler(http.server.BaseHTTPRequestHandler):
                 return
             self._start(reply.status, reply.headers.get_content_type())
             for line in _lines(reply):
-                self.wfile.write(line)
+                self.wfile.write(self.server.explained(line))
                 self.wfile.flush()
 
     def _answer(self, status: int, kind: str, body: bytes) -> None:
@@ -128,9 +145,15 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--http", default="127.0.0.1:8000", help="tritonserver's HTTP endpoint")
     parser.add_argument("--model", default="otter")
+    parser.add_argument("--engine", type=Path, help="its directory, to show candidates as text")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with LiveServer(options.port, options.http, options.model) as server:
+    tokenizer = options.engine / "tokenizer.json" if options.engine else None
+    try:
+        server = LiveServer(options.port, options.http, options.model, tokenizer)
+    except (OtterError, OSError) as error:
+        sys.exit(f"error: {error}")
+    with server:
         print(f"open http://{HOST}:{server.server_port} ; Ctrl-C stops", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
