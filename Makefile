@@ -74,7 +74,7 @@ $(EXTRAS): $(STAMP)
 	  || echo "not installed: tests of TensorRT, of the kernel and of the server are skipped" >&2
 
 $(SERVER): $(STAMP)
-	$(BIN)/python examples/triton_server.py setup \
+	$(BIN)/python examples/triton_environment.py \
 	  || echo "no Triton Inference Server: its tests are skipped" >&2
 
 clean:
