@@ -24,6 +24,7 @@ from otter_export.graph.passes.read_only_cache import ReadOnlyCache
 from otter_export.graph.passes.reuse_statistics import ReuseStatistics
 from otter_export.graph.passes.separate_masks import SeparateMasks
 from otter_export.graph.passes.tie_embedding import TieEmbedding
+from otter_export.graph.passes.write_out_norms import WriteOutNorms
 
 #: Precisions of the ONNX Runtime target by execution provider.
 PRECISIONS = {"cpu": ("fp32", "fp16", "int8", "int4"), "cuda": ("fp32", "fp16")}
@@ -110,18 +111,24 @@ def tensorrt_passes(base: BaseModel, form: TensorRtForm) -> list[ir.passes.InPla
 
     ONNX Runtime runs the same file, which is how its numerics are tested without a GPU.
     """
-    # 1. What is computed: chosen rows' logits; caches of static capacity, updated in place.
-    passes: list[ir.passes.InPlacePass] = [KeepRows(), FloatLogits(), InPlaceCache(form.capacity)]
-    passes.append(SeparateMasks())
-    # 2. Norm statistics are written out: TensorRT knows no functions but those with a plugin.
-    passes.append(common.InlinePass())
-    # 3. What the passes left behind.
-    passes += [
+    return [
+        # 1. What is computed: chosen rows' logits; caches of static capacity, updated in place.
+        KeepRows(),
+        FloatLogits(),
+        InPlaceCache(form.capacity),
+        SeparateMasks(),
+        # 2. Norms of both streams over one set of statistics, as plain ops.
+        WriteOutNorms(),
+        common.InlinePass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        # 3. Weights as they are read: many Transposes of weights make the builder slow.
+        FoldTransposes(),
+        # 4. What the passes left behind.
+        common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
     ]
-    return passes
 
 
 def run_passes(

@@ -1,0 +1,82 @@
+"""Norms as arithmetic over statistics that base and channel share."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from otter_export.graph.emit import Emitter
+from otter_export.graph.functions import DOMAIN
+
+_FLOAT = ir.DataType.FLOAT
+#: Norm to the function of com.otter that computes its statistics in float32.
+_STATISTICS = {"RMSNormalization": "InverseRms", "LayerNormalization": "MeanInverseStd"}
+
+
+class WriteOutNorms(ir.passes.InPlacePass):
+    """One reduction serves both streams, in float32 whatever a builder does with norms.
+
+    Before::
+
+        n = RMSNormalization(x, gamma);   r = com.otter.InverseRms(x)   (for the channel)
+
+    After::
+
+        r = com.otter.InverseRms(x);   n = Mul(Cast(Mul(Cast(x, float), r)), gamma)
+
+    LayerNormalization likewise: ``n = Cast((x - mean) * r) * gamma + beta``. The product is rounded
+    before gamma, as transformers does.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Apply the pass in place."""
+        nodes = [n for n in model.graph if n.op_type in _STATISTICS]
+        for node in nodes:
+            _write_out(model.graph, node)
+        return ir.passes.PassResult(model, modified=bool(nodes))
+
+
+def _write_out(graph: ir.Graph, node: ir.Node) -> None:
+    x, gamma, beta = (*node.inputs, None)[:3]
+    assert x is not None
+    stem = str(node.outputs[0].name)
+    e = Emitter(graph, node, before=True)
+    mean, r = _statistics(e, node, x, stem)
+    wide = x if x.dtype == _FLOAT else e.op("Cast", [x], f"{stem}.wide", dtype=_FLOAT, to=_FLOAT)
+    if mean is not None:
+        wide = e.op("Sub", [wide, mean], f"{stem}.centred")
+    n = e.op("Mul", [wide, r], f"{stem}.scaled", shape=x.shape)
+    if x.dtype not in (None, _FLOAT):
+        n = e.op("Cast", [n], f"{stem}.narrow", dtype=x.dtype, shape=x.shape, to=x.dtype)
+    n = e.op("Mul", [n, gamma], f"{stem}.gained", shape=x.shape)
+    if beta is not None:
+        n = e.op("Add", [n, beta], f"{stem}.shifted", shape=x.shape)
+    ir.convenience.replace_all_uses_with(node.outputs[0], n)
+    graph.remove(node, safe=True)
+
+
+def _statistics(
+    e: Emitter, node: ir.Node, x: ir.Value, stem: str
+) -> tuple[ir.Value | None, ir.Value]:
+    """``(mean or None, 1/sigma)``, which the channel's norm then reads too."""
+    function = _STATISTICS[node.op_type]
+    epsilon = node.attributes.get("epsilon")
+    names = [f"{stem}.inverse_rms"]
+    if function == "MeanInverseStd":
+        names = [f"{stem}.mean", f"{stem}.inverse_std"]
+    values = e.nodes(
+        function,
+        [x],
+        names,
+        domain=DOMAIN,
+        dtype=_FLOAT,
+        # 1e-5 is the operators' default (RMSNormalization-23, LayerNormalization-17).
+        epsilon=1e-5 if epsilon is None else epsilon.as_float(),
+    )
+    for value in values:
+        value.type = ir.TensorType(_FLOAT)
+    for use in list(x.uses()):
+        twin = use.node
+        if twin.op_type == function and twin is not values[0].producer():
+            ir.convenience.replace_all_uses_with(twin.outputs, values)
+            e.graph.remove(twin, safe=True)
+    return (None if len(values) == 1 else values[0]), values[-1]
