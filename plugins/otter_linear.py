@@ -56,7 +56,8 @@ def _add_product(total, x, weight, row_inside, out_inside, width, INS: tl.conste
     return total
 
 
-@triton.jit
+# A just-in-time launch would compile anew for a row count of 1, of a multiple of 16, and other.
+@triton.jit(do_not_specialize=["rows", "has_bias"])
 def otter_linear(
     x,  # [rows, base_in]
     x_channel,  # [rows, channel_in]

@@ -1,7 +1,8 @@
 """The fused projection as a TensorRT plugin: one source for ``tensorrt`` and ``tensorrt_rtx``.
 
-`register` makes op ``OtterLinear`` of domain ``com.otter`` known to a TensorRT library; do it before
-an ONNX file is parsed and again, in the process that runs the engine, before it is deserialised.
+`register` makes op ``OtterLinear`` of domain ``com.otter`` known to a TensorRT library; do it
+before an ONNX file is parsed and again, in the process that runs the engine, before it is
+deserialised.
 
 The node that is accepted::
 
@@ -86,16 +87,17 @@ def _plugin_class(trt: Any) -> type[Any]:
     """The plugin for one TensorRT library."""
     dtypes = {trt.float16: "float16", trt.bfloat16: "bfloat16"}
 
-    class OtterLinear(  # type: ignore[misc]
-        trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime
-    ):
+    interfaces: tuple[Any, ...] = (
+        *(trt.IPluginV3, trt.IPluginV3OneCore),
+        *(trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime),
+    )
+
+    class OtterLinear(*interfaces):  # type: ignore[misc]
         """One fused projection."""
 
         def __init__(self, loader: KernelLoader | None) -> None:
-            trt.IPluginV3.__init__(self)
-            trt.IPluginV3OneCore.__init__(self)
-            trt.IPluginV3OneBuild.__init__(self)
-            trt.IPluginV3OneRuntime.__init__(self)
+            for interface in interfaces:
+                interface.__init__(self)
             self.plugin_name = NAME
             self.plugin_namespace = NAMESPACE
             self.plugin_version = VERSION
