@@ -225,5 +225,9 @@ def _manifest(checkpoint: Checkpoint, options: TorchOptions) -> EngineManifest:
         files=(),
         builder={"name": "otter-export", "version": __version__, "torch": torch.__version__},
         source={"checkpoint": checkpoint.directory.resolve().name},
-        options={"cuda_graphs": options.cuda_graphs, "max_step": options.max_step},
+        options={
+            "cuda_graphs": options.cuda_graphs,
+            "max_batch_size": options.max_batch_size,
+            "max_step": options.max_step,
+        },
     )

@@ -6,7 +6,8 @@ last one's, the graphs that were captured on it still serve.
 
 from __future__ import annotations
 
-import collections
+import dataclasses
+import itertools
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -16,8 +17,17 @@ M = TypeVar("M")
 KEEP = 4
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pooled(Generic[M]):
+    """A memory that a pool knows: its size, and when it was made."""
+
+    memory: M
+    key: Hashable
+    serial: int
+
+
 class SlotPool(Generic[M]):
-    """Memories that are free, the least recently freed first.
+    """Memories by size.
 
     Args:
         dropped: Called with a memory that is not kept, so that what refers to it can go too.
@@ -27,24 +37,33 @@ class SlotPool(Generic[M]):
     def __init__(self, dropped: Callable[[M], None], keep: int = KEEP) -> None:
         self._dropped = dropped
         self._keep = keep
-        self._free: collections.deque[tuple[Hashable, M]] = collections.deque()
+        self._serials = itertools.count()
+        #: The least recently freed first.
+        self._free: list[Pooled[M]] = []
 
-    def take(self, key: Hashable) -> M | None:
-        """A free memory of this size, or None; its content is that of its last use."""
-        for index in range(len(self._free) - 1, -1, -1):
-            if self._free[index][0] == key:
-                memory = self._free[index][1]
-                del self._free[index]
-                return memory
-        return None
+    def take(self, key: Hashable, make: Callable[[], M]) -> tuple[Pooled[M], bool]:
+        """A memory of this size, and whether it is new; an old one holds what it held last.
 
-    def give(self, key: Hashable, memory: M) -> None:
+        The oldest comes first, so that the same requests get the same memories again.
+
+        Args:
+            key: Its size.
+            make: Makes a new one.
+        """
+        fitting = [pooled for pooled in self._free if pooled.key == key]
+        if not fitting:
+            return Pooled(make(), key, next(self._serials)), True
+        oldest = min(fitting, key=lambda pooled: pooled.serial)
+        self._free.remove(oldest)
+        return oldest, False
+
+    def give(self, pooled: Pooled[M]) -> None:
         """Nothing uses this memory any more."""
-        self._free.append((key, memory))
+        self._free.append(pooled)
         while len(self._free) > self._keep:
-            self._dropped(self._free.popleft()[1])
+            self._dropped(self._free.pop(0).memory)
 
     def clear(self) -> None:
-        """Drop all: the device needs room."""
+        """Drop all that is free: the device needs room."""
         while self._free:
-            self._dropped(self._free.popleft()[1])
+            self._dropped(self._free.pop(0).memory)

@@ -83,15 +83,12 @@ class TorchMemory:
         Raises:
             EngineError: The device has not enough.
         """
-        key = (shape, dtype)
-        tensor = self._pool.take(key)
-        if tensor is None:
-            tensor = self._new(shape, dtype)
-        else:
-            tensor.zero_()
-        slots = TorchSlots(tensor)
+        pooled, new = self._pool.take((shape, dtype), lambda: self._new(shape, dtype))
+        if not new:
+            pooled.memory.zero_()
+        slots = TorchSlots(pooled.memory)
         # No reference to the slots themselves, else they would never go.
-        weakref.finalize(slots, self._pool.give, key, tensor).atexit = False
+        weakref.finalize(slots, self._pool.give, pooled).atexit = False
         return slots
 
     def clear(self) -> None:
