@@ -111,13 +111,15 @@ def _report(
             "nodes": plan.details.get("nodes"),
             "seconds": round(seconds, 3),
             "peak_memory_bytes": peak_memory(),
+            **({"next_step": plan.details["next_step"]} if "next_step" in plan.details else {}),
         }
         click.echo(json.dumps(result))
         return
-    click.echo(
-        f"{out}: {human_bytes(size)}, {plan.details.get('nodes')} nodes, {seconds:.1f} s, "
-        f"peak memory {human_bytes(peak_memory())}"
-    )
+    nodes = [f"{plan.details['nodes']} nodes"] if "nodes" in plan.details else []
+    memory = f"peak memory {human_bytes(peak_memory())}"
+    click.echo(f"{out}: " + ", ".join([human_bytes(size), *nodes, f"{seconds:.1f} s", memory]))
+    if "next_step" in plan.details:
+        click.echo(f"next: {plan.details['next_step']}")
 
 
 def _show_plan(plan: BuildPlan, as_json: bool) -> None:
