@@ -78,7 +78,7 @@ def plan(checkpoint: Checkpoint, request: BuildRequest, availability: Availabili
         weights=tuple(tensors),
         inputs=build.inputs,
         outputs=build.outputs,
-        details={"ranks": options.tensor_parallel, "command": shlex.join(build.command)},
+        details={"ranks": options.tensor_parallel, **build.next_step},
         write=build.write,
     )
 
@@ -111,6 +111,12 @@ class LlmBuild:
     def command(self) -> list[str]:
         """``trtllm-build``, as run inside the engine directory."""
         return build_command(CHECKPOINT, EMITTED[0], self.shapes)
+
+    @property
+    def next_step(self) -> dict[str, str]:
+        """What is left to do where the engine is not built here."""
+        line = f"in that directory, on the GPU machine, run: {shlex.join(self.command)}"
+        return {"next_step": line} if self.checkpoint_only else {}
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -101,7 +101,7 @@ class Layout:
 def _check_divisible(d: BaseDimensions, tp_size: int) -> None:
     """Refuse a number of ranks that would split a head or leave ranks of unequal size."""
     if tp_size < 1:
-        raise UnsupportedError(f"--tp-size {tp_size}: choose 1 or more")
+        raise UnsupportedError(f"--tensor-parallel {tp_size}: choose 1 or more")
     counts = {
         "key/value heads": d.num_key_value_heads,
         "query heads": d.num_attention_heads,
@@ -115,6 +115,6 @@ def _check_divisible(d: BaseDimensions, tp_size: int) -> None:
             if not any(count % n for count in counts.values())
         ]
         raise UnsupportedError(
-            f"--tp-size {tp_size} does not divide the base's {' or '.join(bad)}; "
+            f"--tensor-parallel {tp_size} does not divide the base's {' or '.join(bad)}; "
             f"possible: {', '.join(possible)}"
         )

@@ -55,7 +55,8 @@ class Part:
         if stored == dtype:
             return raw
         values = to_float32(raw, stored)
-        rounded = from_float32(values, dtype)
+        with np.errstate(over="ignore"):
+            rounded = from_float32(values, dtype)
         if dtype == "F16" and bool((np.isinf(rounded) & np.isfinite(values)).any()):
             raise CheckpointError(
                 f"tensor {self.name} has values beyond the range of fp16 (65504); "

@@ -92,8 +92,8 @@ class BuildPlan:
     Args:
         weights: ``(name, dtype, shape, bytes)`` of every tensor that will be stored.
         inputs, outputs: The graph's I/O.
-        details: Counts worth showing before a build: nodes, op types. ``next_step`` is what the user
-            has to do after it, shown at the end.
+        details: Counts worth showing before a build: nodes, op types. ``next_step``, if there, is
+            what is left for the user to do; shown at the end.
         write: Writes the engine's files into an empty directory and returns its manifest, which is
             then saved as ``engine.json``; called once, with a callback for the bytes written.
     """
