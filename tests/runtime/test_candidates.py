@@ -10,23 +10,36 @@ from hypothesis import strategies as st
 from otter_export import ArgsGreedy
 from otter_export.errors import EngineError
 from otter_export.runtime.candidates import possible_winners, top_candidates
-from otter_export.runtime.sampling import sample
+from otter_export.runtime.sampling import _nucleus, sample
 
 #: Few distinct values, so that ties are common; some are minus infinity.
 TIED = st.lists(st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=40)
 FLOATS = st.floats(-50, 50, width=32)
 
 
-@given(TIED, st.one_of(st.none(), st.integers(1, 50)))
-def test_top_candidates_are_the_best_logits_in_order(
-    values: list[float], count: int | None
-) -> None:
+@given(TIED, st.integers(1, 50))
+def test_top_candidates_are_the_best_logits_in_order(values: list[float], count: int) -> None:
     logits = np.array([*values, 1.0], np.float32)
     finite = [i for i in range(len(logits)) if logits[i] > -np.inf]
     expected = sorted(finite, key=lambda i: (-logits[i], i))[:count]
     found = top_candidates(logits, count)
     assert found.dtype == np.int64
     assert found.tolist() == expected
+
+
+@given(st.integers(0, 2**32), st.sampled_from([255, 256, 1000, 5000]), st.integers(1, 300))
+def test_top_candidates_of_a_large_vocabulary(seed: int, size: int, count: int) -> None:
+    # Rounded, so that there are ties.
+    logits = np.random.default_rng(seed).standard_normal(size).round(2).astype(np.float32)
+    expected = np.argsort(-logits, kind="stable")[:count]
+    assert top_candidates(logits, count).tolist() == expected.tolist()
+
+
+@given(TIED)
+def test_all_candidates_are_the_possible_tokens_by_id(values: list[float]) -> None:
+    logits = np.array([*values, 1.0], np.float32)
+    found = top_candidates(logits, None).tolist()
+    assert found == [i for i in range(len(logits)) if logits[i] > -np.inf]
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0]), min_size=3, max_size=30))
@@ -97,6 +110,21 @@ def test_top_p_keeps_the_smallest_sufficient_set() -> None:
     found = _frequencies(scores, 1.0, 0.7)
     assert found[1] == found[3] == 0
     assert abs(found[0] - 0.625) < 0.0225
+
+
+@given(
+    st.lists(st.sampled_from([-9.0, -1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=300),
+    st.floats(0.001, 0.999),
+)
+def test_the_nucleus_is_that_of_all_scores_sorted(scores: list[float], top_p: float) -> None:
+    weights = np.exp(np.array(scores))
+    order = np.argsort(-weights, kind="stable")
+    shares = np.cumsum(weights[order]) / weights.sum()
+    found = _nucleus(weights, top_p)
+    assert found.tolist() == order[: len(found)].tolist()
+    # Up to the rounding of sums in different orders.
+    assert shares[len(found) - 1] > top_p - 1e-12
+    assert len(found) == 1 or shares[len(found) - 2] < top_p + 1e-12
 
 
 def test_the_nucleus_is_never_empty() -> None:

@@ -70,7 +70,7 @@ class DecodingMethod(abc.ABC):
         """Index of the winner.
 
         Args:
-            scores: ``[k]``, in the order of falling logits.
+            scores: ``[k]``, in the order of falling logits; of ids, if all tokens are candidates.
             generator: The sequence's own; a method draws from it the same number of times for
                 every token, so that the choice depends on nothing else.
         """
