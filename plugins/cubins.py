@@ -4,7 +4,9 @@ Usage::
 
     python -m otter_export.plugins.cubins --out DIR --sm 80,89,90,120 [--dtype float16,bfloat16]
 
-An existing DIR is replaced, after success, if it holds such kernels; any other is left alone.
+An existing DIR is replaced, after success, if it holds such kernels; any other is left alone. DIR
+also gets the table with which the C++ plugin embeds the kernels.
+
 OpenAI Triton brings its own assembler, so neither a GPU nor the CUDA toolkit is needed. The result
 depends on the versions of Triton and of this package alone.
 """
@@ -22,6 +24,7 @@ from typing import Any
 
 from otter_export.errors import MissingDependencyError, OtterError, UnsupportedError
 from otter_export.output_directory import output_directory
+from otter_export.plugins.cpp_table import write_table
 from otter_export.plugins.cubin_index import ARGUMENTS, DTYPES, FILE_NAME, Cubin, CubinIndex
 from otter_export.plugins.tiles import TILES, UNALIGNED_TILES, Tile
 
@@ -215,6 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tqdm(total=total, unit="kernel", desc="compile", file=sys.stderr) as bar,
         ):
             index = build_cubins(directory, capabilities, bar.update, dtypes)
+            write_table(index)
     except OtterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

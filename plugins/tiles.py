@@ -69,14 +69,14 @@ TILES = (
     Tile(rows=32, outs=16, ins=256, warps=4, stages=3),
     Tile(rows=32, outs=32, ins=128, warps=4, stages=4),
     Tile(rows=32, outs=64, ins=64, warps=4, stages=5),
-    Tile(rows=64, outs=128, ins=64, warps=4, stages=3),
+    Tile(rows=64, outs=128, ins=64, warps=8, stages=3),
 )
 
 # Rows that do not start on 16 bytes are read value by value and cannot be copied asynchronously.
 # No model in use has such widths; these are for correctness.
 UNALIGNED_TILES = (
     Tile(rows=16, outs=32, ins=64, warps=4, stages=2),
-    Tile(rows=64, outs=64, ins=32, warps=4, stages=2),
+    Tile(rows=64, outs=64, ins=32, warps=8, stages=2),
 )
 
 #: A layer is large enough for a tile when that gives every multiprocessor this many programs.

@@ -1,0 +1,79 @@
+"""Fixtures for the fused projection: compiled kernels, and a stand-in for the CUDA driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otter_export.plugins.cubin_index import CubinIndex
+
+
+@pytest.fixture(scope="session")
+def cubins(tmp_path_factory: pytest.TempPathFactory) -> CubinIndex:
+    """All float16 kernels for 8.0 and 9.0; read only."""
+    pytest.importorskip("triton", reason="OpenAI Triton, the kernel language, is not installed")
+    from otter_export.plugins.cubins import build_cubins, count_cubins
+
+    steps: list[int] = []
+    directory = tmp_path_factory.mktemp("cubins")
+    index = build_cubins(directory, (90, 80), steps.append, ("float16",))
+    assert sum(steps) == count_cubins((80, 90), ("float16",)) == len(index.cubins)
+    return index
+
+
+class StubDriver:
+    """A library with the driver's functions that writes down what it is asked to do.
+
+    Attributes:
+        library: The library's file.
+    """
+
+    def __init__(self, library: Path, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.library = library
+        self._log = log
+        self._monkeypatch = monkeypatch
+        monkeypatch.setenv("STUB_CUDA_LOG", str(log))
+
+    def set(self, **settings: object) -> None:
+        """Set ``capability``, ``multiprocessors``, ``context`` or ``fail``."""
+        for name, value in settings.items():
+            self._monkeypatch.setenv(f"STUB_CUDA_{name.upper()}", str(value))
+
+    def calls(self, kind: str) -> list[dict[str, Any]]:
+        """What it was asked: ``load``, ``attribute`` or ``launch``."""
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        return [call for call in map(json.loads, lines) if call["call"] == kind]
+
+
+@pytest.fixture(scope="session")
+def stub_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled stub, by the names under which libraries look for the driver."""
+    compiler = compiler_or_skip("cc")
+    directory = tmp_path_factory.mktemp("driver")
+    library = directory / "libcuda.so.1"
+    source = Path(__file__).with_name("stub_driver.c")
+    command = [compiler, "-shared", "-fPIC", "-Wall", "-Werror", "-Wl,-soname,libcuda.so.1"]
+    subprocess.run([*command, "-o", str(library), str(source)], check=True)
+    (directory / "libcuda.so").symlink_to(library.name)
+    return library
+
+
+@pytest.fixture
+def stub(stub_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StubDriver:
+    """A stub whose log is empty."""
+    return StubDriver(stub_library, tmp_path / "calls", monkeypatch)
+
+
+def compiler_or_skip(name: str) -> str:
+    """A C or C++ compiler (``cc`` or ``c++``), from the environment or the path."""
+    variable = {"cc": "CC", "c++": "CXX"}[name]
+    found = shutil.which(os.environ.get(variable, name))
+    if found is None:
+        pytest.skip(f"no {name} compiler is installed")
+    return found
