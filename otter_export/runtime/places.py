@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from otter_export.errors import EngineError, OtterError
 from otter_export.runtime.batch import Batch
 from otter_export.runtime.engine import Engine
-from otter_export.runtime.prefill import PrefillQueue
+from otter_export.runtime.prefill import Prefilled, PrefillQueue
 from otter_export.runtime.request import TokenEvent
 from otter_export.runtime.sequence import SequenceState
 
@@ -26,12 +26,16 @@ class Places:
     Args:
         engine: The engine.
         prefill_tokens: Most tokens of one forward pass over prompts.
+        separate: Decode sequences that feed one token per step in a batch of their own, so that
+            they are not padded to the candidates of the others. That is two passes per step, which
+            pays where time goes with the number of rows, as on the CPU.
     """
 
-    def __init__(self, engine: Engine, prefill_tokens: int) -> None:
+    def __init__(self, engine: Engine, prefill_tokens: int, separate: bool) -> None:
         self._engine = engine
+        self._separate = separate
         self._prompts = PrefillQueue(engine, prefill_tokens)
-        self._batch: Batch | None = None
+        self._batches: dict[bool, Batch] = {}
 
     @property
     def prefilling(self) -> int:
@@ -40,8 +44,8 @@ class Places:
 
     @property
     def running(self) -> tuple[SequenceState, ...]:
-        """Sequences in the decoding batch."""
-        return () if self._batch is None else self._batch.sequences
+        """Sequences that are decoding."""
+        return tuple(s for batch in self._batches.values() for s in batch.sequences)
 
     def add(self, sequence: SequenceState) -> None:
         """Give a place to a sequence; its prompt waits for its turn."""
@@ -53,14 +57,14 @@ class Places:
         Returns:
             Others that were lost by it, because the engine failed.
         """
-        for sequence in gone:
-            self._prompts.remove(sequence)
-        try:
-            if self._batch is not None:
-                self._batch.leave(gone)
-            return []
-        except Exception as error:
-            return [(s, e) for s, e in self._lose_batch(error) if s not in gone]
+        self._prompts.remove(gone)
+        lost: Outcomes = []
+        for key, batch in list(self._batches.items()):
+            try:
+                batch.leave(gone)
+            except Exception as error:
+                lost += self._lose(key, error)
+        return [(sequence, error) for sequence, error in lost if sequence not in gone]
 
     def feed(self) -> tuple[int, Outcomes]:
         """Run one forward pass over prompts, if there are any.
@@ -74,35 +78,49 @@ class Places:
         try:
             fed = self._prompts.feed()
         except Exception as error:
-            for sequence in members:
-                self._prompts.remove(sequence)
+            self._prompts.remove(members)
             return 0, _all_failed(members, error)
         outcomes: Outcomes = [*fed.failed]
-        try:
-            if fed.done:
-                if self._batch is None:
-                    self._batch = Batch(self._engine)
-                self._batch.join(fed.done)
-        except Exception as error:
-            joining = [prefilled.sequence for prefilled in fed.done]
-            outcomes += _all_failed(joining, error)
-            outcomes += [(s, e) for s, e in self._lose_batch(error) if s not in joining]
+        for key in (False, True):
+            joining = [p for p in fed.done if self._key(p.sequence) is key]
+            if joining:
+                outcomes += self._join(key, joining)
         return fed.tokens, outcomes
 
-    def decode(self) -> Outcomes:
-        """Run one step of the batch: a token, or an error, for each that is running."""
-        if self._batch is None:
-            return []
-        try:
-            return [*self._batch.step()]
-        except Exception as error:
-            return self._lose_batch(error)
+    def decode(self) -> tuple[int, Outcomes]:
+        """Run one step of each batch: a token, or an error, for each sequence that is running.
 
-    def _lose_batch(self, error: Exception) -> Outcomes:
-        """The cache cannot be trusted any more: whoever is in it has lost their rows."""
-        lost = _all_failed(self.running, error)
-        self._batch = None
-        return lost
+        Returns:
+            Forward passes, and what they gave.
+        """
+        passes = 0
+        outcomes: Outcomes = []
+        for key, batch in list(self._batches.items()):
+            if batch.sequences:
+                passes += 1
+                try:
+                    outcomes += batch.step()
+                except Exception as error:
+                    outcomes += self._lose(key, error)
+        return passes, outcomes
+
+    def _key(self, sequence: SequenceState) -> bool:
+        return self._separate and sequence.single
+
+    def _join(self, key: bool, joining: list[Prefilled]) -> Outcomes:
+        try:
+            if key not in self._batches:
+                self._batches[key] = Batch(self._engine)
+            self._batches[key].join(joining)
+            return []
+        except Exception as error:
+            failed = _all_failed([p.sequence for p in joining], error)
+            return [*failed, *self._lose(key, error)]
+
+    def _lose(self, key: bool, error: Exception) -> Outcomes:
+        """A cache cannot be trusted any more: whoever is in it has lost their rows."""
+        batch = self._batches.pop(key, None)
+        return [] if batch is None else _all_failed(batch.sequences, error)
 
 
 def _all_failed(sequences: Sequence[SequenceState], error: Exception) -> Outcomes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -82,9 +82,9 @@ class PrefillQueue:
         """Let a prompt wait for its turn."""
         self._prompts.append(_Prompt(sequence))
 
-    def remove(self, sequence: SequenceState) -> None:
-        """Forget a prompt, begun or not; one that is not here is no error."""
-        self._prompts = collections.deque(p for p in self._prompts if p.sequence is not sequence)
+    def remove(self, gone: Collection[SequenceState]) -> None:
+        """Forget prompts, begun or not; one that is not here is no error."""
+        self._prompts = collections.deque(p for p in self._prompts if p.sequence not in gone)
 
     def turn(self) -> list[SequenceState]:
         """The sequences whose turn is next: the first, and all that can share its pass."""
@@ -114,7 +114,7 @@ class PrefillQueue:
             prompt.cache, prompt.fed = cache, prompt.fed + len(part)
             if prompt.left:
                 continue
-            self.remove(prompt.sequence)
+            self.remove([prompt.sequence])
             try:
                 prompt.sequence.see(step, index)
                 done.append(Prefilled(prompt.sequence, cache, index))

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import collections
 import itertools
 import logging
 import threading
 import time
 from types import TracebackType
 
-from otter_export.errors import (
-    CancelledError,
-    DeadlineError,
-    EngineError,
-    OtterError,
-    QueueFullError,
-    RequestError,
-)
+from otter_export.errors import EngineError, OtterError, RequestError
 from otter_export.runtime.engine import Engine
+from otter_export.runtime.jobs import Jobs
 from otter_export.runtime.limits import Limits
 from otter_export.runtime.methods.base import check_number
 from otter_export.runtime.monitor import Monitor
@@ -25,16 +18,7 @@ from otter_export.runtime.observer import Observer, Stats
 from otter_export.runtime.places import Outcomes, Places
 from otter_export.runtime.request import Request, Result
 from otter_export.runtime.sequence import SequenceState
-from otter_export.runtime.ticket import (
-    ENDED,
-    PREFILLING,
-    QUEUED,
-    RUNNING,
-    Event,
-    Job,
-    OnEvent,
-    Ticket,
-)
+from otter_export.runtime.ticket import RUNNING, Event, Job, OnEvent, Ticket
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,7 +28,7 @@ class Scheduler:
 
     Use it in one of two ways: call `step` until it returns False, or `start` a thread that does
     (``with Scheduler(engine) as scheduler`` starts and closes). `submit`, `cancel` and `stats` may
-    be called from any thread, also from inside ``on_event``.
+    be used from any thread, also from inside ``on_event``.
 
     Args:
         engine: The engine; nothing else may use it while the scheduler works.
@@ -63,14 +47,10 @@ class Scheduler:
         self.limits = (limits or Limits()).within(engine.manifest)
         self._monitor = Monitor(observer)
         self._numbers = itertools.count()
-        # Guards the queue, the jobs and the flag; never held while the engine or on_event runs.
-        self._changed = threading.Condition()
-        self._queue: collections.deque[Job] = collections.deque()
-        self._jobs: dict[SequenceState, Job] = {}
-        self._closed = False
+        self._jobs = Jobs(self.limits)
         self._thread: threading.Thread | None = None
-        # What follows belongs to the thread that steps.
-        self._places = Places(engine, self.limits.prefill_tokens)
+        # These belong to the thread that steps.
+        self._places = self._new_places()
         self._stepping = False
 
     def submit(
@@ -102,15 +82,15 @@ class Scheduler:
             EngineError: The engine has no such signal.
         """
         try:
+            # Before the prompt is tokenized too, so that refusing costs next to nothing.
+            self._jobs.check_open()
             job = self._job(request, on_event, deadline_seconds, request_id)
-            with self._changed:
-                self._check_open()
-                self._queue.append(job)
-                self._jobs[job.sequence] = job
+            # Nothing is told of a request before it is told that the request was submitted.
+            with self._jobs.lock:
+                self._jobs.add(job)
                 self._monitor.submitted(job)
-                self._changed.notify_all()
         except OtterError as error:
-            with self._changed:
+            with self._jobs.lock:
                 self._monitor.rejected(request_id, error)
             raise
         return job.ticket
@@ -134,21 +114,22 @@ class Scheduler:
         self._stepping = True
         try:
             self._end_unwanted()
-            self._admit()
+            for job in self._jobs.admit():
+                self._places.add(job.sequence)
+                self._monitor.admitted(job)
             self._feed_prompts()
             self._decode()
         finally:
             self._stepping = False
         self._monitor.step(self.stats, time.monotonic() - started)
-        with self._changed:
-            return bool(self._jobs)
+        return bool(self._jobs)
 
     @property
     def stats(self) -> Stats:
         """Counts at this moment."""
-        with self._changed:
+        with self._jobs.lock:
             return self._monitor.stats(
-                queued=len(self._queue),
+                queued=self._jobs.queued,
                 prefilling=self._places.prefilling,
                 running=len(self._places.running),
             )
@@ -157,30 +138,30 @@ class Scheduler:
         """Work on a thread of its own until `close`.
 
         Raises:
-            RequestError: It was started before.
+            RequestError: It was started or closed before.
         """
-        with self._changed:
-            if self._thread is not None or self._closed:
-                raise RequestError("a scheduler can be started once; make another one")
-            self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
+        self._jobs.check_open()
+        if self._thread is not None:
+            raise RequestError("the scheduler was started already")
+        self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
         self._thread.start()
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> None:
         """Refuse new requests, finish or cancel the others, and stop the thread.
 
+        Called from inside ``on_event`` it does not wait.
+
         Args:
             drain: Finish what was accepted; otherwise all of it ends with `CancelledError`.
             timeout: Seconds after which even a drain cancels what is left.
         """
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._jobs.close()
         if not drain:
-            self._cancel_all()
+            self._jobs.cancel_all()
         end = None if timeout is None else time.monotonic() + timeout
         self._finish(end)
-        if end is not None and time.monotonic() >= end:
-            self._cancel_all()
+        if end is not None and self._jobs:
+            self._jobs.cancel_all()
             self._finish(None)
 
     def __enter__(self) -> Scheduler:
@@ -195,6 +176,10 @@ class Scheduler:
     ) -> None:
         self.close(drain=error is None)
 
+    def _new_places(self) -> Places:
+        separate = self._engine.manifest.execution_provider == "cpu"
+        return Places(self._engine, self.limits.prefill_tokens, separate)
+
     def _job(
         self,
         request: Request,
@@ -202,9 +187,6 @@ class Scheduler:
         deadline_seconds: float | None,
         request_id: str | None,
     ) -> Job:
-        # Before the prompt is tokenized, so that refusing costs next to nothing.
-        with self._changed:
-            self._check_open()
         if deadline_seconds is not None:
             check_number("deadline_seconds", deadline_seconds, above=0)
         number = next(self._numbers)
@@ -214,46 +196,11 @@ class Scheduler:
         deadline = None if deadline_seconds is None else time.monotonic() + deadline_seconds
         return Job(ticket, sequence, on_event, deadline)
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RequestError("the scheduler is closed; it takes no more requests")
-        limit = self.limits.max_queue
-        if limit is not None and len(self._queue) >= limit:
-            raise QueueFullError(f"{len(self._queue)} requests wait already; try again later")
-
     def _end_unwanted(self) -> None:
-        """End what was cancelled or has expired, wherever it is."""
-        now = time.monotonic()
-        with self._changed:
-            jobs = list(self._jobs.values())
-        outcomes: Outcomes = []
-        for job in jobs:
-            if job.ticket.cancelled:
-                outcomes.append((job.sequence, CancelledError("the request was cancelled")))
-            elif job.deadline is not None and now >= job.deadline:
-                seconds = job.deadline - job.submitted
-                message = f"the request's {seconds:g} seconds were over after {job.tokens} tokens"
-                outcomes.append((job.sequence, DeadlineError(message)))
-        if outcomes:
-            gone = {sequence for sequence, _ in outcomes}
-            with self._changed:
-                self._queue = collections.deque(j for j in self._queue if j.sequence not in gone)
-            self._take([*outcomes, *self._places.remove(gone)])
-
-    def _admit(self) -> None:
-        """Give places to those that wait, in order; a request that does not fit holds the rest."""
-        admitted = []
-        with self._changed:
-            placed = [j.sequence.longest for j in self._jobs.values() if j.ticket.state != QUEUED]
-            while self._queue:
-                placed.append(self._queue[0].sequence.longest)
-                if not self.limits.admits(placed):
-                    break
-                admitted.append(self._queue.popleft())
-        for job in admitted:
-            job.ticket.state = PREFILLING
-            self._places.add(job.sequence)
-            self._monitor.admitted(job)
+        unwanted = self._jobs.unwanted()
+        if unwanted:
+            lost = self._places.remove({sequence for sequence, _ in unwanted})
+            self._tell([*unwanted, *lost])
 
     def _feed_prompts(self) -> None:
         tokens, failed = self._places.feed()
@@ -261,30 +208,28 @@ class Scheduler:
             self._monitor.forward(tokens)
         for sequence in self._places.running:
             self._jobs[sequence].ticket.state = RUNNING
-        self._take(failed)
+        self._tell(failed)
 
     def _decode(self) -> None:
-        outcomes = self._places.decode()
-        if outcomes:
+        passes, outcomes = self._places.decode()
+        for _ in range(passes):
             self._monitor.forward()
-        self._take(outcomes)
+        self._tell(outcomes)
 
-    def _take(self, outcomes: Outcomes) -> None:
+    def _tell(self, outcomes: Outcomes) -> None:
         """Tell requests what became of them; those that ended have no place any more."""
         for sequence, outcome in outcomes:
-            job = self._jobs[sequence]
             if isinstance(outcome, OtterError):
-                self._end(job, outcome)
+                self._end(sequence, outcome)
                 continue
+            job = self._jobs[sequence]
             self._monitor.token(job, outcome)
             self._send(job, outcome)
             if outcome.finish_reason is not None:
-                self._end(job, sequence.result())
+                self._end(sequence, sequence.result())
 
-    def _end(self, job: Job, outcome: Result | OtterError) -> None:
-        with self._changed:
-            del self._jobs[job.sequence]
-            job.ticket.state = ENDED
+    def _end(self, sequence: SequenceState, outcome: Result | OtterError) -> None:
+        job = self._jobs.end(sequence)
         self._monitor.ended(job, outcome)
         self._send(job, outcome)
 
@@ -297,11 +242,6 @@ class Scheduler:
         except Exception:
             job.deaf = job.ticket.cancelled = True
             _LOG.exception("request %s: on_event failed", job.ticket.request_id)
-
-    def _cancel_all(self) -> None:
-        with self._changed:
-            for job in self._jobs.values():
-                job.ticket.cancelled = True
 
     def _finish(self, end: float | None) -> None:
         """Wait for the thread, or do its work here, until nothing is left or the time is over."""
@@ -318,24 +258,12 @@ class Scheduler:
 
     def _work(self) -> None:
         """The thread: rounds while there is work, and sleep while there is none."""
-        while True:
-            with self._changed:
-                while not self._jobs and not self._closed:
-                    self._changed.wait()
-                if not self._jobs:
-                    return
+        while self._jobs.wait():
             try:
                 self.step()
             # A mistake in this package must not leave anybody waiting for ever.
             except Exception as error:
                 _LOG.exception("the scheduler failed")
-                self._abandon(EngineError(f"the scheduler failed: {error!r}; please report it"))
-
-    def _abandon(self, error: EngineError) -> None:
-        """End everything; what comes later starts afresh."""
-        self._places = Places(self._engine, self.limits.prefill_tokens)
-        with self._changed:
-            jobs = list(self._jobs.values())
-            self._queue.clear()
-        for job in jobs:
-            self._end(job, error)
+                self._places = self._new_places()
+                failure = EngineError(f"the scheduler failed: {error!r}; please report it")
+                self._tell([(sequence, failure) for sequence in self._jobs.take_all()])

@@ -92,6 +92,13 @@ class SequenceState:
         """Tokens that it may have at its end."""
         return len(self.prompt_ids) + self._limit
 
+    @property
+    def single(self) -> bool:
+        """Whether it feeds one token per step, always, because the winner is known by then."""
+        method = self.request.method
+        known = not method.needs_rewards or self.signal.kind == "q_value"
+        return known or method.candidate_count == 1
+
     def start(self) -> None:
         """The prompt is about to be fed: time starts."""
         self._started = time.perf_counter()

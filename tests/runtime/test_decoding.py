@@ -169,8 +169,8 @@ def test_a_finished_sequence_leaves_the_batch() -> None:
     requests = [Request([1], ArgsGreedy(top_k=k), max_tokens=n) for k, n in sizes]
     engine = small(UNBOUNDED, eos_token_ids=())
     generate(engine, requests)
-    # Nine and three candidates, with a row of padding; five others cannot be told from them.
-    assert engine.calls[1:] == [(3, 10)] * 2 + [(2, 4)] * 3 + [(1, 1)] * 3
+    # Nine and three candidates share a pass, with a row of padding; one alone has its own.
+    assert engine.calls[1:] == [(2, 10), (1, 1)] * 2 + [(1, 4), (1, 1)] * 3 + [(1, 1)] * 3
 
 
 def test_a_free_place_is_taken_at_once() -> None:
