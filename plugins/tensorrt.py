@@ -113,6 +113,9 @@ def _plugin_class(trt: Any) -> type[Any]:
         # Building.
 
         def get_output_data_types(self, input_types: Sequence[Any]) -> list[Any]:
+            if set(input_types) not in ({trt.float16}, {trt.bfloat16}):
+                given = ", ".join(str(one) for one in input_types)
+                raise ValueError(f"{NAME} takes float16 or bfloat16, all alike; got {given}")
             return [input_types[0], input_types[0]]
 
         def get_output_shapes(

@@ -10,6 +10,7 @@
 
 #include <NvInfer.h>
 
+#include <algorithm>
 #include <exception>
 #include <new>
 
@@ -55,7 +56,12 @@ public:
     std::int32_t getNbOutputs() const noexcept override { return kOutputs; }
 
     std::int32_t getOutputDataTypes(DataType* outputs, std::int32_t, DataType const* inputs,
-                                    std::int32_t) const noexcept override {
+                                    std::int32_t inputCount) const noexcept override {
+        if (!hasType(inputs[0]) || !std::all_of(inputs, inputs + inputCount, [=](DataType type) {
+                return type == inputs[0];
+            })) {
+            return -1;
+        }
         outputs[0] = outputs[1] = inputs[0];
         return 0;
     }

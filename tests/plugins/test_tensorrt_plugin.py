@@ -1,0 +1,90 @@
+"""L2: TensorRT-RTX parses and builds engines with the fused projection; no engine runs here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otter_export.errors import EngineError
+from otter_export.plugins.cubin_index import CubinIndex
+
+#: Values in the weights of build_engine.py, biases included.
+WEIGHTS = 96 * 64 + 24 * 64 + 24 * 16 + 96 + 24 + 64 * 96 + 16 * 96 + 16 * 24
+WITH_BIAS, WITHOUT_BIAS = "W, A, B, b, c", "W, A, B"
+
+
+@pytest.fixture(scope="session")
+def library_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the name under which TensorRT-RTX's ONNX parser looks for the library."""
+    spec = importlib.util.find_spec("tensorrt_rtx_libs")
+    if importlib.util.find_spec("tensorrt_rtx") is None or spec is None or spec.origin is None:
+        pytest.skip("TensorRT-RTX is not installed")
+    (library,) = Path(spec.origin).parent.glob("libtensorrt_rtx.so.*")
+    directory = tmp_path_factory.mktemp("tensorrt")
+    (directory / "libtensorrt_rtx.so").symlink_to(library)
+    return directory
+
+
+def build(library_directory: Path, *search: Path, **request: Any) -> dict[str, Any]:
+    """What build_engine.py says about a request."""
+    path = os.pathsep.join(map(str, (library_directory, *search)))
+    defaults = {"dtype": "float16", "inputs": WITH_BIAS, "cubins": None, "library": None}
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(Path(__file__).with_name("build_engine.py")),
+            json.dumps(defaults | request),
+        ],
+        env=os.environ | {"LD_LIBRARY_PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer | {"stderr": done.stderr}
+
+
+def check(engine: dict[str, Any], dtype: str) -> None:
+    """Two plugin layers and constants, nothing else; types and shapes; weights in the plan."""
+    assert engine["parsed"], engine["log"]
+    assert engine["layers"].count("PLUGIN_V3") == 2
+    assert set(engine["layers"]) == {"PLUGIN_V3", "CONSTANT"}
+    assert engine["outputs"] == [
+        ["y", f"DataType.{dtype}", [-1, -1, 64]],
+        ["y_channel", f"DataType.{dtype}", [-1, -1, 16]],
+    ]
+    assert 2 * WEIGHTS <= engine["plan_bytes"] < 2 * WEIGHTS + 65536, engine["log"]
+
+
+@pytest.mark.parametrize(("dtype", "name"), [("float16", "HALF"), ("bfloat16", "BF16")])
+@pytest.mark.parametrize("inputs", [WITH_BIAS, WITHOUT_BIAS], ids=["bias", "no bias"])
+def test_python_plugin(library_directory: Path, dtype: str, name: str, inputs: str) -> None:
+    check(build(library_directory, dtype=dtype, inputs=inputs), name)
+
+
+def test_python_plugin_with_kernels(library_directory: Path, cubins: CubinIndex) -> None:
+    check(build(library_directory, cubins=str(cubins.directory)), "HALF")
+
+
+def test_what_is_not_accepted_is_not_parsed(library_directory: Path) -> None:
+    engine = build(library_directory, dtype="float")
+    assert not engine["parsed"]
+    assert "takes float16 or bfloat16, all alike; got DataType.FLOAT" in engine["stderr"]
+    engine = build(library_directory, inputs="W, A, B, b")
+    assert not engine["parsed"]
+    assert "has 6 inputs; accepted are 5 or 7" in engine["stderr"]
+
+
+def test_a_missing_index_is_one_error(tmp_path: Path) -> None:
+    # Before TensorRT is asked for anything.
+    from otter_export.plugins.tensorrt import register
+
+    with pytest.raises(EngineError, match=r"otter_linear\.json does not exist"):
+        register(None, tmp_path)
