@@ -79,7 +79,7 @@ def _warmup() -> str:
         f'input_data_file: "{name}" }} }}'
         for name in WARMUP
     ]
-    return "\n".join(["model_warmup [", '  { name: "first"', *inputs, "  }", "]"])
+    return "\n".join(["model_warmup [", '  { name: "first" batch_size: 1', *inputs, "  }", "]"])
 
 
 def _parameter(key: str, text: str) -> str:

@@ -18,7 +18,7 @@ import urllib.request
 from typing import Any
 
 #: Answers of the model itself when it cannot take one request more: the model is alive.
-BUSY = ("queue is full", "deadline")
+BUSY = ("requests wait already", "seconds were over")
 #: A large engine takes its time.
 _LOAD_SECONDS = 300.0
 
@@ -64,7 +64,7 @@ def probe(options: argparse.Namespace) -> tuple[bool, str]:
     if status == 200 and "token_id" in answer:
         return True, f"token {answer['token_id']}, reward {answer['reward']}"
     message = str(answer.get("error", answer))
-    busy = status == 503 and any(phrase in message for phrase in BUSY)
+    busy = status > 0 and any(phrase in message for phrase in BUSY)
     return busy and not options.strict, message
 
 

@@ -29,6 +29,8 @@ _METHOD_OPTIONS = {
 _NEUTRAL = {"temperature": 0.0, "top_p": 1.0}
 #: How similar a field of ``/generate`` must be to an input's name to be taken for a misspelt one.
 _SIMILAR = 0.8
+#: Beyond this a weight leaves no digit of the logits.
+_LARGEST_WEIGHT = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +167,11 @@ def _stop_words(words: list[str], settings: Settings) -> tuple[str, ...]:
 
 def _method(values: Mapping[str, Any], settings: Settings) -> DecodingMethod:
     options = {name: values[name] for name in _METHOD_OPTIONS if name in values}
+    weight = options.get("reward_weight", 0.0)
+    # NaN compares as False, so it is refused here as well.
+    if not abs(weight) <= _LARGEST_WEIGHT:
+        largest = f"{_LARGEST_WEIGHT:g}"
+        raise RequestError(f"reward_weight must be from -{largest} to {largest}, got {weight!r}")
     name = values.get("method", settings.default_method)
     chosen = _automatic(options) if name == AUTO else name
     accepted = method_options(chosen)

@@ -17,7 +17,7 @@ from otter_export.runtime.methods import METHODS
 #: The method of requests that name none: by temperature, as clients expect it.
 AUTO = "auto"
 #: Settings for which 0 means "none".
-_MAY_BE_ZERO = ("max_queue", "default_deadline_ms", "cache_tokens", "threads")
+_MAY_BE_ZERO = ("default_deadline_ms", "cache_tokens", "threads")
 _TRUTH = {"true": True, "false": False}
 
 

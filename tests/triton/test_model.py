@@ -1,0 +1,286 @@
+"""L4: the model of Triton's Python backend with a fake engine: answers, ends, metrics, logs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from otter_export import ArgsGreedy, ArgsStochastic, Plain, generate
+from otter_export.errors import EngineError
+from otter_export.runtime.request import Result
+from otter_export.serving.settings import Settings
+from tests.runtime.fake_engine import FakeEngine, make_manifest
+from tests.triton.backend import InferenceRequest, InferenceResponse, TritonError
+from tests.triton.conftest import Serve, arguments
+
+
+def outputs(response: InferenceResponse) -> dict[str, list[Any]]:
+    """Output tensors as lists, texts decoded."""
+    assert response.error() is None, response.error().message()  # type: ignore[union-attr]
+    return {
+        tensor.name(): [
+            v.decode() if isinstance(v, bytes) else v for v in tensor.as_numpy().tolist()
+        ]
+        for tensor in response.output_tensors()
+    }
+
+
+def error(responses: list[InferenceResponse]) -> TritonError:
+    """The error that a request ended with."""
+    found = responses[-1].error()
+    assert found is not None
+    return found
+
+
+def alone(engine: FakeEngine, prompt: str, *arguments: Any, **options: Any) -> Result:
+    """What the library gives for the same request."""
+    return generate(FakeEngine(engine.manifest), prompt, *arguments, **options)[0]
+
+
+#: Tokens of a request that is still in work when something happens to it: seconds.
+LONG = 450
+
+
+def endless() -> FakeEngine:
+    """An engine that takes its time, and whose texts have no end of their own."""
+
+    class Slow(FakeEngine):
+        def forward(self, *arguments: Any) -> Any:
+            time.sleep(0.005)
+            return super().forward(*arguments)
+
+    return Slow(make_manifest(max_sequence_length=512, eos_token_ids=()))
+
+
+REQUESTS = [
+    ({"reward_weight": 2.5, "top_k": 4}, ArgsGreedy(weight=2.5, top_k=4)),
+    ({"temperature": 0.0}, ArgsGreedy()),
+    ({"method": "plain"}, Plain()),
+    ({"temperature": 0.7, "seed": 3}, ArgsStochastic(temperature=0.7)),
+    ({"method": "plain", "temperature": 1.5, "top_p": 0.9, "top_k": 12, "seed": 2**63}, None),
+]
+
+
+@pytest.mark.parametrize(("fields", "method"), REQUESTS)
+def test_answers_are_those_of_the_library(
+    serve: Serve, fields: dict[str, Any], method: Any
+) -> None:
+    served = serve()
+    method = method or Plain(temperature=1.5, top_p=0.9, top_k=12)
+    expected = alone(
+        served.engine, "The film", method, max_tokens=24, stop=("zz",), seed=fields.get("seed")
+    )
+    common = {"text_input": "The film", "max_tokens": 24, "stop_words": ["zz"], **fields}
+    whole = outputs(served.ask(**common).wait()[0])
+    assert whole == {
+        "text_output": [expected.text],
+        "token_id": list(expected.token_ids),
+        "reward": pytest.approx(expected.rewards, rel=1e-7),  # FP32 tensors of FP32 values
+        "finish_reason": [expected.finish_reason],
+    }
+    stream = [outputs(r) for r in served.ask(stream=True, **common).wait()]
+    assert "".join(r["text_output"][0] for r in stream) == expected.text
+    assert [r["token_id"][0] for r in stream] == list(expected.token_ids)
+    assert [r["finish_reason"][0] for r in stream[:-1]] == [""] * (len(stream) - 1)
+    assert stream[-1]["finish_reason"] == [expected.finish_reason]
+
+
+def test_token_ids_are_a_prompt_too(serve: Serve) -> None:
+    served = serve()
+    text = outputs(served.ask(text_input="abc", max_tokens=5).wait()[0])
+    ids = outputs(served.ask(input_ids=list(b"abc"), max_tokens=5).wait()[0])
+    assert text == ids
+
+
+def test_candidates_come_with_logits_rewards_and_scores(serve: Serve) -> None:
+    served = serve()
+    asked = {"text_input": "abc", "max_tokens": 6, "top_k": 4, "return_candidates": True}
+    whole = outputs(served.ask(**asked).wait()[0])
+    stream = [outputs(r) for r in served.ask(stream=True, **asked).wait()]
+    for name in ("ids", "logits", "rewards", "scores", "counts"):
+        key = f"candidate_{name}"
+        assert whole[key] == [value for response in stream for value in response[key]]
+    assert sum(whole["candidate_counts"]) == len(whole["candidate_ids"])
+    logits, rewards = (np.array(whole[f"candidate_{n}"]) for n in ("logits", "rewards"))
+    # float64 sums of values that travelled as float32: exact.
+    assert np.array_equal(logits + rewards, whole["candidate_scores"])
+    starts = np.cumsum([0, *whole["candidate_counts"][:-1]])
+    for start, count, token in zip(
+        starts, whole["candidate_counts"], whole["token_id"], strict=True
+    ):
+        best = start + int(np.argmax(whole["candidate_scores"][start : start + count]))
+        assert whole["candidate_ids"][best] == token
+
+
+def test_a_crowd_gets_the_answers_of_each_alone(serve: Serve) -> None:
+    served = serve(max_batch_size=4)
+    asked = [
+        {"text_input": f"prompt {i}", "max_tokens": 3 + i, "top_k": 1 + i % 5, "seed": i}
+        | ({"temperature": 0.5 + i / 10} if i % 3 else {})
+        for i in range(12)
+    ]
+    solo = [outputs(served.ask(**fields).wait()[0]) for fields in asked]
+    crowd = [served.ask(stream=bool(i % 2), **fields) for i, fields in enumerate(asked)]
+    for expected, sender in zip(solo, crowd, strict=True):
+        got = [outputs(r) for r in sender.wait()]
+        assert [t for r in got for t in r["token_id"]] == expected["token_id"]
+
+
+def test_a_client_that_is_gone_frees_its_place(serve: Serve) -> None:
+    served = serve(endless(), max_batch_size=1)
+    first = served.ask(text_input="a", max_tokens=LONG, stream=True, method="plain")
+    second = served.ask(text_input="b", max_tokens=2)
+    while not first.sent:
+        time.sleep(0.001)
+    first.cancelled = True
+    assert error(first.wait()).code() == TritonError.CANCELLED
+    assert len(first.sent) < LONG
+    assert len(outputs(second.wait()[0])["token_id"]) == 2
+
+
+def test_a_waiting_request_can_be_cancelled(serve: Serve) -> None:
+    served = serve(endless(), max_batch_size=1)
+    running = served.ask(text_input="a", max_tokens=LONG, stream=True, method="plain")
+    waiting = [served.ask(text_input="b", max_tokens=2) for _ in range(40)]
+    for sender in waiting:
+        sender.cancelled = True
+    for sender in waiting:
+        assert error(sender.wait()).code() == TritonError.CANCELLED
+    running.cancelled = True
+    running.wait()
+
+
+def test_one_more_than_the_queue_holds_is_refused_at_once(serve: Serve) -> None:
+    served = serve(endless(), max_batch_size=1, max_queue=2)
+    running = served.ask(text_input="a", max_tokens=LONG, stream=True, method="plain")
+    while not running.sent:
+        time.sleep(0.001)
+    waiting = [served.ask(text_input="b", max_tokens=1) for _ in range(2)]
+    refused = error(served.ask(text_input="c", max_tokens=1).sent)
+    assert refused.code() == TritonError.UNAVAILABLE
+    assert "2 requests wait already" in refused.message()
+    running.cancelled = True
+    assert all(len(outputs(w.wait()[0])["token_id"]) == 1 for w in waiting)
+
+
+@pytest.mark.parametrize("how", ["input", "timeout", "setting"])
+def test_deadlines_end_a_request(serve: Serve, how: str) -> None:
+    served = serve(endless(), default_deadline_ms=40 if how == "setting" else 0)
+    options: dict[str, Any] = {"input": {"deadline_ms": 40}, "timeout": {"microseconds": 40_000}}
+    sender = served.ask(
+        text_input="a", max_tokens=LONG, stream=True, method="plain", **options.get(how, {})
+    )
+    expired = error(sender.wait())
+    assert expired.code() == TritonError.UNAVAILABLE
+    assert "seconds were over" in expired.message()
+
+
+def test_a_mistake_is_one_error_and_harms_nobody(serve: Serve) -> None:
+    served = serve()
+    fine = served.ask(text_input="abc", max_tokens=20)
+    wrong = [
+        served.ask(),
+        served.ask(text_input="abc", signal="kindness"),
+        served.ask(text_input="abc", top_k=65),
+        served.ask(text_input="abc" * 200),
+        served.ask(input_ids=[300]),
+    ]
+    for sender in wrong:
+        (only,) = sender.wait()
+        assert error([only]).code() == TritonError.INVALID_ARG
+        assert "\n" not in error([only]).message()
+    assert outputs(fine.wait()[0])["token_id"]
+
+
+def test_a_broken_request_object_does_not_end_the_call(serve: Serve) -> None:
+    served = serve()
+
+    class Broken(InferenceRequest):
+        def parameters(self) -> str:
+            return "{not json"
+
+    broken = Broken({})
+    fine = InferenceRequest({"text_input": np.array([[b"abc"]], object)})
+    served.model.execute([broken, fine])
+    assert error(broken.sender.wait()).code() == TritonError.INTERNAL
+    assert outputs(fine.sender.wait()[0])["token_id"]
+
+
+def test_an_engine_that_fails_ends_requests_with_its_error(serve: Serve) -> None:
+    class Failing(FakeEngine):
+        def forward(self, *arguments: Any) -> Any:
+            raise EngineError("the engine returned logits that are NaN")
+
+    served = serve(Failing(make_manifest()))
+    failed = error(served.ask(text_input="abc").wait())
+    assert (failed.code(), failed.message()) == (
+        TritonError.INTERNAL,
+        "the engine returned logits that are NaN",
+    )
+
+
+def test_metrics_add_up(serve: Serve) -> None:
+    served = serve()
+    rewards: list[float] = []
+    for i in range(3):
+        whole = outputs(served.ask(text_input=f"p{i}", max_tokens=5, method="plain").wait()[0])
+        rewards += whole["reward"]
+    served.ask(text_input="a", top_k=0)
+    served.model.finalize()
+    assert served.metric("otter_requests_total", outcome="completed") == 3
+    assert served.metric("otter_rejected_total", reason="invalid") == 1
+    assert served.metric("otter_tokens_total") == len(rewards)
+    assert served.metric("otter_prompt_tokens_total") == 6
+    assert served.metric("otter_candidates_total") == len(rewards)
+    assert served.metric("otter_forwards_total") == 3 + len(rewards)
+    assert served.metric("otter_reward_sum") == pytest.approx(sum(rewards))
+    assert served.metric("otter_mean_reward") == pytest.approx(sum(rewards) / len(rewards))
+    assert served.metric("otter_queue_length") == served.metric("otter_running") == 0
+    first, later = "otter_time_to_first_token_seconds", "otter_time_per_token_seconds"
+    assert served.metric(f"{first}_count") == 3
+    assert served.metric(f"{later}_count") == len(rewards) - 3
+    assert served.metric(f"{first}_bucket", le="+Inf") == 3
+
+
+def test_log_lines_are_json_without_prompts(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = serve()
+    served.ask(name="r1", text_input="a secret", max_tokens=3).wait()
+    served.ask(name="r2", text_input="another secret", method="nucleus")
+    served.model.finalize()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert "secret" not in json.dumps(lines)
+    events = {line.get("request_id"): line for line in lines}
+    assert events["r1"]["event"] == "completed" and events["r1"]["tokens"] == 3
+    assert events["r2"]["event"] == "rejected" and "nucleus" in events["r2"]["error"]
+    assert {line["model"] for line in lines} == {"otter"}
+
+
+def test_log_has_prompts_if_asked_to(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    served = serve(log_prompts=True)
+    served.ask(name="r1", text_input="a secret", max_tokens=3).wait()
+    served.model.finalize()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["prompt"] for line in lines if line["event"] == "completed"] == ["a secret"]
+
+
+def test_unloading_ends_what_is_left(serve: Serve) -> None:
+    served = serve(max_batch_size=2)
+    senders = [served.ask(text_input=f"p{i}", max_tokens=40) for i in range(6)]
+    served.model.finalize()
+    assert all(outputs(sender.wait(0)[0])["token_id"] for sender in senders)
+
+
+def test_a_bad_configuration_is_the_reason_why_a_model_does_not_load(serve: Serve) -> None:
+    served = serve()
+    config = arguments(Settings())
+    config["model_config"] = config["model_config"].replace("max_queue", "max_qeue")
+    exception = sys.modules["triton_python_backend_utils"].TritonModelException
+    with pytest.raises(exception, match="unknown parameter 'max_qeue'; did you mean max_queue"):
+        type(served.model)().initialize(config)
