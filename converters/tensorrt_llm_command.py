@@ -29,7 +29,9 @@ def build_command(checkpoint: str, model_file: str, shapes: EngineShapes) -> lis
         model_file: The emitted model file.
         shapes: Sizes of the engine.
     """
-    rows = shapes.max_batch_size * (shapes.max_candidates + 1)
+    # A whole prompt has to fit, and so has a tree step of all sequences.
+    tree = shapes.max_batch_size * (shapes.max_candidates + 1)
+    most = max(tree, shapes.max_sequence_length, shapes.max_step * shapes.max_batch_size)
     flags = {
         "checkpoint_dir": checkpoint,
         "model_cls_file": model_file,
@@ -40,7 +42,7 @@ def build_command(checkpoint: str, model_file: str, shapes: EngineShapes) -> lis
         "max_beam_width": 1,
         "max_input_len": shapes.max_sequence_length,
         "max_seq_len": shapes.max_sequence_length,
-        "max_num_tokens": max(rows, shapes.max_step * shapes.max_batch_size),
+        "max_num_tokens": most,
         "gpt_attention_plugin": "auto",
         "gemm_plugin": "auto",
         "remove_input_padding": "enable",

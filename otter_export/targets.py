@@ -141,6 +141,7 @@ class Target(Protocol):
 TARGETS: Registry[Target] = Registry("target", extra="build")
 TARGETS.register("onnx", "otter_export.converters.onnx:TARGET")
 TARGETS.register("trt", "otter_export.converters.tensorrt:TARGET")
+TARGETS.register("trtllm", "otter_export.converters.trtllm:TARGET")
 
 
 def max_sequence_length(

@@ -1,0 +1,114 @@
+"""From the tensors of a Hugging Face directory to the parameters of one rank.
+
+The base's projections are divided among the ranks; the channel is whole on each of them. ``W`` and
+``A`` are put together only here, so each is divided in its own right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Source:
+    """The stored tensors, and which of them were used.
+
+    Args:
+        weights: Name to tensor, or to what gives one when it is sliced.
+        rank, ranks: Which part of a divided tensor is wanted.
+    """
+
+    def __init__(self, weights: Mapping[str, Any], rank: int, ranks: int) -> None:
+        self._weights, self._left = weights, set(weights.keys())
+        self._rank, self._ranks = rank, ranks
+
+    def take(self, name: str) -> Tensor:
+        """A whole tensor.
+
+        Raises:
+            ValueError: It is missing.
+        """
+        if name not in self._left:
+            raise ValueError(f"tensor {name} is missing from the model's directory")
+        self._left.remove(name)
+        value: Tensor = self._weights[name][:]
+        return value
+
+    def part(self, name: str, axis: int) -> Tensor:
+        """The rank's part of a tensor along ``axis``."""
+        return self.take(name).chunk(self._ranks, axis)[self._rank]
+
+    def check_used(self) -> None:
+        """Raise ValueError if a tensor was not used."""
+        if self._left:
+            names = ", ".join(sorted(self._left)[:5])
+            raise ValueError(
+                f"{len(self._left)} tensors that OtterForCausalLM has no use for: {names}"
+            )
+
+
+def load(model: Any, weights: Mapping[str, Any]) -> None:
+    """Fill an `otter_trtllm.model.OtterForCausalLM`.
+
+    Raises:
+        ValueError: A tensor is missing, left over, or has the wrong shape.
+    """
+    mapping = model.model_config.mapping
+    source = Source(weights, mapping.tp_rank, mapping.tp_size)
+    inner = model.model
+    # TensorRT-LLM's own modules divide and pad the vocabulary themselves.
+    inner.embed_tokens.load_weights([{"weight": source.take("model.embed_tokens.weight")}])
+    kind = "table" if inner.is_table else "projection"
+    _copy(inner.channel_embedding, source.take(f"model.embed_tokens.otter.{kind}"))
+    for i, layer in enumerate(inner.layers):
+        stem = f"model.layers.{i}"
+        _norm(source, layer.input_layernorm, f"{stem}.input_layernorm")
+        attention = [f"{stem}.self_attn.{letter}_proj" for letter in "qkv"]
+        _columns(source, layer.self_attn.qkv_proj, attention)
+        _rows(source, layer.self_attn.o_proj, f"{stem}.self_attn.o_proj")
+        _norm(source, layer.post_attention_layernorm, f"{stem}.post_attention_layernorm")
+        _columns(source, layer.mlp.gate_up_proj, [f"{stem}.mlp.{n}_proj" for n in ("gate", "up")])
+        _rows(source, layer.mlp.down_proj, f"{stem}.mlp.down_proj")
+    _norm(source, inner.norm, "model.norm")
+    if not model.config.tie_word_embeddings:
+        model.lm_head.load_weights([{"weight": source.take("lm_head.weight")}])
+    for signal, head in zip(model.config.otter["signals"], model.signals, strict=True):
+        _copy(head.weight, source.take(f"signals.{signal['name']}.weight"))
+        _copy(head.bias, source.take(f"signals.{signal['name']}.bias"))
+    source.check_used()
+
+
+def _norm(source: Source, module: Any, stem: str) -> None:
+    _copy(module.weight, source.take(f"{stem}.weight"))
+    _copy(module.channel_weight, source.take(f"{stem}.otter.weight"))
+
+
+def _columns(source: Source, module: Any, stems: Sequence[str]) -> None:
+    """``[W1; W2; ..; A1; A2; ..]``, their biases, and ``[B1; B2; ..]``."""
+    for part, inserted in (("weight", "from_base"), ("bias", "bias")):
+        parameter = getattr(module, part)
+        if parameter is not None:
+            own = [source.part(f"{stem}.{part}", 0) for stem in stems]
+            _copy(parameter, torch.cat(own + [source.take(f"{s}.otter.{inserted}") for s in stems]))
+    _copy(module.channel, torch.cat([source.take(f"{s}.otter.from_channel") for s in stems]))
+
+
+def _rows(source: Source, module: Any, stem: str) -> None:
+    """``[W; A]`` by columns, its whole bias, and B."""
+    own = (source.part(f"{stem}.weight", 1), source.part(f"{stem}.otter.from_base", 1))
+    _copy(module.weight, torch.cat(own))
+    if module.bias is not None:
+        bias = (source.take(f"{stem}.bias"), source.take(f"{stem}.otter.bias"))
+        _copy(module.bias, torch.cat(bias))
+    _copy(module.channel, source.take(f"{stem}.otter.from_channel"))
+
+
+def _copy(parameter: Any, value: Tensor) -> None:
+    if tuple(parameter.shape) != tuple(value.shape):
+        raise ValueError(
+            f"a tensor of shape {tuple(value.shape)}, expected {tuple(parameter.shape)}"
+        )
+    parameter.data.copy_(value)
