@@ -111,6 +111,11 @@ class TritonServer:
         """Process id of its process group."""
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
     def wait_ready(self, timeout_seconds: float = 120) -> None:
         """Return when every model is ready.
 
@@ -119,7 +124,7 @@ class TritonServer:
         """
         deadline = time.monotonic() + timeout_seconds
         while not self._ready():
-            if self._process.poll() is not None:
+            if not self.running:
                 raise OtterError(f"tritonserver did not start: {self._why()}; see {self.log}")
             if time.monotonic() > deadline:
                 self.stop()
@@ -155,7 +160,7 @@ class TritonServer:
 
         What does not end in time is killed, with the processes of its models.
         """
-        if self._process.poll() is None:
+        if self.running:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):

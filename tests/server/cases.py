@@ -16,6 +16,9 @@ from otter_export.runtime.request import Request, Result
 #: Words of the tiny engine's vocabulary; its texts are not ASCII.
 WORDS = tuple(f"ŵ{i}" for i in range(3, 128))
 PROMPT = "ŵ7 ŵ8 ŵ9"
+#: Tokens of about a second, if nobody ends them.
+TOKENS = 1000
+LONG = {"text_input": PROMPT, "stream": True, "max_tokens": TOKENS, "method": "plain"}
 
 
 @dataclasses.dataclass(frozen=True)

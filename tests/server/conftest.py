@@ -6,104 +6,27 @@ its process id, and ends by itself should this process be killed.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import re
 import subprocess
 import sys
-import threading
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from examples.triton_environment import default_environment
-from examples.triton_live import LiveServer
-from examples.triton_server import HOST, TritonServer, start
-from otter_export import generate, load_engine
-from otter_export.runtime.engine import Engine
-from otter_export.runtime.request import Request, Result
+from examples.triton_server import start
+from otter_export import load_engine
 from tests import built, tiny
+from tests.server.running import Library, Served
 
 #: The server ends by itself after this long.
 LIFETIME_SECONDS = 300
+#: A request that a killed model never answers holds up the end of the server, so briefly.
+IMPATIENT = "--exit-timeout-secs=2"
 #: Long enough that a request can be caught in the middle.
 MAX_SEQUENCE_LENGTH = 2048
 #: Of the model ``small``, which tests fill and kill; ``otter`` is left in peace.
 SMALL_BATCH, SMALL_QUEUE = 1, 2
-#: A metric of Prometheus' text format.
-_METRIC = re.compile(r"(?P<name>otter_\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)")
-_LABEL = re.compile(r'(\w+)="([^"]*)"')
-
-
-@dataclasses.dataclass(frozen=True)
-class Served:
-    """A running server.
-
-    Args:
-        server: The process.
-        repository: Its model repository.
-        engine_directory: The engine that was made into it.
-    """
-
-    server: TritonServer
-    repository: Path
-    engine_directory: Path
-
-    def metrics(self, model: str = "otter") -> dict[str, float]:
-        """A model's metrics by name and further label: ``otter_requests_total completed``."""
-        url = f"http://{HOST}:{self.server.ports.metrics}/metrics"
-        with urllib.request.urlopen(url, timeout=30) as reply:
-            text = reply.read().decode()
-        found = {}
-        for metric in _METRIC.finditer(text):
-            labels = dict(_LABEL.findall(metric["labels"]))
-            if labels.pop("model") == model:
-                labels.pop("instance")
-                name = " ".join([metric["name"], *labels.values()])
-                found[name] = float(metric["value"])
-        return found
-
-    def wait_for(
-        self, condition: Callable[[dict[str, float]], bool], model: str = "otter"
-    ) -> dict[str, float]:
-        """The metrics once they are so; they are published twice a second."""
-        deadline = time.monotonic() + 30
-        while not condition(found := self.metrics(model)):
-            assert time.monotonic() < deadline, f"that never came; the last were {found}"
-            time.sleep(0.1)
-        return found
-
-    def wait_idle(self, model: str = "otter") -> dict[str, float]:
-        """The metrics once no request is in work, and all that was is counted."""
-        # Two rounds of publishing: the first may have been on its way.
-        time.sleep(1.1)
-        return self.wait_for(
-            lambda m: m["otter_running"] == 0 and m["otter_queue_length"] == 0, model
-        )
-
-    @property
-    def http(self) -> str:
-        """Address of the HTTP endpoint."""
-        return f"{HOST}:{self.server.ports.http}"
-
-    @property
-    def grpc(self) -> str:
-        """Address of the gRPC endpoint."""
-        return f"{HOST}:{self.server.ports.grpc}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Library:
-    """The same engine in this process: what the server's answers are compared with."""
-
-    engine: Engine
-
-    def alone(self, request: Request) -> Result:
-        """The answer to one request, alone."""
-        return generate(self.engine, request)[0]
 
 
 @pytest.fixture(scope="session")
@@ -164,7 +87,7 @@ def served(repository: Path, small_repository: Path, engine_directory: Path) -> 
         repository,
         repository.with_name("server.log"),
         lifetime_seconds=LIFETIME_SECONDS,
-        arguments=[f"--model-repository={small_repository}"],
+        arguments=[f"--model-repository={small_repository}", IMPATIENT],
         variables={"OMP_NUM_THREADS": "1"},
     ) as server:
         yield Served(server, repository, engine_directory)
@@ -174,16 +97,3 @@ def served(repository: Path, small_repository: Path, engine_directory: Path) -> 
 def library(engine_directory: Path) -> Library:
     """The library on the same engine."""
     return Library(load_engine(engine_directory, threads=1))
-
-
-@contextlib.contextmanager
-def live_page(upstream: str, tokenizer: Path | None = None) -> Iterator[str]:
-    """The live page's server; yields its address."""
-    with LiveServer(0, upstream, "otter", tokenizer) as live:
-        thread = threading.Thread(target=live.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"http://{HOST}:{live.server_port}"
-        finally:
-            live.shutdown()
-            thread.join()

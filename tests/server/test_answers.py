@@ -20,7 +20,7 @@ from examples.triton_client import Response
 from otter_export import generate
 from otter_export.runtime.request import TokenEvent
 from tests.server.cases import CASES, PROMPT, Case, as_list, check_answer, mixed
-from tests.server.conftest import Library, Served, live_page
+from tests.server.running import Library, Served, live_page
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,131 @@
+"""L5: a server that stops, cannot start, or loses the process of a model."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples import triton_client
+from examples.triton_client import ServerError
+from examples.triton_server import free_ports, start
+from otter_export.errors import OtterError
+from tests.server.cases import CASES, LONG, PROMPT, TOKENS, check_answer
+from tests.server.conftest import IMPATIENT, SMALL_QUEUE
+from tests.server.running import Library, Served, ask, check_alive, probe, ready, stubs
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_killed_model_is_seen_by_the_probe_and_loaded_again(
+    served: Served, small_repository: Path, library: Library
+) -> None:
+    """The documented step brings it back; the server's own readiness sees nothing."""
+    fields = {"text_input": PROMPT, "max_tokens": 4}
+    before = ask(served, fields, "small")
+    (pid,) = stubs(served.server, "small")
+    os.kill(pid, signal.SIGKILL)
+    assert ready(served)
+    # A request to it hangs: that is why every client has a time limit.
+    with pytest.raises(ServerError):
+        triton_client.generate(served.http, fields, model="small", timeout_seconds=1)
+    assert probe(served, small_repository).returncode == 1
+    assert ready(served)
+    check_alive(served, library)
+    recovered = probe(served, small_repository, "--recover")
+    assert recovered.returncode == 0, recovered.stdout + recovered.stderr
+    assert ask(served, fields, "small") == before
+    assert len(stubs(served.server, "small")) == 1
+    check_alive(served, library)
+
+
+def test_a_model_killed_in_the_middle_of_an_answer(
+    small_repository: Path, engine_directory: Path
+) -> None:
+    """It may take the server with it (a lock that it holds is lost); the probe sees either."""
+    log = small_repository.with_name("killed.log")
+    with start(small_repository, log, lifetime_seconds=60, arguments=[IMPATIENT]) as server:
+        served = Served(server, small_repository, engine_directory)
+        (pid,) = stubs(server, "small")
+        stream = triton_client.stream_http(served.http, LONG, model="small", timeout_seconds=3)
+        next(stream)
+        os.kill(pid, signal.SIGKILL)
+        received = 1
+        with contextlib.suppress(ServerError):
+            received += sum(1 for _ in stream)
+        assert received < TOKENS
+        assert probe(served, small_repository).returncode == 1
+        if server.running:
+            assert probe(served, small_repository, "--recover").returncode == 0
+
+
+def test_the_probe_knows_a_busy_model_from_a_dead_one(
+    served: Served, small_repository: Path
+) -> None:
+    assert probe(served, small_repository, "--strict").returncode == 0
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        fields = {**LONG, "stream": False}
+        futures = [pool.submit(ask, served, fields, "small") for _ in range(1 + SMALL_QUEUE)]
+        served.wait_for(lambda m: m["otter_queue_length"] == SMALL_QUEUE, "small")
+        assert probe(served, small_repository).returncode == 0
+        assert probe(served, small_repository, "--strict").returncode == 1
+        for future in futures:
+            future.result()
+
+
+def test_stopping_lets_requests_in_flight_finish(
+    repository: Path, engine_directory: Path, library: Library, tmp_path: Path
+) -> None:
+    """By the documented command and a signal: exit status 0, whole answers, nothing left behind."""
+    ports = free_ports()
+    script = Path(triton_client.__file__).with_name("triton_server.py")
+    numbers = [str(port) for port in dataclasses.astuple(ports)]
+    options = [x for name, n in zip(("http", "grpc", "metrics"), numbers, strict=True)
+               for x in (f"--{name}-port", n)]  # fmt: skip
+    command = [sys.executable, str(script), str(repository), *options, "--max-seconds", "60"]
+    process = subprocess.Popen(
+        [*command, "--log", str(tmp_path / "server.log")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith(f"ready: http 127.0.0.1:{numbers[0]}"), line
+        case = CASES["long prompt"]
+        fields = case.renamed(stream=True, max_tokens=400)
+        stream = triton_client.stream_grpc(f"127.0.0.1:{numbers[1]}", fields, timeout_seconds=30)
+        responses = [next(stream)]
+        process.send_signal(signal.SIGTERM)
+        responses += stream
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    request = dataclasses.replace(case.request, max_tokens=400)
+    check_answer(responses, library.alone(request))
+    assert process.returncode == 0, errors
+    assert errors.strip() == "stopping; requests in flight may finish"
+    left = subprocess.run(["pgrep", "-f", f"http-port={numbers[0]}"], capture_output=True)
+    assert left.stdout == b""
+    with pytest.raises(ServerError, match="refused"):
+        triton_client.generate(f"127.0.0.1:{numbers[0]}", case.fields)
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path, installed: None) -> None:
+    model = tmp_path / "repository" / "broken" / "1"
+    model.mkdir(parents=True)
+    (model.parent / "config.pbtxt").write_text('backend: "python"\nmax_batch_size: 0\n')
+    (model / "model.py").write_text("raise RuntimeError('nothing works')\n")
+    with pytest.raises(
+        OtterError, match=r"tritonserver did not start: .*nothing works.*server\.log"
+    ):
+        start(tmp_path / "repository", tmp_path / "server.log", timeout_seconds=60)
