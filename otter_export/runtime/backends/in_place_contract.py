@@ -96,6 +96,13 @@ def cache_specs(manifest: EngineManifest) -> tuple[CacheSpec, ...]:
     return tuple(specs)
 
 
+def cache_pairs(manifest: EngineManifest) -> Iterator[tuple[str, str]]:
+    """Each cache's input and output, which are the same memory."""
+    for cache in cache_specs(manifest):
+        names = (cache_names(p, manifest.num_layers) for p in (cache.past, cache.present))
+        yield from zip(*names, strict=True)
+
+
 def output_names(manifest: EngineManifest) -> tuple[str, ...]:
     """Logits and the signals that are outputs."""
     signals = (s.name for s in manifest.signals if s.kind in SIGNAL_KINDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import weakref
 from collections.abc import Callable
@@ -9,25 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from otter_export.errors import EngineError
+from otter_export.runtime.backends.device import Shape, cache_words, out_of_memory
 from otter_export.runtime.backends.slot_pool import SlotPool
 from otter_export.runtime.engine import IntArray
 
 if TYPE_CHECKING:
     import torch
 
-Shape = tuple[int, int, int, int, int]
-
 
 class TorchSlots:
-    """A `SlotBlock` in a torch tensor; copies run on torch's current stream.
+    """A `SlotBlock` in a torch tensor.
 
     Args:
         tensor: Of `SlotBlock.shape`, zero.
+        stream: On which copies run; None is torch's current stream.
     """
 
-    def __init__(self, tensor: torch.Tensor) -> None:
+    def __init__(self, tensor: torch.Tensor, stream: torch.cuda.Stream | None = None) -> None:
         self.tensor = tensor
+        self._stream = stream
 
     @property
     def shape(self) -> Shape:
@@ -48,17 +49,26 @@ class TorchSlots:
         source_slots: IntArray,
     ) -> None:
         """Copy slots; see `SlotBlock.put`. Indexing by tensors reads into a copy first."""
-        to, at, b, t = (self._index(a) for a in (places, slots, source_places, source_slots))
-        self.tensor[:, to, :, at] = source.tensor[:, b, :, t]
+        with on_stream(self._stream):
+            to, at, b, t = (self._index(a) for a in (places, slots, source_places, source_slots))
+            self.tensor[:, to, :, at] = source.tensor[:, b, :, t]
 
     def clear(self, place: int) -> None:
         """Set all slots of a place to zero."""
-        self.tensor[:, place].zero_()
+        with on_stream(self._stream):
+            self.tensor[:, place].zero_()
 
     def _index(self, values: npt.NDArray[Any]) -> torch.Tensor:
         import torch
 
         return torch.from_numpy(values).to(self.tensor.device)
+
+
+def on_stream(stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[Any]:
+    """Let torch work on a stream; None changes nothing, and needs no GPU."""
+    import torch
+
+    return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 class TorchMemory:
@@ -67,10 +77,17 @@ class TorchMemory:
     Args:
         device: torch's name of the device: ``cpu``, ``cuda``.
         dropped: Called with the address of memory that is given up.
+        stream: On which it is used; None is torch's current stream.
     """
 
-    def __init__(self, device: str, dropped: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        device: str,
+        dropped: Callable[[int], None],
+        stream: torch.cuda.Stream | None = None,
+    ) -> None:
         self._device = device
+        self._stream = stream
         self._pool: SlotPool[torch.Tensor] = SlotPool(lambda tensor: dropped(tensor.data_ptr()))
 
     def slots(self, shape: Shape, dtype: str) -> TorchSlots:
@@ -85,8 +102,9 @@ class TorchMemory:
         """
         pooled, new = self._pool.take((shape, dtype), lambda: self._new(shape, dtype))
         if not new:
-            pooled.memory.zero_()
-        slots = TorchSlots(pooled.memory)
+            with on_stream(self._stream):
+                pooled.memory.zero_()
+        slots = TorchSlots(pooled.memory, self._stream)
         # No reference to the slots themselves, else they would never go.
         weakref.finalize(slots, self._pool.give, pooled).atexit = False
         return slots
@@ -101,12 +119,9 @@ class TorchMemory:
         element: torch.dtype = getattr(torch, dtype)
         for attempt in range(2):
             try:
-                return torch.zeros(shape, dtype=element, device=self._device)
+                with on_stream(self._stream):
+                    return torch.zeros(shape, dtype=element, device=self._device)
             except torch.OutOfMemoryError:
                 if attempt == 0:
                     self._pool.clear()
-        size = math.prod(shape) * element.itemsize / 2**30
-        raise EngineError(
-            f"the GPU has no {size:.1f} GiB left for a cache of {shape[1]} sequences of {shape[3]} "
-            "tokens; give a smaller --batch-size"
-        )
+        raise out_of_memory(math.prod(shape) * element.itemsize, cache_words(shape))

@@ -31,6 +31,7 @@ class Pair:
     checkpoint: Checkpoint
     onnx: Engine
     in_place: InPlaceEngine
+    model: Path
 
 
 def make_pair(root: Path, family: str, seed: int, hub_dtype: str) -> Pair:
@@ -55,7 +56,7 @@ def make_pair(root: Path, family: str, seed: int, hub_dtype: str) -> Pair:
     save_model(model, root / "trt")
     engine = load_onnx(root / "trt", manifest, root / "trt" / "model.onnx", threads=1)
     engine.__dict__["tokenizer"] = ByteTokenizer()
-    return Pair(checkpoint, onnx, engine)
+    return Pair(checkpoint, onnx, engine, root / "trt" / "model.onnx")
 
 
 def in_place_manifest(manifest: EngineManifest, model: ir.Model) -> EngineManifest:
