@@ -37,6 +37,7 @@ _WHEELS = {
     "tensorrt-rtx": ("tensorrt-rtx-cu13", "cuda-bindings"),
     "tensorrt": ("tensorrt", "cuda-bindings"),
 }
+_TOP_FILES = ("README.md", "requirements.txt", MARKER)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 Progress = Callable[[int], None]
@@ -99,6 +100,8 @@ def plan_repository(
         raise ConfigError(
             f"the model's name must be 1 to 64 letters, digits, '_', '-' or '.', got {name!r}"
         )
+    if name in _TOP_FILES:
+        raise ConfigError(f"{name!r} is the name of a file of the repository; choose another one")
     if instances < 1:
         raise ConfigError(f"instances must be at least 1, got {instances}")
     given = {key: value for key, value in settings.items() if value is not None}
@@ -161,7 +164,7 @@ def write_repository(
         (model / "warmup" / name).write_bytes(data)
     shutil.copy(_TEMPLATES / "model.py", version / "model.py")
     shutil.copy(_TEMPLATES / "probe.py", model / "probe.py")
-    copy_package(version / "otter_export", plan.manifest.target)
+    copy_package(version / "otter_export")
     _copy_engine(plan, version / "engine", progress)
     (directory / "requirements.txt").write_text(requirements(plan.manifest), encoding="utf-8")
     (directory / "README.md").write_text(_readme(plan), encoding="utf-8")

@@ -2,59 +2,102 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib.metadata
 import importlib.util
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import otter_export
 from otter_export.errors import OtterError
 
-_ROOT = Path(otter_export.__file__).resolve().parent
-#: Modules of the package itself. tests/triton/test_package.py checks that these and the folders
-#: below import nothing else of otter-export.
-MODULES = ("__init__.py", "config.py", "errors.py", "manifest.py", "registry.py", "py.typed")
-FOLDERS = ("runtime", "serving")
-#: Folders that engines of a target need besides, as ``otter_export.NAME``.
-TARGET_FOLDERS: dict[str, tuple[str, ...]] = {"onnx": ()}
-_OTHER_TARGETS = ("plugins",)
-LICENSE = "LICENSE"
+#: What ``model.py`` imports.
+ENTRY = "otter_export.serving.triton_model"
+#: Needs torch: the runtime offers it for checkpoints, which are never served.
+_LEFT_OUT = "otter_export.modeling"
+_LICENSE = "LICENSE"
+#: An entry of a registry: ``"module:object"``.
+_REGISTERED = re.compile(r"(otter_export(?:\.\w+)+):\w+")
 
 
-def copy_package(destination: Path, target: str) -> None:
-    """Copy the modules that a model needs.
+def copy_package(destination: Path) -> None:
+    """Copy the modules that a model needs, and the licence.
 
     Args:
         destination: Where the package goes; a directory ``otter_export`` that does not exist.
-        target: The engine's target.
 
     Raises:
         OtterError: The installation is incomplete.
     """
     destination.mkdir()
-    for name in MODULES:
-        shutil.copy(_ROOT / name, destination / name)
-    for name in (*FOLDERS, *TARGET_FOLDERS.get(target, _OTHER_TARGETS)):
-        shutil.copytree(
-            _folder(name), destination / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
-        )
-    shutil.copy(_license(), destination / LICENSE)
+    for module, source in sorted(modules().items()):
+        parts = module.split(".")[1:]
+        if source.name == "__init__.py":
+            parts.append("__init__")
+        target = destination.joinpath(*parts).with_suffix(".py")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    shutil.copyfile(_license(), destination / _LICENSE)
 
 
-def _folder(name: str) -> Path:
-    """Where a package's modules lie; ``plugins`` is mapped to a folder elsewhere."""
-    spec = importlib.util.find_spec(f"otter_export.{name}")
-    if spec is None or not spec.submodule_search_locations:
-        raise OtterError(f"otter_export.{name} is not installed; install otter-export again")
-    return Path(next(iter(spec.submodule_search_locations)))
+@functools.cache
+def modules() -> dict[str, Path]:
+    """All modules that `ENTRY` leads to by imports and registries, with their files.
+
+    Imports inside functions count too, and so do the packages around each module.
+
+    Raises:
+        OtterError: A module is missing.
+    """
+    found: dict[str, Path] = {}
+    waiting = [ENTRY]
+    while waiting:
+        name = waiting.pop()
+        if name in found or f"{name}.".startswith(f"{_LEFT_OUT}."):
+            continue
+        path = _source(name)
+        if path is None:
+            raise OtterError(f"the module {name} is missing; install otter-export again")
+        found[name] = path
+        waiting += [name.rpartition(".")[0]] if "." in name else []
+        waiting += _imported(path)
+    return found
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Modules of this package that a file imports, or names in a registry."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.split(".")[0] == "otter_export")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("otter_export"):
+            module = str(node.module)
+            yield module
+            names = (f"{module}.{alias.name}" for alias in node.names)
+            yield from (name for name in names if _is_submodule(module, name))
+        elif isinstance(node, ast.Constant) and (match := _REGISTERED.fullmatch(str(node.value))):
+            yield match.group(1)
+
+
+def _source(name: str) -> Path | None:
+    """File of a module; imports the packages around it, which is cheap, and not the module."""
+    spec = importlib.util.find_spec(name)
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+def _is_submodule(package: str, name: str) -> bool:
+    source = _source(package)
+    return source is not None and source.name == "__init__.py" and _source(name) is not None
 
 
 def _license() -> Path:
     """The licence, which must travel with the modules: of a checkout, or of the installed wheel."""
-    checkout = _ROOT.parent / LICENSE
+    checkout = Path(otter_export.__file__).resolve().parents[1] / _LICENSE
     if checkout.is_file():
         return checkout
     for file in importlib.metadata.files("otter-export") or ():
-        if file.name == LICENSE:
+        if file.name == _LICENSE:
             return Path(str(file.locate()))
-    raise OtterError(f"the {LICENSE} of otter-export is missing; install otter-export again")
+    raise OtterError(f"the {_LICENSE} of otter-export is missing; install otter-export again")
