@@ -21,7 +21,7 @@ from otter_export.converters.engine_files import (
     token_ids,
 )
 from otter_export.converters.tensorrt_llm import copy_emitted
-from otter_export.converters.tensorrt_llm_config import DTYPES, check_supported
+from otter_export.converters.tensorrt_llm_config import DTYPES, FAMILIES, check_supported
 from otter_export.converters.tensorrt_llm_weights import tensor_bytes
 from otter_export.converters.trtllm_directory import hub_config, hub_shards, write_shards
 from otter_export.errors import UnsupportedError
@@ -52,6 +52,7 @@ class TrtllmTarget:
     summary: str = "TensorRT-LLM's PyTorch backend, 1.3 and later; bf16 and fp16"
     precisions: tuple[str, ...] = PRECISIONS
     options: type[NoOptions] = NoOptions
+    families: tuple[str, ...] = FAMILIES
 
     def availability(self) -> tuple[Availability, ...]:
         """Always: nothing of TensorRT-LLM is needed to write the directory."""

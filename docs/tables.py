@@ -7,7 +7,7 @@ from pathlib import Path
 
 from otter_export.families import FAMILIES
 from otter_export.runtime.methods import METHODS
-from otter_export.targets import TARGETS
+from otter_export.targets import TARGETS, supports_family
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN = "<!-- tables: made by `python docs/tables.py`; a test compares them with the registries -->"
@@ -20,10 +20,11 @@ def tables() -> str:
     targets = " | ".join(f"`--target {name}`" for name in names)
     lines = [f"| base family | `model_type` | {targets} |"]
     lines.append("|---|---|" + "---|" * len(names))
-    precisions = [", ".join(TARGETS.load(name).precisions) for name in names]
+    loaded = [TARGETS.load(name) for name in names]
     for name in FAMILIES:
         types = ", ".join(f"`{t}`" for t in FAMILIES.load(name).model_types)
-        lines.append(f"| {name} | {types} | " + " | ".join(precisions) + " |")
+        cells = [", ".join(t.precisions) if supports_family(t, name) else "no" for t in loaded]
+        lines.append(f"| {name} | {types} | " + " | ".join(cells) + " |")
     lines += ["", "| decoding method | what it does |", "|---|---|"]
     for name in METHODS:
         summary = (METHODS.load(name).__doc__ or "").strip().splitlines()[0]

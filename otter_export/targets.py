@@ -138,6 +138,12 @@ class Target(Protocol):
         ...
 
 
+def supports_family(target: Target, family: str) -> bool:
+    """Whether a target builds a base family; one that builds but some has them in ``families``."""
+    families: Sequence[str] | None = getattr(target, "families", None)
+    return families is None or family in families
+
+
 TARGETS: Registry[Target] = Registry("target", extra="build")
 TARGETS.register("onnx", "otter_export.converters.onnx:TARGET")
 TARGETS.register("trt", "otter_export.converters.tensorrt:TARGET")

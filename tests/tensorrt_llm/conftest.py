@@ -1,4 +1,4 @@
-"""The stand-in of TensorRT-LLM, importable while a test runs and gone afterwards."""
+"""The stand-ins of TensorRT-LLM, importable while a test runs and gone afterwards."""
 
 from __future__ import annotations
 
@@ -8,20 +8,30 @@ from pathlib import Path
 
 import pytest
 
-STANDIN = Path(__file__).parent / "standin"
+HERE = Path(__file__).parent
 
 
 @pytest.fixture
 def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """``tensorrt_llm`` is the stand-in, in this process and in those that it starts."""
+    """``tensorrt_llm`` is 1.2's stand-in, in this process and in those that it starts."""
+    yield from _available(HERE / "standin", monkeypatch)
+
+
+@pytest.fixture
+def standin_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """``tensorrt_llm`` is 1.3's stand-in."""
+    yield from _available(HERE / "standin_torch", monkeypatch)
+
+
+def _available(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     _forget()
-    monkeypatch.syspath_prepend(STANDIN)
-    monkeypatch.setenv("PYTHONPATH", str(STANDIN))
-    yield STANDIN
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    yield folder
     _forget()
 
 
 def _forget() -> None:
     for name in list(sys.modules):
-        if name.partition(".")[0] == "tensorrt_llm":
+        if name.partition(".")[0] in ("tensorrt_llm", "otter_trtllm"):
             del sys.modules[name]
