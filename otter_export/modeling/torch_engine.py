@@ -41,6 +41,7 @@ class TorchOptions:
         precision: ``fp32``, ``fp16`` or ``bf16``; None takes fp32 on the CPU, and on a GPU what the
             base is stored in.
         cuda_graphs: Whether steps of decoding are captured on a GPU.
+        fused: Whether projections run by the fused kernel, in half precision (needs Triton).
         max_graph_step: Longest step that is captured: one of decoding, not of a prompt.
         max_shapes: Shapes whose buffers and graphs are kept, the most recently used ones.
         max_batch_size: Most sequences of a step.
@@ -50,6 +51,7 @@ class TorchOptions:
     device: str | None = None
     precision: str | None = None
     cuda_graphs: bool = True
+    fused: bool = False
     max_graph_step: int = 32
     max_shapes: int = 64
     max_batch_size: int = 256
@@ -77,6 +79,7 @@ def torch_engine(checkpoint: Checkpoint, options: TorchOptions | None = None) ->
     Raises:
         CheckpointError: transformers cannot load the base, or it has no ``tokenizer.json``.
         EngineError: There is no such device, or its memory is too small.
+        MissingDependencyError: Fused projections are asked for, and Triton is not installed.
         RequestError: An option is not known.
     """
     options = _resolved(checkpoint, options or TorchOptions())
@@ -94,6 +97,10 @@ def torch_engine(checkpoint: Checkpoint, options: TorchOptions | None = None) ->
             f"the GPU has not enough memory for the model in {options.precision}; use a smaller "
             "precision, or provider cpu"
         ) from None
+    if options.fused:
+        from otter_export.plugins.torch_op import use_fused_projections
+
+        use_fused_projections(model)
     manifest = _manifest(checkpoint, options)
     return InPlaceEngine(directory, manifest, TorchExecutor(model, checkpoint, options))
 
@@ -227,6 +234,7 @@ def _manifest(checkpoint: Checkpoint, options: TorchOptions) -> EngineManifest:
         source={"checkpoint": checkpoint.directory.resolve().name},
         options={
             "cuda_graphs": options.cuda_graphs,
+            "fused": options.fused,
             "max_batch_size": options.max_batch_size,
             "max_step": options.max_step,
         },

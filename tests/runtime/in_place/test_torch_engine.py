@@ -136,6 +136,17 @@ def test_half_precision_is_near_fp32(precision: str, pairs: dict[str, Pair]) -> 
     assert model.head("reward").weight.dtype == torch.float32
 
 
+def test_fused_projections_are_near_fp32_too(pairs: dict[str, Pair]) -> None:
+    """On the CPU the operator computes in plain PyTorch; on a GPU by the kernel."""
+    pair = pairs["llama"]
+    options = TorchOptions(device="cpu", precision="fp16", fused=True)
+    engine = _engine(pair.checkpoint, options)
+    found, expected = (candidates(e, ids(1, 20), [5, 9, 77]) for e in (engine, pair.onnx))
+    close(found, expected, TOLERANCE["fp16"])
+    names = {type(m).__name__ for m in engine._executor._model.modules()}  # type: ignore[attr-defined]
+    assert "FusedProjection" in names and "WidenedProjection" not in names
+
+
 def test_steps_of_one_shape_share_their_buffers(pairs: dict[str, Pair]) -> None:
     """What a CUDA graph needs: the same memory in every step of a shape, also for a new request."""
     engine = pairs["llama"].torch
