@@ -94,7 +94,7 @@ class TritonMetrics:
 
 
 def error_code(error: OtterError) -> Any:
-    """Triton's code of an error; HTTP clients see 400, 499, 500 or 503."""
+    """Triton's code of an error."""
     codes = pb_utils.TritonError
     if isinstance(error, QueueFullError | DeadlineError):
         return codes.UNAVAILABLE
