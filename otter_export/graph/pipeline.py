@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -14,6 +15,7 @@ from otter_export.checkpoint import BaseModel
 from otter_export.graph.passes.flatten_tokens import FlattenTokens
 from otter_export.graph.passes.float_logits import FloatLogits
 from otter_export.graph.passes.fold_transposes import FoldTransposes
+from otter_export.graph.passes.fuse_projections import FuseProjections
 from otter_export.graph.passes.half_storage import HalfStorage
 from otter_export.graph.passes.in_place_cache import InPlaceCache
 from otter_export.graph.passes.keep_last_logits import KeepLastLogits
@@ -24,18 +26,25 @@ from otter_export.graph.passes.read_only_cache import ReadOnlyCache
 from otter_export.graph.passes.reuse_statistics import ReuseStatistics
 from otter_export.graph.passes.separate_masks import SeparateMasks
 from otter_export.graph.passes.tie_embedding import TieEmbedding
+from otter_export.graph.passes.weight_only import CodeFormat, WeightOnly
 from otter_export.graph.passes.write_out_norms import WriteOutNorms
 
 #: Precisions of the ONNX Runtime target by execution provider.
 PRECISIONS = {"cpu": ("fp32", "fp16", "int8", "int4"), "cuda": ("fp32", "fp16")}
 #: Precisions of the TensorRT target; weights alone are quantised.
-TENSORRT_PRECISIONS = ("fp16", "bf16")
+TENSORRT_PRECISIONS = ("fp16", "bf16", "int8", "int4")
 #: Precision to the formats of projections and of the language model head. 8 bits for the
 #: head, then zero points, help int4 most (docs/graph.md has numbers).
 _FORMATS = {
     "int8": (WeightFormat(8), WeightFormat(8)),
     "int4": (WeightFormat(4, symmetric=False), WeightFormat(8)),
 }
+_CODE_FORMATS = {
+    "int8": (CodeFormat(8, None), CodeFormat(8, None)),
+    "int4": (CodeFormat(4, 32), CodeFormat(8, None)),
+}
+
+Format = TypeVar("Format")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +80,7 @@ def onnxruntime_passes(base: BaseModel, lowering: Lowering) -> list[ir.passes.In
         passes.append(common.InlinePass())
     # 4. Precision: before transposes are folded, since quantisation reads [out, in].
     if lowering.precision in _FORMATS:
-        passes.append(QuantizeWeights(_stored_quantized(base, lowering.precision)))
+        passes.append(QuantizeWeights(_stored_quantized(base, _FORMATS[lowering.precision])))
     passes.append(FoldTransposes())
     if base.dimensions.tie_word_embeddings:
         passes.append(TieEmbedding(embedding, f"{embedding}_t"))
@@ -111,24 +120,30 @@ def tensorrt_passes(base: BaseModel, form: TensorRtForm) -> list[ir.passes.InPla
 
     ONNX Runtime runs the same file, which is how its numerics are tested without a GPU.
     """
-    return [
-        # 1. What is computed: chosen rows' logits; caches of static capacity, updated in place.
-        KeepRows(),
-        FloatLogits(),
-        InPlaceCache(form.capacity),
-        SeparateMasks(),
-        # 2. Norms of both streams over one set of statistics, as plain ops.
+    # 1. What is computed: chosen rows' logits; caches of static capacity, updated in place.
+    passes: list[ir.passes.InPlacePass] = [KeepRows(), FloatLogits(), InPlaceCache(form.capacity)]
+    passes.append(SeparateMasks())
+    # 2. Norms of both streams over one set of statistics, as plain ops.
+    passes += [
         WriteOutNorms(),
         common.InlinePass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        # 3. Weights as they are read: many Transposes of weights make the builder slow.
-        FoldTransposes(),
-        # 4. What the passes left behind.
+    ]
+    # 3. Products: codes, or the plugin; both read [out, in], so transposes are folded after them.
+    if form.precision in _CODE_FORMATS:
+        passes.append(WeightOnly(_stored_quantized(base, _CODE_FORMATS[form.precision])))
+    elif form.plugin:
+        passes.append(FuseProjections(_base_weights(base)))
+    # Many Transposes of weights make the builder slow, and end it with more than 24 layers.
+    passes.append(FoldTransposes(shared=False))
+    # 4. What the passes left behind.
+    passes += [
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
     ]
+    return passes
 
 
 def run_passes(
@@ -179,19 +194,27 @@ def _is_channel(name: str) -> bool:
     return ".otter." in name or name.startswith("signals.")
 
 
-def _stored_quantized(base: BaseModel, precision: str) -> Callable[[str], WeightFormat | None]:
+def _stored_quantized(
+    base: BaseModel, formats: tuple[Format, Format]
+) -> Callable[[str], Format | None]:
     """Projections in one format, the head in another; the channel as it is."""
-    projection, head = _FORMATS[precision]
+    projection, head = formats
     tied = base.dimensions.tie_word_embeddings
     # A tied head reads the embedding's initializer.
     source = base.family.embeddings[0][0] if tied else base.family.output_head
 
-    def choose(name: str) -> WeightFormat | None:
+    def choose(name: str) -> Format | None:
         if _is_channel(name):
             return None
         return head if name == f"{source}.weight" else projection
 
     return choose
+
+
+def _base_weights(base: BaseModel) -> dict[str, str]:
+    """Name of every ``A`` to the name of the ``W`` that it widens."""
+    sites = base.sites.projections
+    return {f"{site.name}.otter.from_base": f"{site.graph_name}.weight" for site in sites}
 
 
 def _stored_half(precision: str, embedding: str) -> Callable[[str], bool]:

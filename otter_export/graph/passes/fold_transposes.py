@@ -23,6 +23,11 @@ class FoldTransposes(ir.passes.InPlacePass):
         W_t [in, out];   y = MatMul(x, W_t)
     """
 
+    def __init__(self, *, shared: bool = True) -> None:
+        """``shared=False`` leaves weights that are also read untransposed: a tied embedding."""
+        super().__init__()
+        self._shared = shared
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the pass in place."""
         graph = model.graph
@@ -30,6 +35,8 @@ class FoldTransposes(ir.passes.InPlacePass):
         for node in list(graph):
             weight = node.inputs[0] if node.op_type == "Transpose" else None
             if weight is None or not weight.is_initializer():
+                continue
+            if not self._shared and any(u.node.op_type != "Transpose" for u in weight.uses()):
                 continue
             ir.convenience.replace_all_uses_with(node.outputs[0], _transposed(graph, weight))
             graph.remove(node, safe=True)
