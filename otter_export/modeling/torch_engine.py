@@ -123,6 +123,8 @@ class TorchExecutor:
         self._most = base.max_position_embeddings + options.max_step
         self._steps: Recent[tuple[int, ...], TorchStep] = Recent(options.max_shapes)
         self._memory = TorchMemory(str(options.device), self._forget)
+        captures = options.cuda_graphs and options.device == "cuda"
+        self._graph_pool = torch.cuda.graph_pool_handle() if captures else None
 
     @property
     def max_batch_size(self) -> int:
@@ -147,26 +149,26 @@ class TorchExecutor:
 
     def run(self, blocks: tuple[TorchSlots], inputs: StepInputs) -> Mapping[str, FloatArray]:
         """Run the model; see `Executor.run`."""
-        try:
-            return self._step(blocks[0], inputs.shape).run(inputs)
-        except torch.OutOfMemoryError:
-            self._memory.clear()
-            self._steps.forget(lambda _: True)
-            batch, step, _ = inputs.shape
-            raise EngineError(
-                f"the GPU ran out of memory in a step of {batch} sequences of {step} tokens; give "
-                "a smaller --batch-size"
-            ) from None
+        for _ in range(2):
+            try:
+                return self._step(blocks[0], inputs.shape).run(inputs)
+            except torch.OutOfMemoryError:
+                # What is only kept for later may be enough.
+                self._memory.clear()
+                self._steps.forget(lambda _: True)
+        batch, step, _ = inputs.shape
+        raise EngineError(
+            f"the GPU ran out of memory in a step of {batch} sequences of {step} tokens; give a "
+            "smaller --batch-size"
+        )
 
     def _step(self, block: TorchSlots, shape: tuple[int, int, int]) -> TorchStep:
         """What runs this shape on this memory; a prompt's shapes hardly recur, so are not kept."""
-        options = self._options
-        if shape[1] > options.max_graph_step:
-            return TorchStep(self._model, block.tensor, shape, capture=False)
-        capture = options.cuda_graphs and options.device == "cuda"
+        if shape[1] > self._options.max_graph_step:
+            return TorchStep(self._model, block.tensor, shape, None)
         return self._steps.get(
             (block.address(0), *shape),
-            lambda: TorchStep(self._model, block.tensor, shape, capture=capture),
+            lambda: TorchStep(self._model, block.tensor, shape, self._graph_pool),
         )
 
     def _forget(self, address: int) -> None:

@@ -78,16 +78,17 @@ class TorchStep:
         model: The model.
         block: ``[2 * layers, places, heads, slots, e]``.
         shape: ``(B, S, R)``.
-        capture: Whether to capture a CUDA graph after `EAGER_STEPS` steps.
+        graph_pool: Memory that CUDA graphs share, from `torch.cuda.graph_pool_handle`; None
+            captures none. They run one after another, and outputs are copied before the next runs.
     """
 
     def __init__(
-        self, model: OtterModel, block: Tensor, shape: tuple[int, int, int], *, capture: bool
+        self, model: OtterModel, block: Tensor, shape: tuple[int, int, int], graph_pool: Any
     ) -> None:
         batch, step, kept = shape
         self._model = model
         self._block = block
-        self._capture = capture
+        self._graph_pool = graph_pool
         self._uses = 0
         self._graph: Any = None
         device = block.device
@@ -112,7 +113,8 @@ class TorchStep:
         """Run one step; see `Executor.run`."""
         for name, array in inputs.arrays().items():
             self._inputs[name].copy_(torch.from_numpy(array))
-        if self._capture and self._graph is None and self._uses >= EAGER_STEPS:
+        captures = self._graph_pool is not None and self._uses >= EAGER_STEPS
+        if captures and self._graph is None:
             self._graph = self._captured()
         if self._graph is None:
             self._outputs = self._compute()
@@ -158,6 +160,7 @@ class TorchStep:
             self._compute()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads may use the GPU for something else meanwhile.
+        with torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"):
             self._outputs = self._compute()
         return graph

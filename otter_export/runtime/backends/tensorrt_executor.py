@@ -148,7 +148,7 @@ class TensorRTExecutor:
             self._contexts[profile.index] = self._new_context(profile)
         return self._contexts[profile.index]
 
-    def _new_context(self, profile: Profile) -> Any:
+    def _new_context(self, profile: Profile, *, retried: bool = False) -> Any:
         trt, engine = self._plan.trt, self._plan.engine
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if self._native_graphs:
@@ -158,6 +158,10 @@ class TensorRTExecutor:
             context = engine.create_execution_context(config)
         else:
             context = engine.create_execution_context(strategy)
+        if context is None and not retried:
+            # What is only kept for later may be enough.
+            self._memory.clear()
+            return self._new_context(profile, retried=True)
         if context is None:
             raise EngineError(f"TensorRT makes no execution context: {self._plan.log.problem()}")
         context.set_device_memory(self._working.address, self._working.size)
