@@ -81,7 +81,7 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         repository = make_repository(engine, Path(scratch) / "repository")
         log = Path(scratch) / "server.log"
-        with start(repository, log, lifetime_seconds=2 * max_seconds) as server:
+        with start(repository, log, lifetime_seconds=2 * max_seconds + 600) as server:
             address = f"{HOST}:{server.ports.grpc}"
             lengths = [int(n) for n in overhead_tokens.split(",")]
             report = {"engine": json.loads((engine / "engine.json").read_text())["precision"]}
@@ -111,36 +111,43 @@ def requests(method: str, tokens: int, count: int) -> list[dict[str, Any]]:
     return [{**shared, "text_input": PROMPTS[i % len(PROMPTS)]} for i in range(count)]
 
 
-async def overhead(
-    engine: Engine, address: str, lengths: Sequence[int], repeats: int = 5
-) -> list[dict[str, Any]]:
+async def overhead(engine: Engine, address: str, lengths: Sequence[int]) -> list[dict[str, Any]]:
     """Milliseconds of one request alone, by the library and by the server, in turn."""
-    rows = []
     async with AsyncClient(address) as client:
-        for name, (method, _) in METHODS.items():
-            for tokens in lengths:
-                fields = requests(name, tokens, len(PROMPTS))
-                times: dict[str, list[float]] = {"library": [], "server": []}
-                for i in range(repeats + 1):
-                    one = fields[i % len(fields)]
-                    started = time.perf_counter()
-                    result = generate(engine, one["text_input"], method, max_tokens=tokens)[0]
-                    times["library"].append(time.perf_counter() - started)
-                    timing = await serving_load.measure(client, one)
-                    times["server"].append(timing.arrived[-1] - timing.started)
-                    if len(timing.arrived) != len(result.token_ids):
-                        raise click.ClickException(f"server and library differ for {one}")
-                # The first pair warms both up; a pair shares whatever disturbs the machine.
-                pairs = {k: 1e3 * np.array(v[1:]) for k, v in times.items()}
-                rows.append(
-                    {
-                        "method": name,
-                        "tokens": tokens,
-                        **{f"{k}_ms": round(float(np.median(v)), 2) for k, v in pairs.items()},
-                        "ratio": round(float(np.median(pairs["server"] / pairs["library"])), 4),
-                    }
-                )
-    return rows
+        return [
+            await compared(engine, client, name, tokens) for name in METHODS for tokens in lengths
+        ]
+
+
+async def compared(
+    engine: Engine, client: AsyncClient, name: str, tokens: int, pairs: int = 5
+) -> dict[str, Any]:
+    """One row of `overhead`: the medians, and the median of the pairs' ratios."""
+    fields = requests(name, tokens, pairs + 1)
+    seconds: dict[str, list[float]] = {"library": [], "server": []}
+    for i, one in enumerate(fields):
+        answers = set()
+        # Who goes first changes, so that a machine that slows down favours neither.
+        for who in ("library", "server") if i % 2 else ("server", "library"):
+            started = time.perf_counter()
+            if who == "library":
+                prompt, method = one["text_input"], METHODS[name][0]
+                answer = generate(engine, prompt, method, max_tokens=tokens)[0].token_ids
+            else:
+                responses = [response async for response in client.stream(one)]
+                answer = tuple(response["token_id"] for response in responses)
+            seconds[who].append(time.perf_counter() - started)
+            answers.add(answer)
+        if len(answers) > 1:
+            raise click.ClickException(f"server and library give different answers to {one}")
+    # The first pair warms both up; a pair shares whatever disturbs the machine.
+    times = {who: 1e3 * np.array(values[1:]) for who, values in seconds.items()}
+    return {
+        "method": name,
+        "tokens": tokens,
+        **{f"{who}_ms": round(float(np.median(values)), 2) for who, values in times.items()},
+        "ratio": round(float(np.median(times["server"] / times["library"])), 4),
+    }
 
 
 async def under_load(
