@@ -28,10 +28,11 @@ from otter_export.plugins.cpp_table import write_table
 from otter_export.plugins.cubin_index import ARGUMENTS, DTYPES, FILE_NAME, Cubin, CubinIndex
 from otter_export.plugins.tiles import TILES, UNALIGNED_TILES, Tile
 
-#: What `make plugins` compiles for; one for each generation since Ampere.
+#: What the command compiles for unless told otherwise: each generation since Ampere.
 COMPUTE_CAPABILITIES = (80, 86, 89, 90, 120)
-#: The kernel uses bfloat16 matrix instructions and asynchronous copies, which 8.0 introduced.
-_OLDEST = 80
+#: All that exist and have what the kernel uses: bfloat16 matrix instructions and asynchronous
+#: copies, which came with 8.0. Any other number would end the process within LLVM.
+POSSIBLE_CAPABILITIES = (80, 86, 87, 89, 90, 100, 103, 120, 121)
 _TRITON_TYPES = {"float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -90,10 +91,10 @@ def build_cubins(
 
 def _variants(compute_capabilities: Sequence[int], dtypes: Sequence[str]) -> list[_Variant]:
     for capability in compute_capabilities:
-        if capability < _OLDEST:
+        if capability not in POSSIBLE_CAPABILITIES:
             raise UnsupportedError(
-                f"compute capability {capability}: the fused projection needs {_OLDEST} or later "
-                "(Ampere); leave it out, or build with --no-plugin"
+                f"compute capability {capability}: the fused projection can be compiled for "
+                f"{_join(POSSIBLE_CAPABILITIES)}; leave it out, or build with --no-plugin"
             )
     for dtype in dtypes:
         if dtype not in DTYPES:

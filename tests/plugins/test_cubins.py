@@ -124,8 +124,9 @@ def test_files_do_not_name_this_machine(cubins: CubinIndex) -> None:
 
 
 def test_refusals(tmp_path: Path, cubins: CubinIndex) -> None:
-    with pytest.raises(UnsupportedError, match=r"compute capability 75: .* 80 or later"):
-        build_cubins(tmp_path, (75,))
+    for capability in (75, 85, 0, -1, 10**9):
+        with pytest.raises(UnsupportedError, match=rf"compute capability {capability}: .* 80,86"):
+            build_cubins(tmp_path, (80, capability))
     with pytest.raises(UnsupportedError, match=r"type 'float32': .* float16, bfloat16"):
         build_cubins(tmp_path, (80,), dtypes=("float32",))
     assert not list(tmp_path.iterdir())
