@@ -67,7 +67,7 @@ class Job:
     sequence: SequenceState
     on_event: OnEvent
     deadline: float | None
-    submitted: float = dataclasses.field(default_factory=time.monotonic)
+    submitted: float = dataclasses.field(default_factory=lambda: time.monotonic())
     last: float = 0.0
     tokens: int = 0
     deaf: bool = False
