@@ -17,7 +17,10 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 import onnx.parser
+import onnx_ir as ir
 import tensorrt_rtx as trt
+
+from otter_export.graph.functions import BIAS, register_functions
 
 SHAPES = {"W": (96, 64), "A": (24, 64), "B": (24, 16), "b": (96,), "c": (24,)}
 SECOND = {"W2": (64, 96), "A2": (16, 96), "B2": (16, 24)}
@@ -39,7 +42,12 @@ def model(dtype: str, first_inputs: str) -> onnx.ModelProto:
     for name, shape in {**SHAPES, **SECOND}.items():
         values = np.full(shape, 0.125, DTYPES[dtype])
         parsed.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
-    return parsed
+    # As in a lowered model: the plain form is there, too, for runtimes without the plugin.
+    lowered = ir.from_proto(parsed)
+    register_functions(lowered)
+    for node in lowered.graph:
+        node.overload = BIAS if len(node.inputs) == 7 else ""
+    return ir.to_proto(lowered)
 
 
 class Log(trt.ILogger):  # type: ignore[misc]
