@@ -31,11 +31,15 @@ NUMPY = "numpy==1.26.4"
 _TEMPLATES = Path(__file__).resolve().parent / "triton_model"
 #: Directory of the one version.
 _VERSION = "1"
-#: Wheels of a model's backend, by the ``builder`` of its engine or else its target.
+#: Wheels of a model's backend, by the builder of its engine or else its target, and the provider.
 _WHEELS = {
-    "onnx": ("onnxruntime",),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13", "cuda-bindings"),
-    "tensorrt": ("tensorrt", "cuda-bindings"),
+    ("onnx", "cpu"): ("onnxruntime",),
+    ("onnx", "cuda"): ("onnxruntime-gpu",),
+    ("tensorrt-rtx", "cuda"): ("tensorrt-rtx-cu13", "cuda-bindings"),
+    ("tensorrt", "cuda"): ("tensorrt", "cuda-bindings"),
+    # The graph that TensorRT was given, if the engine has it.
+    ("tensorrt-rtx", "cpu"): ("onnxruntime",),
+    ("tensorrt", "cpu"): ("onnxruntime",),
 }
 _TOP_FILES = ("README.md", "requirements.txt", MARKER)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -68,6 +72,11 @@ class RepositoryPlan:
         """Size of the engine."""
         return sum(file.size for file in self.manifest.files)
 
+    @property
+    def provider(self) -> str:
+        """Where it runs: ``cpu`` or ``cuda``."""
+        return self.settings.provider or self.manifest.execution_provider
+
 
 def plan_repository(
     engine: Path,
@@ -91,10 +100,11 @@ def plan_repository(
         ConfigError: A name or a setting is not valid for this engine.
     """
     manifest = EngineManifest.load(engine)
-    if manifest.target not in BACKENDS:
+    if manifest.target not in BACKENDS or _builder(manifest) == "tensorrt-llm":
         raise EngineError(
-            f"{engine} is of target {manifest.target}, which this model cannot drive; "
-            f"accepted: {', '.join(BACKENDS)}"
+            f"{engine} is of target {manifest.target} by {_builder(manifest)}, which this model "
+            f"cannot drive; accepted: targets {', '.join(BACKENDS)}, and TensorRT-LLM has a model "
+            "of its own (docs/triton.md)"
         )
     if not _NAME.fullmatch(name):
         raise ConfigError(
@@ -157,7 +167,8 @@ def write_repository(
     model = directory / plan.name
     version = model / _VERSION
     version.mkdir(parents=True)
-    config = config_text(plan.name, plan.manifest, plan.settings, plan.instances)
+    kind = "KIND_CPU" if plan.provider == "cpu" else "KIND_GPU"
+    config = config_text(plan.name, plan.manifest, plan.settings, f"{plan.instances} kind: {kind}")
     (model / "config.pbtxt").write_text(config, encoding="utf-8")
     (model / "warmup").mkdir()
     for name, data in WARMUP.items():
@@ -166,7 +177,7 @@ def write_repository(
     shutil.copy(_TEMPLATES / "probe.py", model / "probe.py")
     copy_package(version / "otter_export")
     _copy_engine(plan, version / "engine", progress)
-    (directory / "requirements.txt").write_text(requirements(plan.manifest), encoding="utf-8")
+    (directory / "requirements.txt").write_text(requirements(plan), encoding="utf-8")
     (directory / "README.md").write_text(_readme(plan), encoding="utf-8")
     (directory / MARKER).write_text(json.dumps(_record(plan), indent=1) + "\n", encoding="utf-8")
 
@@ -190,12 +201,16 @@ def _copy_engine(plan: RepositoryPlan, destination: Path, progress: Progress | N
             progress(size)
 
 
-def requirements(manifest: EngineManifest) -> str:
+def requirements(plan: RepositoryPlan) -> str:
     """``requirements.txt``: the wheels that the model imports, of the versions installed here."""
-    builder = str(manifest.options.get("builder", ""))
-    wheels = (*_WHEELS.get(builder, _WHEELS.get(manifest.target, ())), "tokenizers")
+    wheels = (*_WHEELS.get((_builder(plan.manifest), plan.provider), ()), "tokenizers")
     lines = [_pinned(wheel) for wheel in wheels]
-    return "\n".join([f"# What the model imports besides {CONTAINER}.", NUMPY, *lines]) + "\n"
+    return "\n".join(["# What the model imports.", NUMPY, *lines]) + "\n"
+
+
+def _builder(manifest: EngineManifest) -> str:
+    """What made the model file: the TensorRT that did, or the target itself."""
+    return str(manifest.options.get("builder") or manifest.target)
 
 
 def _pinned(wheel: str) -> str:
@@ -228,5 +243,5 @@ def _readme(plan: RepositoryPlan) -> str:
         precision=plan.manifest.precision,
         target=plan.manifest.target,
         version=__version__,
-        gpus="" if plan.manifest.execution_provider == "cpu" else "--gpus=all ",
+        gpus="" if plan.provider == "cpu" else "--gpus=all ",
     )

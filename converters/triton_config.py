@@ -17,16 +17,15 @@ WARMUP: Mapping[str, bytes] = {
 }
 
 
-def config_text(name: str, manifest: EngineManifest, settings: Settings, instances: int) -> str:
+def config_text(name: str, manifest: EngineManifest, settings: Settings, instances: str) -> str:
     """A complete ``config.pbtxt``.
 
     Args:
         name: Name of the model.
         manifest: The engine's.
         settings: Become the model's parameters.
-        instances: Processes that each load the engine.
+        instances: How many processes load the engine, and where: ``1 kind: KIND_CPU``.
     """
-    kind = "KIND_CPU" if manifest.execution_provider == "cpu" else "KIND_GPU"
     blocks = [
         "# Written by otter-export triton. Parameters may be edited; load the model again then.\n"
         "# docs/triton.md of otter-export explains each.",
@@ -35,7 +34,7 @@ def config_text(name: str, manifest: EngineManifest, settings: Settings, instanc
         "# each is alone.\nmax_batch_size: 0",
         "model_transaction_policy { decoupled: true }",
         "version_policy { latest { num_versions: 1 } }",
-        f"instance_group [ {{ count: {instances} kind: {kind} }} ]",
+        f"instance_group [ {{ count: {instances} }} ]",
         _list("input", [_tensor(f, ["1", "-1" if f.many else "1"], True) for f in INPUTS]),
         _list("output", [_tensor(f, ["-1" if f.many else "1"], False) for f in OUTPUTS]),
         "# One request before the model is ready: the first client does not wait for first times.",

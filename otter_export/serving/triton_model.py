@@ -80,7 +80,7 @@ class TritonPythonModel:
         self._observers = Observers(self._metrics, self._log)
         self._scheduler = Scheduler(engine, self._settings.limits(), self._observers)
         self._responder = Responder(self._not_sent)
-        self._watcher = Watcher(self._cancel, self._publish)
+        self._watcher = Watcher(self._cancel, self._publish, self._watch_failed)
         self._scheduler.start()
         self._watcher.start()
         self._log.write("loaded", numpy=np.__version__, **self._settings.to_parameters())
@@ -144,6 +144,9 @@ class TritonPythonModel:
         request_id = live.ticket.request_id if live.ticket else None
         self._log.write("not_sent", level="error", request_id=request_id, error=str(error))
         self._cancel(live)
+
+    def _watch_failed(self, error: Exception) -> None:
+        self._log.write("watch_failed", level="error", error=f"{type(error).__name__}: {error}")
 
     def _publish(self) -> None:
         self._metrics.publish(self._scheduler.stats, self._sink)

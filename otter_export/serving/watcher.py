@@ -24,11 +24,18 @@ class Watcher:
     Args:
         cancel: Called with requests whose client is gone.
         publish: Called now and then, and once more at the end.
+        failed: Called with what any of it raised; the watch goes on.
     """
 
-    def __init__(self, cancel: Callable[[Live], None], publish: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        cancel: Callable[[Live], None],
+        publish: Callable[[], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
         self._cancel = cancel
         self._publish = publish
+        self._failed = failed
         self._live: list[Live] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -61,9 +68,18 @@ class Watcher:
             # Those that were asked go to the end, so that all get their turn.
             self._live = started + waiting[_WAITING_PER_ROUND:] + waiting[:_WAITING_PER_ROUND]
         for live in asked:
+            self._ask(live)
+        return bool(asked)
+
+    def _ask(self, live: Live) -> None:
+        try:
             if live.channel.is_cancelled():
                 self._cancel(live)
-        return bool(asked)
+        # The others must be asked all the same; this one is not asked again.
+        except Exception as error:
+            self._failed(error)
+            with self._lock:
+                self._live.remove(live)
 
     def _run(self) -> None:
         rounds = round(_PUBLISH_SECONDS / _BUSY_SECONDS)
@@ -71,11 +87,18 @@ class Watcher:
         while not self._closed:
             busy = self.poll()
             if not busy or count % rounds == 0:
-                self._publish()
+                self._publish_guarded()
             count += 1
             if not busy:
                 self._wake.wait(_PUBLISH_SECONDS)
                 self._wake.clear()
             else:
                 time.sleep(_BUSY_SECONDS)
-        self._publish()
+        self._publish_guarded()
+
+    def _publish_guarded(self) -> None:
+        try:
+            self._publish()
+        # Without this thread, cancelled requests would keep their places for ever.
+        except Exception as error:
+            self._failed(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -16,7 +17,7 @@ from otter_export.runtime.request import Result
 from otter_export.serving.settings import Settings
 from tests.runtime.fake_engine import FakeEngine, make_manifest
 from tests.triton.backend import InferenceRequest, InferenceResponse, TritonError
-from tests.triton.conftest import Serve, arguments
+from tests.triton.conftest import Serve, arguments, arrays
 
 
 def outputs(response: InferenceResponse) -> dict[str, list[Any]]:
@@ -284,3 +285,64 @@ def test_a_bad_configuration_is_the_reason_why_a_model_does_not_load(serve: Serv
     exception = sys.modules["triton_python_backend_utils"].TritonModelException
     with pytest.raises(exception, match="unknown parameter 'max_qeue'; did you mean max_queue"):
         type(served.model)().initialize(config)
+
+
+def test_a_response_that_cannot_be_sent_ends_its_own_request_only(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = serve(endless(), max_batch_size=2)
+    broken = InferenceRequest(arrays({"text_input": "a", "max_tokens": LONG, "stream": True}), "r1")
+
+    def send(response: InferenceResponse | None, flags: int = 0) -> None:
+        raise RuntimeError("the connection is gone")
+
+    broken.sender.send = send  # type: ignore[method-assign]
+    fine = served.ask(text_input="b", max_tokens=20)
+    served.model.execute([broken])
+    assert len(outputs(fine.wait()[0])["token_id"]) == 20
+    served.model.finalize()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    events = [line["event"] for line in lines if line.get("request_id") == "r1"]
+    assert "not_sent" in events and "cancelled" in events and "completed" not in events
+
+
+def test_a_question_that_fails_does_not_end_the_watch(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = serve(endless(), max_batch_size=2)
+    odd = InferenceRequest(arrays({"text_input": "a", "max_tokens": 60}))
+    gone = InferenceRequest(arrays({"text_input": "b", "max_tokens": LONG}))
+
+    def is_cancelled() -> bool:
+        raise RuntimeError("no answer")
+
+    odd.sender.is_cancelled = is_cancelled  # type: ignore[method-assign]
+    served.model.execute([odd, gone])
+    gone.sender.cancelled = True
+    assert error(gone.sender.wait()).code() == TritonError.CANCELLED
+    assert len(outputs(odd.sender.wait()[0])["token_id"]) == 60
+    assert capsys.readouterr().err.count("watch_failed") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "visible", "chosen"),
+    [
+        ("GPU", "1", None, "1"),
+        ("GPU", "1", "4,6", "6"),
+        ("GPU", "2", "4,6", "2"),
+        ("CPU", "0", "4,6", "4,6"),
+    ],
+)
+def test_a_gpu_instance_sees_its_own_device(
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    number: str,
+    visible: str | None,
+    chosen: str,
+) -> None:
+    served = serve()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    module = sys.modules[type(served.model).__module__]
+    module._choose_device({"model_instance_kind": kind, "model_instance_device_id": number})
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == chosen

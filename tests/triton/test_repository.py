@@ -185,7 +185,7 @@ def test_an_engine_that_this_model_cannot_drive(
     path = engine / "engine.json"
     path.write_text(path.read_text().replace('"onnx"', '"trtllm"'))
     assert command(engine, "--out", tmp_path / "out") == 2
-    assert "is of target trtllm, which this model cannot drive" in capsys.readouterr().err
+    assert "is of target trtllm by trtllm, which this model cannot drive" in capsys.readouterr().err
 
 
 def test_inside_the_engine_is_no_place(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
