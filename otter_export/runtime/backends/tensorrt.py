@@ -16,31 +16,45 @@ from otter_export.runtime.backends.tensorrt_library import (
     load_plan,
 )
 
+#: The graph that TensorRT was given; ``build --keep-onnx`` leaves it in the engine.
+GRAPH_FILE = "model.onnx"
+
 
 def load(
     directory: Path, manifest: EngineManifest, provider: str, threads: int | None
 ) -> InPlaceEngine:
-    """Load a TensorRT engine onto the first CUDA device.
+    """Load a TensorRT engine onto the first CUDA device, or its graph onto the CPU.
 
     Args:
         directory: The engine directory.
         manifest: Its ``engine.json``.
-        provider: ``cuda``.
-        threads: Not used: the work is the GPU's.
+        provider: ``cuda``; ``cpu`` runs the graph that TensorRT was given in ONNX Runtime, if it
+            was kept. That is a check of the engine's numbers without a GPU, and slow.
+        threads: Threads on the CPU.
 
     Raises:
         EngineError: Version, GPU, plan or manifest do not fit; the message says which.
         MissingDependencyError: TensorRT, or a library for the GPU's memory, is not installed.
         UnsupportedError: The engine is of TensorRT-LLM.
     """
-    if provider != "cuda":
-        raise EngineError(
-            f"a TensorRT engine runs on an NVIDIA GPU only, not on provider {provider!r}; for the "
-            "CPU, build with --target onnx"
-        )
     Limits.of(manifest)
+    if provider == "cpu":
+        return _load_graph(directory, manifest, threads)
     trt = import_library(manifest)
     device = open_device()
     check_capability(manifest, device.capability)
     plan = load_plan(directory, manifest, trt)
     return InPlaceEngine(directory, manifest, TensorRTExecutor(manifest, plan, device))
+
+
+def _load_graph(directory: Path, manifest: EngineManifest, threads: int | None) -> InPlaceEngine:
+    """The engine's ONNX graph in ONNX Runtime."""
+    model = directory / GRAPH_FILE
+    if not model.is_file():
+        raise EngineError(
+            f"{directory} is a TensorRT engine, which needs an NVIDIA GPU; to check its graph on "
+            "the CPU, build it with --keep-onnx, and for serving there, with --target onnx"
+        )
+    from otter_export.runtime.backends.in_place_onnxruntime import load_onnx
+
+    return load_onnx(directory, manifest, model, threads)

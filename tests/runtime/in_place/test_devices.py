@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -103,12 +102,10 @@ def test_memory_is_zero_reused_and_given_up(cuda: FakeCuda) -> None:
     array_of(slots)[:] = 1
     pointer = slots.pointer
     del slots
-    gc.collect()
     again = memory.slots(SHAPE, "float16")
     assert again.pointer == pointer and not array_of(again).any()
     many = [memory.slots(SHAPE, "float16") for _ in range(6)]
     del many
-    gc.collect()
     assert len(dropped) == 2 and pointer not in dropped
     memory.clear()
     assert len(dropped) == 6 and list(cuda.blocks) == [pointer]
@@ -119,7 +116,6 @@ def test_a_full_device_first_gives_up_what_nothing_uses(runtime: Any) -> None:
     memory = CudaDevice(FakeCuda(runtime, limit=2 * size)).memory(lambda address: None)
     first = memory.slots(SHAPE, "float16")
     del first
-    gc.collect()
     other = memory.slots((4, 6, 2, 7, 5), "float16")
     assert other.shape[1] == 6
     with pytest.raises(EngineError, match=r"no 0.00 GiB left for a cache of 3 sequences of 7 tok"):
@@ -133,7 +129,6 @@ def test_buffers_move_bytes(cuda: FakeCuda) -> None:
     assert bytes_at(buffer.address, 16).view(np.int64).tolist() == [0, 1]
     assert len(cuda.blocks) == 2
     del buffer
-    gc.collect()
     assert not cuda.blocks
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -41,12 +40,3 @@ def test_a_checkpoint_without_torch_says_what_to_install(
     assert done.returncode == 2
     assert f"'{missing}" in done.stderr and "otter-export[train]" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_generate_takes_a_checkpoint(tiny_checkpoint: Path) -> None:
-    arguments = ["generate", str(tiny_checkpoint), "--prompt", "w5 w9", "--json"]
-    code = "import sys; from otter_export.cli.main import main; sys.exit(main())"
-    done = run(code, *arguments, "--max-tokens", "4", "--provider", "cpu")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert 1 <= len(result["rewards"]) == len(result["token_ids"]) <= 4

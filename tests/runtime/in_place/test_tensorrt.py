@@ -290,6 +290,10 @@ def test_the_plugin_is_registered_before_the_plan_is_read(
     assert len(calls) == 1
 
 
-def test_the_cpu_is_refused(pair: Pair, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"NVIDIA GPU only, not on provider 'cpu'.*--target onnx"):
+def test_on_the_cpu_the_graph_runs_if_it_was_kept(pair: Pair, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"needs an NVIDIA GPU; .*--keep-onnx, .*--target onnx"):
         backend.load(tmp_path, manifest_of(pair), "cpu", None)
+    engine = backend.load(pair.model.parent, manifest_of(pair), "cpu", 1)
+    engine.__dict__["tokenizer"] = ByteTokenizer()
+    found, expected = (generate(e, requests()[0])[0] for e in (engine, pair.onnx))
+    assert found.token_ids == expected.token_ids

@@ -7,7 +7,7 @@ another order; half precision against fp32: 2e-2 in fp16, 1e-1 in bf16 (8 bits, 
 from __future__ import annotations
 
 import dataclasses
-import gc
+import json
 import shutil
 import weakref
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 
 from otter_export import ArgsGreedy, ArgsStochastic, Plain, Request, generate, load_engine
 from otter_export.checkpoint import Checkpoint
+from otter_export.cli.main import _run
 from otter_export.errors import CheckpointError, EngineError, RequestError
 from otter_export.modeling.torch_engine import TorchOptions, torch_engine
 from otter_export.runtime.engine import Engine, Step
@@ -166,7 +167,6 @@ def test_a_cache_that_is_gone_gives_its_memory_back(pairs: dict[str, Pair]) -> N
     caches = [prefill(engine, ids(1, 3))[0] for _ in range(9)]
     tensors = [weakref.ref(c.blocks[0].tensor) for c in caches]  # type: ignore[attr-defined]
     del caches
-    gc.collect()
     assert 1 <= sum(tensor() is not None for tensor in tensors) <= 4
 
 
@@ -176,7 +176,6 @@ def test_memory_of_an_earlier_cache_is_zero_again(pairs: dict[str, Pair]) -> Non
     address = cache.blocks[0].address(0)  # type: ignore[attr-defined]
     cache.blocks[0].tensor.fill_(torch.nan)  # type: ignore[attr-defined]
     del cache, _
-    gc.collect()
     fresh = engine.new_cache(1)
     assert fresh.blocks[0].address(0) == address  # type: ignore[attr-defined]
     assert not fresh.blocks[0].tensor.any()  # type: ignore[attr-defined]
@@ -190,6 +189,16 @@ def test_a_checkpoint_directory_loads_as_an_engine(pairs: dict[str, Pair]) -> No
     assert engine.manifest.eos_token_ids == pair.onnx.manifest.eos_token_ids
     found = generate(engine, "w5 w9", ArgsGreedy(top_k=3), max_tokens=3)[0]
     assert len(found.rewards) == len(found.token_ids) and "w" in found.text
+
+
+def test_the_command_line_takes_a_checkpoint(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--json", "--max-tokens", "4", "--provider", "cpu"]
+    status = _run(["generate", str(tiny_checkpoint), "--prompt", "w5 w9", *options], verbose=False)
+    result = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert 1 <= len(result["rewards"]) == len(result["token_ids"]) <= 4
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
