@@ -1,8 +1,8 @@
 """Model-local ONNX functions of domain ``com.otter``.
 
 Any runtime can run their bodies (they are inlined); a pass or a plugin may put something faster in
-their place. ``OtterLinear`` has two overloads: five inputs, and seven with both biases. ONNX Runtime
-tells them apart; TensorRT's parser does not, and needs the plugin where a file has both.
+their place. ``OtterLinear`` has two overloads: five inputs, and seven with both biases. ONNX
+Runtime tells them apart; TensorRT's parser does not, and needs the plugin where a file has both.
 """
 
 from __future__ import annotations
