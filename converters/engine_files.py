@@ -65,6 +65,18 @@ def source_of(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"checkpoint": checkpoint.directory.resolve().name, "sha256": hashes}
 
 
+def channel_widths(checkpoint: Checkpoint) -> dict[str, int]:
+    """Sizes of the channel, as ``engine.json`` has them."""
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    )
+    return {name: getattr(checkpoint.config, name) for name in names}
+
+
 def builder(**libraries: str) -> dict[str, str]:
     """Name and version of this builder and of the libraries it used."""
     return {"name": "otter-export", "version": __version__, **libraries}

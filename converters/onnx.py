@@ -14,6 +14,7 @@ import onnx_ir as ir
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.engine_files import (
     builder,
+    channel_widths,
     copy_tokenizer,
     describe_files,
     source_of,
@@ -75,7 +76,7 @@ class OnnxTarget:
         """Build the graph, lower it, and leave the weights to be streamed by ``write``."""
         length = max_sequence_length(checkpoint, request)
         model = lowered_graph(checkpoint, request)
-        inputs, outputs = (_specs(values) for values in (model.graph.inputs, model.graph.outputs))
+        inputs, outputs = tensor_specs(model.graph.inputs), tensor_specs(model.graph.outputs)
         counts = collections.Counter(node.op_type for node in model.graph)
 
         def write(directory: Path, progress: Progress | None) -> EngineManifest:
@@ -85,7 +86,7 @@ class OnnxTarget:
             return _manifest(checkpoint, request, length, (inputs, outputs), directory, names)
 
         return BuildPlan(
-            weights=_weights(model),
+            weights=weight_rows(model),
             inputs=inputs,
             outputs=outputs,
             details={"nodes": sum(counts.values()), "ops": dict(counts.most_common())},
@@ -150,17 +151,6 @@ def _manifest(
     names: list[str],
 ) -> EngineManifest:
     bos, eos = token_ids(checkpoint)
-    config = checkpoint.config
-    channel = {
-        name: getattr(config, name)
-        for name in (
-            "hidden_size",
-            "intermediate_size",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-        )
-    }
     return EngineManifest(
         target=TARGET.name,
         precision=request.precision,
@@ -168,8 +158,8 @@ def _manifest(
         cache_form=CACHE_FORM,
         model_file=MODEL_FILE,
         base=dataclasses.asdict(checkpoint.base.dimensions),
-        channel=channel,
-        signals=config.signals,
+        channel=channel_widths(checkpoint),
+        signals=checkpoint.config.signals,
         max_sequence_length=length,
         bos_token_id=bos,
         eos_token_ids=eos,
@@ -181,7 +171,8 @@ def _manifest(
     )
 
 
-def _specs(values: Any) -> tuple[TensorSpec, ...]:
+def tensor_specs(values: Any) -> tuple[TensorSpec, ...]:
+    """The inputs or outputs of a graph, as ``engine.json`` has them."""
     return tuple(
         TensorSpec(
             str(v.name),
@@ -198,7 +189,8 @@ def _dimension(dimension: ir.SymbolicDim) -> str:
     return names.get(str(dimension.value), str(dimension.value))
 
 
-def _weights(model: ir.Model) -> tuple[tuple[str, str, tuple[int, ...], int], ...]:
+def weight_rows(model: ir.Model) -> tuple[tuple[str, str, tuple[int, ...], int], ...]:
+    """``(name, dtype, shape, bytes)`` of every initializer."""
     rows = []
     for name, value in model.graph.initializers.items():
         tensor = value.const_value

@@ -112,11 +112,8 @@ class NativeBuilder:
             raise UnsupportedError(
                 f"--sm {text}: --builder {self.name} builds for {known}; {self.advice}"
             )
-        if _TURING in wanted and request.precision not in _TURING_PRECISIONS:
-            raise UnsupportedError(
-                f"--sm {text}: compute capability 7.5 has no {request.precision}; leave 75 out, or "
-                "choose --precision fp16"
-            )
+        if _TURING in wanted:
+            _check_turing(text, request)
         return wanted
 
     def _capability_at_hand(self, text: str | None) -> tuple[str, ...]:
@@ -127,6 +124,19 @@ class NativeBuilder:
                 f"--sm {text}: the GPU at hand is {at_hand[0].replace('.', '')}; {self.advice}"
             )
         return at_hand
+
+
+def _check_turing(text: str, request: BuildRequest) -> None:
+    """Refuse what a GPU of compute capability 7.5 cannot do."""
+    if request.precision not in _TURING_PRECISIONS:
+        raise UnsupportedError(
+            f"--sm {text}: compute capability 7.5 has no {request.precision}; leave 75 out, or "
+            "choose --precision fp16"
+        )
+    if request.options_as(TensorRTOptions).plugin:
+        raise UnsupportedError(
+            f"--sm {text}: the fused projection needs 8.0 or later; leave 75 out, or add --no-plugin"
+        )
 
 
 def parse_capabilities(text: str) -> tuple[str, ...]:

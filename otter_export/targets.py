@@ -96,6 +96,8 @@ class BuildPlan:
             what is left for the user to do; shown at the end.
         write: Writes the engine's files into an empty directory and returns its manifest, which is
             then saved as ``engine.json``; called once, with a callback for the bytes written.
+        rounds: How often every weight is reported: once as it is written and, where a library then
+            works on it, once more.
     """
 
     weights: tuple[tuple[str, str, tuple[int, ...], int], ...]
@@ -103,6 +105,7 @@ class BuildPlan:
     outputs: tuple[TensorSpec, ...]
     details: Mapping[str, Any]
     write: Callable[[Path, Progress | None], EngineManifest]
+    rounds: int = 1
 
     @property
     def total_bytes(self) -> int:

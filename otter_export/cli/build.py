@@ -79,7 +79,7 @@ def build(
     if out.resolve() in (opened.directory.resolve(), opened.base.directory.resolve()):
         raise OtterError(f"--out {out} is the checkpoint itself; choose another directory")
     with output_directory(out, marker=manifest_file.FILE_NAME, force=force) as directory:
-        with byte_bar(plan.total_bytes, "writing weights") as advance:
+        with byte_bar(plan.rounds * plan.total_bytes, "building") as advance:
             manifest = plan.write(directory, advance)
         manifest.save(directory)
     _report(out, plan, manifest, time.perf_counter() - started, as_json)
