@@ -62,7 +62,7 @@ class Registry(Generic[T]):
             near = difflib.get_close_matches(name, self._paths, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise UnsupportedError(
-                f"unknown {self.kind} {name!r}{hint}; known: {', '.join(self._paths)}"
+                f"unknown {self.kind} {name!r:.80}{hint}; known: {', '.join(self._paths)}"
             )
         module_name, _, attribute = self._paths[name].partition(":")
         try:
