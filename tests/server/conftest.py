@@ -76,6 +76,7 @@ def small_repository(engine_directory: Path) -> Path:
     """A second one, whose model takes few requests at a time."""
     path = engine_directory.with_name("small_repository")
     limits = ["--max-batch-size", SMALL_BATCH, "--max-queue", SMALL_QUEUE]
+    limits += ["--max-tokens", 2000, "--max-candidates", 128]
     command("triton", engine_directory, "--out", path, "--name", "small", *limits)
     return path
 

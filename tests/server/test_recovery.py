@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import asyncio
 import contextlib
 import dataclasses
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from examples import triton_client
+from examples.triton_async import AsyncClient
 from examples.triton_client import ServerError
 from examples.triton_server import free_ports, start
 from otter_export.errors import OtterError
@@ -70,14 +71,37 @@ def test_the_probe_knows_a_busy_model_from_a_dead_one(
     served: Served, small_repository: Path
 ) -> None:
     assert probe(served, small_repository, "--strict").returncode == 0
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        fields = {**LONG, "stream": False}
-        futures = [pool.submit(ask, served, fields, "small") for _ in range(1 + SMALL_QUEUE)]
-        served.wait_for(lambda m: m["otter_queue_length"] == SMALL_QUEUE, "small")
-        assert probe(served, small_repository).returncode == 0
-        assert probe(served, small_repository, "--strict").returncode == 1
-        for future in futures:
-            future.result()
+    busy, strict = asyncio.run(probed_while_full(served, small_repository))
+    assert (busy.returncode, strict.returncode) == (0, 1), (busy.stdout, strict.stdout)
+    served.wait_idle("small")
+
+
+async def probed_while_full(
+    served: Served, repository: Path
+) -> list[subprocess.CompletedProcess[str]]:
+    """A probe and a strict one, while the model's only place and its queue are taken."""
+    # Several seconds of work each, of which little will be done.
+    slow = {"text_input": PROMPT, "stream": True, "max_tokens": 2000, "top_k": 128}
+    slow |= {"reward_weight": 50.0}
+
+    async def hold(client: AsyncClient) -> None:
+        async for _ in client.stream(slow):
+            pass
+
+    async with AsyncClient(served.grpc, "small") as client:
+        holding = [asyncio.create_task(hold(client)) for _ in range(1 + SMALL_QUEUE)]
+        await asyncio.to_thread(
+            served.wait_for, lambda m: m["otter_queue_length"] == SMALL_QUEUE, "small"
+        )
+        probes = [
+            asyncio.to_thread(probe, served, repository, *options)
+            for options in ((), ("--strict",))
+        ]
+        found = await asyncio.gather(*probes)
+        for task in holding:
+            task.cancel()
+        await asyncio.gather(*holding, return_exceptions=True)
+    return found
 
 
 def test_stopping_lets_requests_in_flight_finish(
