@@ -23,7 +23,7 @@ from otter_export.converters.engine_files import (
     token_ids,
 )
 from otter_export.converters.tensorrt_builders import require_usable
-from otter_export.converters.tensorrt_llm_command import build_command, run_build
+from otter_export.converters.tensorrt_llm_command import build_command, has_tree, run_build
 from otter_export.converters.tensorrt_llm_config import (
     DTYPES,
     check_supported,
@@ -120,11 +120,16 @@ class LlmBuild:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The inputs that a client of the tree step sets; its runtime adds those of its cache."""
+        """What a client of a step sets; TensorRT-LLM's runtime adds the inputs of its cache."""
         words = -(-(self.shapes.max_candidates + 1) // 32)
-        return (
+        plain = (
             TensorSpec("input_ids", "int32", ("tokens",)),
             TensorSpec("last_token_ids", "int32", ("rows",)),
+        )
+        if not has_tree(self.shapes):
+            return plain
+        return (
+            *plain,
             TensorSpec("spec_decoding_generation_lengths", "int32", ("batch",)),
             TensorSpec("spec_decoding_position_offsets", "int32", ("batch", "step")),
             TensorSpec("spec_decoding_packed_mask", "int32", ("tokens", words)),
@@ -168,7 +173,10 @@ class LlmBuild:
     def _write_checkpoint(self, directory: Path, progress: Progress | None) -> list[str]:
         (directory / CHECKPOINT).mkdir()
         config = checkpoint_config(
-            self.checkpoint, self.layout, self.precision, self.shapes.max_candidates
+            self.checkpoint,
+            self.layout,
+            self.precision,
+            self.shapes.max_candidates if has_tree(self.shapes) else 0,
         )
         (directory / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         names = [CONFIG_FILE]

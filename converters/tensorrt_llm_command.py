@@ -17,6 +17,11 @@ MODULE = "tensorrt_llm.commands.build"
 LOG_FILE = "build.log"
 
 
+def has_tree(shapes: EngineShapes) -> bool:
+    """Whether the engine takes tree inputs: one candidate a step needs none."""
+    return shapes.max_candidates > 1
+
+
 def build_command(checkpoint: str, model_file: str, shapes: EngineShapes) -> list[str]:
     """The command that makes ``rank*.engine`` from a checkpoint, relative to the engine directory.
 
@@ -32,7 +37,7 @@ def build_command(checkpoint: str, model_file: str, shapes: EngineShapes) -> lis
     # A whole prompt has to fit, and so has a tree step of all sequences.
     tree = shapes.max_batch_size * (shapes.max_candidates + 1)
     most = max(tree, shapes.max_sequence_length, shapes.max_step * shapes.max_batch_size)
-    flags = {
+    flags: dict[str, str | int] = {
         "checkpoint_dir": checkpoint,
         "model_cls_file": model_file,
         "model_cls_name": ARCHITECTURE,
@@ -48,9 +53,9 @@ def build_command(checkpoint: str, model_file: str, shapes: EngineShapes) -> lis
         "remove_input_padding": "enable",
         "kv_cache_type": "paged",
         "context_fmha": "enable",
-        "speculative_decoding_mode": "medusa",
-        "max_draft_len": shapes.max_candidates,
     }
+    if has_tree(shapes):
+        flags |= {"speculative_decoding_mode": "medusa", "max_draft_len": shapes.max_candidates}
     return [PROGRAM, *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
 
 

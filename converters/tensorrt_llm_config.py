@@ -101,6 +101,7 @@ def checkpoint_config(
 ) -> dict[str, Any]:
     """``config.json`` of the checkpoint; one for all ranks.
 
+    ``max_candidates`` is 0 for an engine without tree inputs.
     Head counts are those of base and channel together, since they size TensorRT-LLM's attention
     layers and KV cache. What the emitted model file needs to know of the channel is in ``otter``.
     """

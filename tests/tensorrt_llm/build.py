@@ -27,8 +27,8 @@ def planned(
     **options: Any,
 ) -> BuildPlan:
     """The plan of a build; ``options`` are those of target trt."""
-    options.setdefault("checkpoint_only", True)
-    chosen = TensorRTOptions(tensor_parallel=tp, max_candidates=4, **options)
+    options = {"checkpoint_only": True, "max_candidates": 4, **options}
+    chosen = TensorRTOptions(tensor_parallel=tp, **options)
     request = BuildRequest(precision, None, chosen)
     return tensorrt_llm.plan(checkpoint, request, availability)
 

@@ -63,6 +63,18 @@ def test_the_command_is_exact_and_stands_in_script_and_manifest(tmp_path: Path) 
     assert (engine / "build_engine.sh").read_text().rstrip().endswith(f"exec {expected}")
 
 
+def test_one_candidate_makes_an_engine_without_tree_inputs(tmp_path: Path) -> None:
+    # For TensorRT-LLM's own executor, whose MEDUSA mode expects Medusa's heads.
+    checkpoint = random_checkpoint(tmp_path / "ck")
+    plan = planned(checkpoint, 1, "fp16", max_candidates=1)
+    assert [i.name for i in plan.inputs] == ["input_ids", "last_token_ids"]
+    (tmp_path / "engine").mkdir()
+    command = plan.write(tmp_path / "engine", None).options["command"]
+    assert "speculative" not in command and "draft" not in command
+    config = json.loads((tmp_path / "engine/checkpoint/config.json").read_text())
+    assert "max_draft_len" not in config
+
+
 @pytest.mark.usefixtures("standin")
 @pytest.mark.parametrize("tp", [1, 2])
 def test_the_engine_is_built_where_the_package_is(tp: int, tmp_path: Path) -> None:

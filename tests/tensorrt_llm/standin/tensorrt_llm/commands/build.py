@@ -20,8 +20,8 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}", required=True)
     for name in ("workers", "max_batch_size", "max_beam_width", "max_input_len", "max_seq_len"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    for name in ("max_num_tokens", "max_draft_len"):
-        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--max_num_tokens", type=int, required=True)
+    parser.add_argument("--max_draft_len", type=int, default=0)
     dtypes = ("auto", "float16", "float32", "bfloat16", "int32", "disable")
     for name in ("gpt_attention_plugin", "gemm_plugin"):
         parser.add_argument(f"--{name}", choices=dtypes)
