@@ -62,6 +62,44 @@ def _understand_bfloat16() -> None:
     InterpreterBuilder.cast_impl = cast
 
 
+class _Memory:
+    """What the kernel may read and write: tensors, and nothing between them.
+
+    A GPU would fault on some such accesses, and on others answer with another tensor's values.
+    """
+
+    def __init__(self) -> None:
+        self._readable: list[Tensor] = []
+        self._writable: list[Tensor] = []
+        plain_load, plain_store = (
+            InterpreterBuilder.create_masked_load,
+            InterpreterBuilder.create_masked_store,
+        )
+
+        def load(builder: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+            self._check(pointers.data[mask.data], self._readable)
+            return plain_load(builder, pointers, mask, *rest)
+
+        def store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+            self._check(pointers.data[mask.data], self._writable)
+            return plain_store(builder, pointers, value, mask, *rest)
+
+        InterpreterBuilder.create_masked_load = load
+        InterpreterBuilder.create_masked_store = store
+
+    def allow(self, *, reads: list[Tensor], writes: list[Tensor]) -> None:
+        """From now on, these tensors."""
+        self._readable, self._writable = reads, writes
+
+    def _check(self, addresses: Any, tensors: list[Tensor]) -> None:
+        inside = np.zeros(addresses.shape, bool)
+        for tensor in tensors:
+            start = tensor.data_ptr()
+            inside |= (addresses >= start) & (addresses < start + tensor.nbytes)
+        if not inside.all():
+            raise IndexError(f"{(~inside).sum()} addresses lie outside the tensors")
+
+
 def _surrounded(values: Tensor, fill: float) -> tuple[Tensor, Tensor]:
     """A dense copy inside a larger buffer of ``fill``, and that buffer."""
     buffer = torch.full((values.numel() + 2 * MARGIN,), fill, dtype=values.dtype)
@@ -70,7 +108,7 @@ def _surrounded(values: Tensor, fill: float) -> tuple[Tensor, Tensor]:
     return inner, buffer
 
 
-def run(case: dict[str, Any]) -> dict[str, Any]:
+def run(case: dict[str, Any], memory: _Memory) -> dict[str, Any]:
     """Launch one case; the errors in units of what rounding explains, and what lies around."""
     rows, base_in, channel_in, base_out, channel_out = case["shape"]
     dtype = getattr(torch, case["dtype"])
@@ -88,6 +126,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     (y, y_buffer), (y_channel, y_channel_buffer) = (
         _surrounded(output.to(dtype), 7.0) for output in outputs
     )
+    memory.allow(reads=[x, x_channel, *weights, *(biases or ())], writes=[y, y_channel])
     launch(Tile(**case["tile"]), x, x_channel, weights, biases, y, y_channel)
 
     bias, bias_channel = biases or (torch.zeros(base_out), torch.zeros(channel_out))
@@ -121,8 +160,9 @@ def _error(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dtype: str) -> fl
 def main() -> None:
     """Answer each line of standard input with one line."""
     _understand_bfloat16()
+    memory = _Memory()
     for line in sys.stdin:
-        print(json.dumps(run(json.loads(line))), flush=True)
+        print(json.dumps(run(json.loads(line), memory)), flush=True)
 
 
 if __name__ == "__main__":
