@@ -1,1 +1,13 @@
-"""The fused projection, one kernel per engine."""
+"""The fused projection ``y = W x + b``, ``y' = A x + B x' + b'``: the kernel and its hosts.
+
+========================  ====================================================================
+`tiles`                   Tile sizes, and which one a launch uses
+`otter_linear`            The kernel, in OpenAI Triton, and its just-in-time launch
+`cubins`, `cubin_index`   Ahead of time: compiled kernels and their index (``otter_linear.json``)
+`cuda_driver`             Loading and launching compiled kernels through the CUDA driver
+`loaded_kernels`          The kernels of an engine on a device
+`tensorrt`                The plugin for ``tensorrt`` and ``tensorrt_rtx``
+`torch_op`                The operator ``otter::linear``, and the torch reference on top of it
+``cpp/``, `cpp_table`     The plugin in C++, with the same compiled kernels inside
+========================  ====================================================================
+"""
