@@ -18,7 +18,7 @@ from otter_export.converters.triton_config import WARMUP, config_text
 from otter_export.converters.triton_package import copy_package
 from otter_export.errors import ConfigError, EngineError, OtterError
 from otter_export.manifest import FILE_NAME as MANIFEST_FILE
-from otter_export.manifest import EngineManifest
+from otter_export.manifest import EngineManifest, describe_file
 from otter_export.runtime.backends import BACKENDS
 from otter_export.serving.settings import Settings
 
@@ -159,9 +159,10 @@ def write_repository(
     Args:
         plan: From `plan_repository`.
         directory: Where to write.
-        progress: Called with the bytes of the engine as they are written.
+        progress: Called with the bytes of the engine that are done.
 
     Raises:
+        EngineError: A file of the engine is not the one that was built.
         OtterError: A file cannot be linked.
     """
     model = directory / plan.name
@@ -184,7 +185,10 @@ def write_repository(
 
 def _copy_engine(plan: RepositoryPlan, destination: Path, progress: Progress | None) -> None:
     """The listed files only: an engine's directory may hold leftovers of its owner."""
-    for name, size in [(MANIFEST_FILE, 0), *((f.path, f.size) for f in plan.manifest.files)]:
+    for name, expected in [
+        (MANIFEST_FILE, None),
+        *((f.path, f.sha256) for f in plan.manifest.files),
+    ]:
         target = destination / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if plan.link:
@@ -197,8 +201,12 @@ def _copy_engine(plan: RepositoryPlan, destination: Path, progress: Progress | N
                 ) from None
         else:
             shutil.copyfile(plan.engine / name, target)
-        if progress is not None:
-            progress(size)
+        # What is deployed is what was built: the copy is read again, and its hash compared.
+        if expected is not None and describe_file(destination, name, progress).sha256 != expected:
+            raise EngineError(
+                f"{plan.engine / name} is not what {MANIFEST_FILE} says (its SHA-256 differs): the "
+                "engine is damaged; build it again"
+            )
 
 
 def requirements(plan: RepositoryPlan) -> str:

@@ -26,24 +26,32 @@ from otter_export.runtime.load import PROVIDERS
     help="Directory for tritonserver --model-repository.",
 )
 @click.option("--name", default="otter", show_default=True, help="Name of the model.")
-@click.option("--instances", type=int, default=1, show_default=True, help="Processes.")
+@click.option(
+    "--instances", type=int, default=1, show_default=True, help="Processes, each with the engine."
+)
 @click.option("--max-batch-size", type=int, help="Most requests decoded together.  [default: 16]")
 @click.option("--max-queue", type=int, help="Most requests that wait.  [default: 256]")
 @click.option("--max-tokens", type=int, help="Most tokens of a request.  [default: 1024]")
 @click.option("--max-candidates", type=int, help="Most candidates per token.  [default: 64]")
-@click.option("--method", "default_method", help="Of requests that name none.  [default: auto]")
-@click.option("--top-k", "default_top_k", type=int, help="Where a request says none. [default: 8]")
+@click.option(
+    "--method",
+    "default_method",
+    help="Of a request that names none; see `list methods`.  [default: auto]",
+)
+@click.option(
+    "--top-k", "default_top_k", type=int, help="Of a request that does not say.  [default: 8]"
+)
 @click.option(
     "--weight",
     "default_reward_weight",
     type=float,
-    help="Of the reward, where a request says none.  [default: 1.0]",
+    help="Of the reward, for a request that does not say.  [default: 1.0]",
 )
 @click.option(
     "--deadline-ms",
     "default_deadline_ms",
     type=int,
-    help="Where a request says none; 0: no deadline.  [default: 0]",
+    help="Of a request that has none; 0: no deadline.  [default: 0]",
 )
 @click.option("--threads", type=int, help="Of the CPU.  [default: OMP_NUM_THREADS, else all cores]")
 @click.option("--provider", type=click.Choice(PROVIDERS), help="[default: the engine's own]")

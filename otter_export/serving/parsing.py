@@ -97,6 +97,8 @@ def parse_request(
 def _check_parameters(parameters: Mapping[str, Any]) -> None:
     """Refuse what looks like a misspelt input, which Triton passes on as a parameter."""
     for name in parameters:
+        if name in INPUT_NAMES:
+            raise RequestError(f"{name} came as a request parameter; send it as an input tensor")
         near = difflib.get_close_matches(name.lower(), INPUT_NAMES, 1, _SIMILAR)
         if near:
             raise RequestError(f"there is no input {name!r:.80}; did you mean {near[0]}?")

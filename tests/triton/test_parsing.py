@@ -138,6 +138,11 @@ def test_a_misspelt_field_of_generate_is_not_silently_left_out(name: str) -> Non
         parse({}, parameters={name: 3})
 
 
+def test_an_input_is_not_a_parameter() -> None:
+    with pytest.raises(RequestError, match="method came as a request parameter; send it as an"):
+        parse({}, parameters={"method": "plain"})
+
+
 def test_parameters_of_triton_and_of_proxies_pass() -> None:
     parse({}, parameters={"priority": 1, "id": "a", "x-request-id": "b", "sequence_id": 3})
 

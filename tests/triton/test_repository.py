@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from otter_export.cli import main
+from otter_export.converters.triton import plan_repository, requirements
 from otter_export.manifest import EngineManifest
 from otter_export.serving.settings import Settings
 from otter_export.serving.tensors import INPUTS, OUTPUTS
@@ -119,12 +123,57 @@ def test_links_share_the_engines_files(engine: Path, tmp_path: Path) -> None:
     assert not (out / "otter/1/model.py").samefile(engine / "model.onnx")
 
 
+def test_limits_of_the_engine_itself_are_kept(
+    engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((engine / "engine.json").read_text())
+    manifest["options"] = {"max_batch_size": 4, "max_candidates": 6}
+    (engine / "engine.json").write_text(json.dumps(manifest))
+    out = tmp_path / "repository"
+    assert command(engine, "--out", out) == 0
+    settings = json.loads((out / "repository.json").read_text())["settings"]
+    chosen = [settings[n] for n in ("max_batch_size", "max_candidates", "default_top_k")]
+    assert chosen == [4, 6, 6]
+    capsys.readouterr()
+    assert command(engine, "--out", out, "--force", "--max-batch-size", 5) == 2
+    assert "max_batch_size is 5; the engine was built for at most 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("builder", "provider", "wheel"),
+    [
+        (None, "cuda", "onnxruntime-gpu"),
+        ("tensorrt", "cuda", "tensorrt"),
+        ("tensorrt-rtx", "cuda", "tensorrt-rtx-cu13"),
+        ("tensorrt-rtx", "cpu", "onnxruntime"),
+    ],
+)
+def test_wheels_are_those_of_the_backend(
+    engine: Path, builder: str | None, provider: str, wheel: str
+) -> None:
+    manifest = EngineManifest.load(engine)
+    target = "trt" if builder else "onnx"
+    options = {"builder": builder} if builder else {}
+    plan = dataclasses.replace(
+        plan_repository(engine),
+        manifest=dataclasses.replace(
+            manifest, target=target, execution_provider=provider, options=options
+        ),
+    )
+    names = [line.partition("==")[0] for line in requirements(plan).splitlines()]
+    assert wheel in names and "tokenizers" in names
+
+
 def test_readme_and_requirements(engine: Path, tmp_path: Path) -> None:
     out = tmp_path / "repository"
     command(engine, "--out", out, "--name", "film")
     readme = (out / "README.md").read_text()
     assert "v2/models/film/generate_stream" in readme and '"$PWD":/models:ro' in readme
     assert "${" not in readme
+    for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL):
+        ast.parse(block)
+    for fields in re.findall(r"-d '(.*?)'", readme):
+        assert set(json.loads(fields)) <= {field.name for field in INPUTS}
     lines = (out / "requirements.txt").read_text().splitlines()
     assert "numpy==1.26.4" in lines
     assert any(line.startswith("onnxruntime==") for line in lines)
@@ -186,6 +235,16 @@ def test_an_engine_that_this_model_cannot_drive(
     path.write_text(path.read_text().replace('"onnx"', '"trtllm"'))
     assert command(engine, "--out", tmp_path / "out") == 2
     assert "is of target trtllm by trtllm, which this model cannot drive" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [(), ("--link",)])
+def test_a_damaged_engine_is_not_deployed(
+    engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    (engine / "model.onnx").write_bytes(dummy_engine.MODEL_BYTES[::-1])
+    assert command(engine, "--out", tmp_path / "out", *options) == 2
+    assert "its SHA-256 differs" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_inside_the_engine_is_no_place(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
