@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import http.client
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -113,13 +115,32 @@ def grown(before: dict[str, float], after: dict[str, float], name: str) -> float
     return after[name] - before[name]
 
 
-def stubs(server: TritonServer, model: str) -> list[int]:
-    """Process ids of a model, among those that this server started."""
-    command = ["pgrep", "-g", str(server.pid), "-f", f"/{model}/1/model.py"]
-    return [int(line) for line in subprocess.run(command, capture_output=True).stdout.split()]
+def stubs(port: int, model: str) -> dict[int, Path]:
+    """Processes of a model, of the server at this HTTP port, and the shared memory of each."""
+    found = {}
+    for server in _process_ids(f"tritonserver.*--http-port={port}( |$)"):
+        for stub in _process_ids(f"/{model}/1/model.py .* {server} "):
+            command = Path(f"/proc/{stub}/cmdline").read_bytes().decode().split("\0")
+            (region,) = (word for word in command if word.startswith("triton_python_backend_shm"))
+            found[stub] = Path("/dev/shm") / region
+    return found
+
+
+def _process_ids(pattern: str) -> list[int]:
+    done = subprocess.run(["pgrep", "-f", "--", pattern], capture_output=True)
+    return [int(line) for line in done.stdout.split()]
+
+
+def kill(server: TritonServer, model: str) -> None:
+    """Kill the process of a model, as the system does when memory runs out."""
+    ((process, region),) = stubs(server.ports.http, model).items()
+    os.kill(process, signal.SIGKILL)
+    # Nobody else would remove it.
+    region.unlink()
 
 
 def ready(served: Served) -> bool:
+    """Whether the server itself says that it is ready."""
     connection = http.client.HTTPConnection(served.http, timeout=10)
     with contextlib.closing(connection):
         connection.request("GET", "/v2/health/ready")

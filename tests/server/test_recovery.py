@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,11 @@ import pytest
 from examples import triton_client
 from examples.triton_async import AsyncClient
 from examples.triton_client import ServerError
-from examples.triton_server import free_ports, start
+from examples.triton_server import HOST, Ports, free_ports, start
 from otter_export.errors import OtterError
 from tests.server.cases import CASES, LONG, PROMPT, TOKENS, check_answer
 from tests.server.conftest import IMPATIENT, SMALL_QUEUE
-from tests.server.running import Library, Served, ask, check_alive, probe, ready, stubs
+from tests.server.running import Library, Served, ask, check_alive, kill, probe, ready, stubs
 
 pytestmark = pytest.mark.slow
 
@@ -31,8 +31,7 @@ def test_a_killed_model_is_seen_by_the_probe_and_loaded_again(
     """The documented step brings it back; the server's own readiness sees nothing."""
     fields = {"text_input": PROMPT, "max_tokens": 4}
     before = ask(served, fields, "small")
-    (pid,) = stubs(served.server, "small")
-    os.kill(pid, signal.SIGKILL)
+    kill(served.server, "small")
     assert ready(served)
     # A request to it hangs: that is why every client has a time limit.
     with pytest.raises(ServerError):
@@ -43,7 +42,7 @@ def test_a_killed_model_is_seen_by_the_probe_and_loaded_again(
     recovered = probe(served, small_repository, "--recover")
     assert recovered.returncode == 0, recovered.stdout + recovered.stderr
     assert ask(served, fields, "small") == before
-    assert len(stubs(served.server, "small")) == 1
+    assert len(stubs(served.server.ports.http, "small")) == 1
     check_alive(served, library)
 
 
@@ -54,10 +53,9 @@ def test_a_model_killed_in_the_middle_of_an_answer(
     log = small_repository.with_name("killed.log")
     with start(small_repository, log, lifetime_seconds=60, arguments=[IMPATIENT]) as server:
         served = Served(server, small_repository, engine_directory)
-        (pid,) = stubs(server, "small")
         stream = triton_client.stream_http(served.http, LONG, model="small", timeout_seconds=3)
         next(stream)
-        os.kill(pid, signal.SIGKILL)
+        kill(server, "small")
         received = 1
         with contextlib.suppress(ServerError):
             received += sum(1 for _ in stream)
@@ -105,43 +103,47 @@ async def probed_while_full(
 
 
 def test_stopping_lets_requests_in_flight_finish(
-    repository: Path, engine_directory: Path, library: Library, tmp_path: Path
+    repository: Path, library: Library, tmp_path: Path
 ) -> None:
     """By the documented command and a signal: exit status 0, whole answers, nothing left behind."""
     ports = free_ports()
-    script = Path(triton_client.__file__).with_name("triton_server.py")
-    numbers = [str(port) for port in dataclasses.astuple(ports)]
-    options = [x for name, n in zip(("http", "grpc", "metrics"), numbers, strict=True)
-               for x in (f"--{name}-port", n)]  # fmt: skip
-    command = [sys.executable, str(script), str(repository), *options, "--max-seconds", "60"]
-    process = subprocess.Popen(
-        [*command, "--log", str(tmp_path / "server.log")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
+    case = CASES["long prompt"]
+    request = dataclasses.replace(case.request, max_tokens=400)
+    with documented_command(repository, ports, tmp_path / "server.log") as process:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith(f"ready: http 127.0.0.1:{numbers[0]}"), line
-        case = CASES["long prompt"]
+        assert process.stdout.readline().startswith(f"ready: http {HOST}:{ports.http}")
+        regions = stubs(ports.http, "otter").values()
+        assert [region.exists() for region in regions] == [True]
         fields = case.renamed(stream=True, max_tokens=400)
-        stream = triton_client.stream_grpc(f"127.0.0.1:{numbers[1]}", fields, timeout_seconds=30)
+        stream = triton_client.stream_grpc(f"{HOST}:{ports.grpc}", fields, timeout_seconds=30)
         responses = [next(stream)]
         process.send_signal(signal.SIGTERM)
         responses += stream
         _, errors = process.communicate(timeout=60)
+    check_answer(responses, library.alone(request))
+    assert (process.returncode, errors.strip()) == (0, "stopping; requests in flight may finish")
+    assert stubs(ports.http, "otter") == {}
+    assert [region.exists() for region in regions] == [False]
+    with pytest.raises(ServerError, match="refused"):
+        triton_client.generate(f"{HOST}:{ports.http}", case.fields)
+
+
+@contextlib.contextmanager
+def documented_command(
+    repository: Path, ports: Ports, log: Path
+) -> Iterator[subprocess.Popen[str]]:
+    """``python examples/triton_server.py REPOSITORY``."""
+    script = Path(triton_client.__file__).with_name("triton_server.py")
+    options = [f"--{name}-port={port}" for name, port in dataclasses.asdict(ports).items()]
+    command = [sys.executable, str(script), str(repository), *options, f"--log={log}"]
+    process = subprocess.Popen(
+        [*command, "--max-seconds=60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
     finally:
         process.kill()
         process.wait()
-    request = dataclasses.replace(case.request, max_tokens=400)
-    check_answer(responses, library.alone(request))
-    assert process.returncode == 0, errors
-    assert errors.strip() == "stopping; requests in flight may finish"
-    left = subprocess.run(["pgrep", "-f", f"http-port={numbers[0]}"], capture_output=True)
-    assert left.stdout == b""
-    with pytest.raises(ServerError, match="refused"):
-        triton_client.generate(f"127.0.0.1:{numbers[0]}", case.fields)
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path, installed: None) -> None:
