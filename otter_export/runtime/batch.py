@@ -56,9 +56,11 @@ class Batch:
         if not self._sequences:
             return []
         proposals = [sequence.proposal for sequence in self._sequences]
-        # Even, so that there are fewer shapes, and because some kernels take rows in pairs.
         width = max(len(p.fed) for p in proposals)
-        width += width % 2 if width > 1 else 0
+        # Even, and so never one where it may be more: some kernels treat pairs of rows, or a single
+        # row, in their own way, and a result must not depend on who else is here.
+        if not all(sequence.single for sequence in self._sequences):
+            width += width % 2
         step = self._engine.forward(self._cache, *self._inputs(proposals, width), width)
         outcomes: list[tuple[SequenceState, TokenEvent | EngineError]] = []
         kept: list[list[int]] = []

@@ -24,9 +24,8 @@ class Request:
             prompt and generated tokens together.
         stop: Generation ends when one of these texts appears; it is not part of the result's text.
         seed: Of the sequence's own random generator; None draws one. The result depends on the
-            prompt, the options and the seed, never on the other requests of a batch, but for the
-            engine's own rounding: matrix kernels for one row and for many differ in the last bits,
-            and in int8 and int4 engines by more.
+            prompt, the options and the seed, never on the other requests of a batch; on the CPU bit
+            for bit (docs/batching.md).
 
     Raises:
         RequestError: An option is out of range.
