@@ -156,6 +156,9 @@ class TorchExecutor:
                 # What is only kept for later may be enough.
                 self._memory.clear()
                 self._steps.forget(lambda _: True)
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+                raise EngineError(f"the model failed in torch: {reason}") from None
         batch, step, _ = inputs.shape
         raise EngineError(
             f"the GPU ran out of memory in a step of {batch} sequences of {step} tokens; give a "

@@ -113,9 +113,8 @@ class TorchStep:
         """Run one step; see `Executor.run`."""
         for name, array in inputs.arrays().items():
             self._inputs[name].copy_(torch.from_numpy(array))
-        captures = self._graph_pool is not None and self._uses >= EAGER_STEPS
-        if captures and self._graph is None:
-            self._graph = self._captured()
+        if self._graph_pool is not None and self._graph is None and self._uses >= EAGER_STEPS:
+            self._graph = self._captured_if_possible()
         if self._graph is None:
             self._outputs = self._compute()
         else:
@@ -147,6 +146,17 @@ class TorchStep:
             if signal.kind in ("value", "q_value"):
                 outputs[signal.name] = self._model.head(signal.name)(channel).float()
         return outputs
+
+    def _captured_if_possible(self) -> Any:
+        """A CUDA graph; None, from now on, if the model does what cannot be captured."""
+        try:
+            return self._captured()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            # As a rotary embedding does that asks for the largest position on the host.
+            self._graph_pool = None
+            return None
 
     def _captured(self) -> Any:
         """A CUDA graph of `_compute`, whose outputs it then fills; needs a GPU.

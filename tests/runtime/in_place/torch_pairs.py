@@ -1,0 +1,74 @@
+"""Checkpoints as they decode in torch on the CPU, beside their fp32 ONNX engines.
+
+Tolerances, in units of the largest value: 2e-5 in fp32, where the same numbers are summed in
+another order; half precision against fp32: 2e-2 in fp16, 1e-1 in bf16 (8 bits, some 30 roundings).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from otter_export import load_engine
+from otter_export.checkpoint import Checkpoint
+from otter_export.modeling.torch_engine import TorchOptions, torch_engine
+from otter_export.runtime.engine import Engine, Step
+from otter_export.runtime.prefill import prefill
+from tests import built, tiny
+from tests.runtime.fake_engine import ByteTokenizer
+
+TOLERANCE = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1e-1}
+FAMILIES = list(tiny.CONFIGS)
+
+
+@dataclasses.dataclass
+class Pair:
+    checkpoint: Checkpoint
+    onnx: Engine
+    torch: Engine
+
+
+def make_pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+    """One for each family."""
+    made = {}
+    for i, family in enumerate(FAMILIES):
+        root = tmp_path_factory.mktemp(family)
+        checkpoint = built.random_checkpoint(
+            root / "ck", family, signals=(tiny.REWARD, tiny.NEXT), seed=i
+        )
+        onnx = load_engine(built.build(checkpoint, root / "onnx"), threads=1)
+        onnx.__dict__["tokenizer"] = ByteTokenizer()
+        # Short steps run in parts, so that those are tested too.
+        options = TorchOptions(device="cpu", max_step=16)
+        made[family] = Pair(checkpoint, onnx, make_engine(checkpoint, options))
+    return made
+
+
+def make_engine(checkpoint: Checkpoint, options: TorchOptions) -> Engine:
+    engine = torch_engine(checkpoint, options)
+    engine.__dict__["tokenizer"] = ByteTokenizer()
+    return engine
+
+
+def ids(batch: int, length: int, seed: int = 0) -> list[list[int]]:
+    found: list[list[int]] = np.random.default_rng(seed).integers(3, 128, (batch, length)).tolist()
+    return found
+
+
+def candidates(engine: Engine, prompts: list[list[int]], tokens: list[int]) -> Step:
+    """A tree step of candidates behind prompts of different lengths."""
+    cache, _ = prefill(engine, prompts)
+    batch, width = len(prompts), len(tokens)
+    tree = np.broadcast_to(np.eye(width, dtype=np.bool_), (batch, width, width))
+    positions = np.repeat(cache.lengths[:, None], width, 1)
+    return engine.forward(cache, np.array([tokens] * batch), positions, tree, width)
+
+
+def close(found: Step, expected: Step, tolerance: float) -> None:
+    assert built.relative(found.logits, expected.logits) < tolerance
+    assert found.signals.keys() == expected.signals.keys()
+    for name, values in expected.signals.items():
+        assert found.signals[name].dtype == np.float32
+        assert np.abs(found.signals[name] - values).max() < tolerance
