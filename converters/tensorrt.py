@@ -6,7 +6,12 @@ import dataclasses
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.tensorrt_builders import BUILDERS, choose_builder
-from otter_export.converters.tensorrt_options import PRECISIONS, TensorRTOptions
+from otter_export.converters.tensorrt_options import (
+    PRECISIONS,
+    TensorRTOptions,
+    engine_shapes,
+    parse_capabilities,
+)
 from otter_export.errors import UnsupportedError
 from otter_export.targets import Availability, BuildPlan, BuildRequest
 
@@ -31,12 +36,16 @@ class TensorRTTarget:
             OtterError: The checkpoint, the request or this machine does not allow it.
         """
         options = request.options_as(TensorRTOptions)
-        builder = choose_builder(options.builder)
         if request.precision not in PRECISIONS:
             raise UnsupportedError(
                 f"--precision {request.precision} is not available for target trt; available: "
                 f"{', '.join(PRECISIONS)}"
             )
+        # What is wrong everywhere comes before what is missing here.
+        engine_shapes(checkpoint, request)
+        if options.sm is not None:
+            parse_capabilities(options.sm)
+        builder = choose_builder(options.builder)
         if builder.name != "tensorrt-llm":
             _refuse_llm_options(options, builder.name)
         return builder.plan(checkpoint, request)

@@ -16,7 +16,7 @@ from otter_export.converters.tensorrt_library import (
     installed_version,
     parsed,
 )
-from otter_export.converters.tensorrt_options import TensorRTOptions, engine_shapes
+from otter_export.converters.tensorrt_options import TensorRTOptions, parse_capabilities
 from otter_export.errors import UnsupportedError
 from otter_export.targets import Availability, BuildPlan, BuildRequest
 
@@ -80,7 +80,6 @@ class NativeBuilder:
         available = self.availability()
         if not available.usable:
             raise UnsupportedError(f"--builder {self.name}: {available.note}")
-        engine_shapes(checkpoint, request)
         self.target_capabilities(request)
         head = checkpoint.base.dimensions.head_dim
         if head not in HEAD_SIZES:
@@ -135,18 +134,5 @@ def _check_turing(text: str, request: BuildRequest) -> None:
         )
     if request.options_as(TensorRTOptions).plugin:
         raise UnsupportedError(
-            f"--sm {text}: the fused projection needs 8.0 or later; leave 75 out, or add --no-plugin"
+            f"--sm {text}: the fused projection needs 8.0 or later; leave 75 out or add --no-plugin"
         )
-
-
-def parse_capabilities(text: str) -> tuple[str, ...]:
-    """``80,89,120`` as ``("8.0", "8.9", "12.0")``, sorted and without repetition.
-
-    Raises:
-        UnsupportedError: It is no such list.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdecimal() and 2 <= len(part) <= 3 for part in parts):
-        raise UnsupportedError(f"--sm {text}: expected compute capabilities, as in --sm 80,89,120")
-    numbers = sorted({int(part) for part in parts})
-    return tuple(f"{number // 10}.{number % 10}" for number in numbers)

@@ -84,3 +84,16 @@ def engine_shapes(checkpoint: Checkpoint, request: BuildRequest) -> EngineShapes
 def _in_range(flag: str, value: int, limit: int, what: str) -> None:
     if not 1 <= value <= limit:
         raise UnsupportedError(f"{flag} {value}: choose 1 to {limit} {what}")
+
+
+def parse_capabilities(text: str) -> tuple[str, ...]:
+    """``80,89,120`` as ``("8.0", "8.9", "12.0")``, sorted and without repetition.
+
+    Raises:
+        UnsupportedError: It is no such list.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and 2 <= len(part) <= 3 for part in parts):
+        raise UnsupportedError(f"--sm {text}: expected compute capabilities, as in --sm 80,89,120")
+    numbers = sorted({int(part) for part in parts})
+    return tuple(f"{number // 10}.{number % 10}" for number in numbers)

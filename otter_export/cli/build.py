@@ -111,12 +111,15 @@ def _report(
             "nodes": plan.details.get("nodes"),
             "seconds": round(seconds, 3),
             "peak_memory_bytes": peak_memory(),
+            "builder_peak_memory_bytes": manifest.options.get("build_peak_memory_bytes"),
             **({"next_step": plan.details["next_step"]} if "next_step" in plan.details else {}),
         }
         click.echo(json.dumps(result))
         return
     nodes = [f"{plan.details['nodes']} nodes"] if "nodes" in plan.details else []
     memory = f"peak memory {human_bytes(peak_memory())}"
+    if manifest.options.get("build_peak_memory_bytes"):
+        memory += f", {human_bytes(manifest.options['build_peak_memory_bytes'])} in its builder"
     click.echo(f"{out}: " + ", ".join([human_bytes(size), *nodes, f"{seconds:.1f} s", memory]))
     if "next_step" in plan.details:
         click.echo(f"next: {plan.details['next_step']}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from otter_export import inspection
 from otter_export.cli.table import human_bytes, human_count, table
 from otter_export.config import Signal
 from otter_export.inspection import PARTS, CheckpointSummary, EngineSummary, Size, dtypes
-from otter_export.manifest import TensorSpec
+from otter_export.manifest import EngineManifest, TensorSpec
 
 
 @click.command()
@@ -95,18 +95,62 @@ def _engine(summary: EngineSummary) -> str:
         "BOS, EOS": f"{m.bos_token_id}, {', '.join(map(str, m.eos_token_ids)) or 'none'}",
         "builder": _pairs(m.builder),
         "source": _pairs(m.source),
-        "options": _pairs(m.options),
+        "options": _pairs({k: v for k, v in m.options.items() if k not in _TABLES}),
         "size": f"{human_bytes(total)} in {len(m.files)} files",
     }
-    files = [[file.path, human_bytes(file.size), file.sha256[:12]] for file in m.files]
     blocks = [
         _facts({name: text for name, text in facts.items() if text}),
         _signals(m.signals),
         table(list(_specs(m.inputs)), ["input", "dtype", "shape"]),
         table(list(_specs(m.outputs)), ["output", "dtype", "shape"]),
-        table(files, ["file", "size", "sha256"]),
+        *(show(m.options[name]) for name, show in _TABLES.items() if name in m.options),
+        table(list(_files(m)), ["file", "size", "sha256"]),
     ]
     return "\n\n".join(blocks)
+
+
+def _files(manifest: EngineManifest) -> Iterable[list[str]]:
+    """One row per file, and one for each folder of them."""
+    folders: dict[str, list[int]] = {}
+    for file in manifest.files:
+        folder, separator, _ = file.path.rpartition("/")
+        if separator:
+            folders.setdefault(folder, []).append(file.size)
+        else:
+            yield [file.path, human_bytes(file.size), file.sha256[:12]]
+    for folder, sizes in folders.items():
+        yield [f"{folder}/ ({len(sizes)} files)", human_bytes(sum(sizes)), ""]
+
+
+def _layers(counts: Any) -> str:
+    """A row per kind of layer; what a manifest of another release may hold is not assumed."""
+    rows = [[str(kind), str(count)] for kind, count in _items(counts)]
+    return table(rows, ["layer", "count"])
+
+
+def _profiles(profiles: Any) -> str:
+    """A row per optimisation profile: ``batch 1-8, step 1-512``."""
+    rows = []
+    for profile in profiles if isinstance(profiles, list) else []:
+        name, low, best, high = (_get(profile, key) for key in ("name", "min", "opt", "max"))
+        ranges = [
+            f"{size} {_get(low, size)}-{most} (best {_get(best, size)})"
+            for size, most in _items(high)
+        ]
+        rows.append([str(name), ", ".join(ranges)])
+    return table(rows, ["profile", "sizes"])
+
+
+def _items(data: Any) -> Iterable[tuple[str, Any]]:
+    return data.items() if isinstance(data, Mapping) else ()
+
+
+def _get(data: Any, key: str) -> Any:
+    return data.get(key, "?") if isinstance(data, Mapping) else "?"
+
+
+#: Options of ``engine.json`` that have a table of their own.
+_TABLES: dict[str, Callable[[Any], str]] = {"profiles": _profiles, "layers": _layers}
 
 
 def _specs(specs: Iterable[TensorSpec]) -> Iterable[list[str]]:
@@ -141,7 +185,7 @@ def _pairs(data: Mapping[str, Any]) -> str:
         if isinstance(value, Mapping):
             texts.append(f"{name} ({_pairs(value)})")
         else:
-            text = str(value)
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             texts.append(f"{name} {text[:12] if _is_hash(text) else text}")
     return ", ".join(texts)
 

@@ -367,6 +367,24 @@ BUILDS = [
     Case("out is the checkpoint", "build ckpt --out ckpt --force", "ckpt is not a directory with engine.json"),
     Case("no length", "build ckpt --out new --max-seq-len 0", "--max-seq-len 0: .* choose 1 to 128"),
     Case("longer than the base", "build ckpt --out new --max-seq-len 4096", "128 positions; choose 1 to 128"),
+    Case("option of another target", "build ckpt --out new --sm 80", "--sm is not an option of target onnx; it belongs to: trt"),
+    Case("option of no target", "build ckpt --out new --target trt --colour", "No such option.*--colour"),
+]  # fmt: skip
+
+_TRT = "build ckpt --out new --target trt"
+TENSORRT = [
+    Case("onnx's option", f"{_TRT} --ep cuda", "--ep is not an option of target trt; it belongs to: onnx"),
+    Case("no such precision", f"{_TRT} --precision fp32", "fp32 is not available for target trt; available: fp16, bf16, int8, int4"),
+    Case("no such builder", f"{_TRT} --builder trtexec", "--builder trtexec: .*known: auto, tensorrt-llm, tensorrt, tensorrt-rtx"),
+    Case("no sequences", f"{_TRT} --max-batch-size 0", "--max-batch-size 0: choose 1 to 1024"),
+    Case("no candidates", f"{_TRT} --max-candidates 0", "--max-candidates 0: choose 1 to 128 candidates"),
+    Case("more candidates than tokens", f"{_TRT} --max-candidates 129", "--max-candidates 129: choose 1 to 128"),
+    Case("no step", f"{_TRT} --max-step -1", "--max-step -1: choose 1 to 65536"),
+    Case("capacity beyond the base", f"{_TRT} --max-seq-len 129", "128 positions; choose 1 to 128"),
+    Case("capability in words", f"{_TRT} --sm ada", "--sm ada: expected compute capabilities, as in --sm 80,89,120"),
+    Case("capability with a dot", f"{_TRT} --sm 8.9", "--sm 8.9: expected compute capabilities"),
+    Case("size in words", f"{_TRT} --max-batch-size many", "'many' is not a valid integer"),
+    Case("not an engine of ours", "inspect engine", "capacity|malformed|options", fields(MANIFEST, target="trt", options=[])),
 ]  # fmt: skip
 
 CASES = {
@@ -378,4 +396,5 @@ CASES = {
     "generation": GENERATION,
     "training": TRAINING,
     "build": BUILDS,
+    "tensorrt": TENSORRT,
 }
