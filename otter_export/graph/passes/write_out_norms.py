@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from otter_export.graph.emit import Emitter
-from otter_export.graph.functions import DOMAIN
+from otter_export.graph.functions import DOMAIN, register_functions
 
 _FLOAT = ir.DataType.FLOAT
 #: Norm to the function of com.otter that computes its statistics in float32.
@@ -30,6 +30,8 @@ class WriteOutNorms(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the pass in place."""
         nodes = [n for n in model.graph if n.op_type in _STATISTICS]
+        if nodes:
+            register_functions(model)  # an unwidened base has none yet
         for node in nodes:
             _write_out(model.graph, node)
         return ir.passes.PassResult(model, modified=bool(nodes))
