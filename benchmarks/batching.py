@@ -1,11 +1,12 @@
 """Requests decoded together against one at a time: ratios in one run.
 
-    python benchmarks/batching.py ENGINE [--requests 16] [--tokens 24] [--repeats 3] [--json]
+    python benchmarks/batching.py ENGINE [--requests 16] [--tokens 24] [--threads 1] [--json]
 
 For each way of decoding, the requests go through a scheduler with a place for all; four of
 them also through one with a single place. The runs take turns, and the least of the repeats counts.
 The last column is what the arithmetic allows: the same ratio for bare forward passes of the same
-width, without prompts and without anything in Python. `benchmarks/serving.py` measures the server.
+width, without prompts and without anything in Python. With one thread, CPU time is counted instead
+of wall time, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ PROMPTS = (
     "The best thing about this place is",
     "My new phone",
 )
+#: Tells the seconds.
+Clock = Callable[[], float]
 #: Requests that are also decoded one at a time: each prompt once, each method as often as another.
 ALONE = 4
 GUIDED = ArgsGreedy(top_k=8, weight=4.0)
@@ -48,13 +51,21 @@ WORKLOADS: tuple[tuple[str, tuple[DecodingMethod, ...], int], ...] = (
 @click.option("--requests", "count", default=16, show_default=True)
 @click.option("--tokens", default=24, show_default=True)
 @click.option("--repeats", default=3, show_default=True)
+@click.option("--threads", type=int, help="[default: OMP_NUM_THREADS, else all cores]")
 @click.option("--only", help="The workload of this name alone.")
 @click.option("--json", "as_json", is_flag=True)
 def main(
-    directory: Path, count: int, tokens: int, repeats: int, only: str | None, as_json: bool
+    directory: Path,
+    count: int,
+    tokens: int,
+    repeats: int,
+    threads: int | None,
+    only: str | None,
+    as_json: bool,
 ) -> None:
     """Time COUNT requests on the engine in DIRECTORY, together and one at a time."""
-    engine = load_engine(directory)
+    engine = load_engine(directory, threads=threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
     rows: dict[str, dict[str, float]] = {}
     for name, methods, width in WORKLOADS:
         if only not in (None, name):
@@ -62,10 +73,10 @@ def main(
         made = requests(methods, count, tokens)
         best = fastest(
             {
-                "together": lambda made=made: decode(engine, made, count),  # type: ignore[misc]
-                "alone": lambda made=made: decode(engine, made[:ALONE], 1),  # type: ignore[misc]
-                "pass": lambda w=width: forward(engine, count, w),  # type: ignore[misc]
-                "single pass": lambda w=width: forward(engine, 1, w),  # type: ignore[misc]
+                "together": lambda made=made: decode(engine, made, count, clock),  # type: ignore[misc]
+                "alone": lambda made=made: decode(engine, made[:ALONE], 1, clock),  # type: ignore[misc]
+                "pass": lambda w=width: forward(engine, count, w, clock),  # type: ignore[misc]
+                "single pass": lambda w=width: forward(engine, 1, w, clock),  # type: ignore[misc]
             },
             repeats,
         )
@@ -101,7 +112,7 @@ def fastest(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, flo
     return best
 
 
-def decode(engine: Engine, made: list[Request], places: int) -> float:
+def decode(engine: Engine, made: list[Request], places: int, clock: Clock) -> float:
     """Seconds per generated token, prompts included."""
     scheduler = Scheduler(engine, Limits(max_batch_size=places))
     results: list[Result] = []
@@ -110,16 +121,16 @@ def decode(engine: Engine, made: list[Request], places: int) -> float:
         if isinstance(event, Result):
             results.append(event)
 
-    started = time.perf_counter()
+    started = clock()
     for request in made:
         scheduler.submit(request, on_event=take)
     while scheduler.step():
         pass
-    seconds = time.perf_counter() - started
+    seconds = clock() - started
     return seconds / sum(len(result.token_ids) for result in results)
 
 
-def forward(engine: Engine, batch: int, width: int, prefix: int = 24) -> float:
+def forward(engine: Engine, batch: int, width: int, clock: Clock, prefix: int = 24) -> float:
     """Seconds of one forward pass of ``width`` tokens each, behind ``prefix`` tokens; best of 3."""
     cache = engine.new_cache(batch)
     causal = np.broadcast_to(np.tri(prefix, dtype=np.bool_), (batch, prefix, prefix))
@@ -130,9 +141,9 @@ def forward(engine: Engine, batch: int, width: int, prefix: int = 24) -> float:
     inputs = np.ones((batch, width), np.int64), np.full((batch, width), prefix), tree
     best = float("inf")
     for _ in range(3):
-        started = time.perf_counter()
+        started = clock()
         engine.forward(cache, *inputs, width)
-        best = min(best, time.perf_counter() - started)
+        best = min(best, clock() - started)
     return best
 
 
