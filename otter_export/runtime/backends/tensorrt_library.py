@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import mmap
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from otter_export.errors import EngineError, MissingDependencyError, UnsupportedError
+from otter_export.errors import EngineError, MissingDependencyError
 from otter_export.manifest import EngineManifest, TensorSpec
 from otter_export.runtime.backends import in_place_contract as contract
 
@@ -50,16 +51,10 @@ def import_library(manifest: EngineManifest) -> Any:
     """The module that runs this engine, in the version that built it.
 
     Raises:
-        UnsupportedError: Another program runs it.
         MissingDependencyError: It is not installed.
         EngineError: Its version is another one, or the manifest names no builder.
     """
     builder = manifest.options.get("builder")
-    if builder == "tensorrt-llm":
-        raise UnsupportedError(
-            "this engine was built by TensorRT-LLM and runs in its own runtime, not here; see "
-            "docs/tensorrt_llm.md"
-        )
     if builder not in MODULES:
         raise EngineError(
             f"engine.json: option builder is {builder!r}; accepted: {', '.join(MODULES)}. Build "
@@ -127,9 +122,10 @@ def load_plan(directory: Path, manifest: EngineManifest, trt: Any) -> LoadedPlan
         register(trt, directory / PLUGIN_FOLDER)
     log = _logger(trt)
     runtime = trt.Runtime(log)
-    content = (directory / manifest.model_file).read_bytes()
-    _check_validity(manifest, trt, runtime, content)
-    engine = runtime.deserialize_cuda_engine(content)
+    # Mapped, not read: TensorRT copies the weights to the GPU, and the host needs no second copy.
+    with (directory / manifest.model_file).open("rb") as file, _mapped(file) as content:
+        _check_validity(manifest, trt, runtime, content)
+        engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         raise EngineError(
             f"{trt.__name__} cannot load {manifest.model_file}: {log.problem()}. Build the engine "
@@ -141,7 +137,19 @@ def load_plan(directory: Path, manifest: EngineManifest, trt: Any) -> LoadedPlan
     return LoadedPlan(trt, runtime, engine, log)
 
 
-def _check_validity(manifest: EngineManifest, trt: Any, runtime: Any, content: bytes) -> None:
+def _mapped(file: BinaryIO) -> mmap.mmap:
+    """A file as memory.
+
+    Raises:
+        EngineError: It is empty.
+    """
+    try:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError:
+        raise EngineError(f"{file.name} is empty: build the engine again") from None
+
+
+def _check_validity(manifest: EngineManifest, trt: Any, runtime: Any, content: mmap.mmap) -> None:
     """TensorRT-RTX knows from the header what is wrong, without loading."""
     if not hasattr(runtime, "get_engine_validity"):
         return

@@ -8,6 +8,7 @@ keeps the shapes and addresses of its capture, as a CUDA graph does.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import enum
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,10 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from otter_export.errors import EngineError
+from otter_export.manifest import EngineManifest
 from otter_export.runtime.backends.host_slots import HostSlots
 from otter_export.runtime.backends.slot_pool import SlotPool
+from tests.runtime.in_place.graphs import MAX_BATCH, MAX_CANDIDATES, MAX_STEP, Pair
 
 _NUMPY = {
     "tensor(float)": np.float32,
@@ -90,6 +93,16 @@ class FakeContext:
         return True
 
 
+class FakeConfig:
+    """How TensorRT-RTX makes a context."""
+
+    cuda_graph_strategy: Any = None
+    strategy: Any = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+
 class FakeTrtEngine:
     """A deserialised engine."""
 
@@ -105,6 +118,7 @@ class FakeTrtEngine:
         self.profiles = profiles
         self.device = device
         self.contexts: list[FakeContext] = []
+        self.configs: list[FakeConfig] = []
         self.plain_runs = 0
         self.fails = self.refuses_capture = self.out_of_memory = False
 
@@ -133,8 +147,14 @@ class FakeTrtEngine:
         low, high = self.profiles[index]
         return [(sizes[0], sizes[column]) for sizes in (low, high, high)]
 
-    def create_execution_context(self, strategy: Any) -> FakeContext | None:
-        assert strategy is Strategy.USER_MANAGED
+    def create_runtime_config(self) -> FakeConfig:
+        return FakeConfig()
+
+    def create_execution_context(self, how: Any) -> FakeContext | None:
+        if isinstance(how, FakeConfig):
+            self.configs.append(how)
+            how = how.strategy
+        assert how is Strategy.USER_MANAGED
         if self.out_of_memory:
             return None
         self.contexts.append(FakeContext(self))
@@ -235,8 +255,8 @@ class FakeTensorRT:
         self.engine: FakeTrtEngine | None = None
 
     def Runtime(self, log: Any) -> Any:
-        def deserialize_cuda_engine(content: bytes) -> FakeTrtEngine | None:
-            path = Path(content.decode(errors="replace"))
+        def deserialize_cuda_engine(content: Any) -> FakeTrtEngine | None:
+            path = Path(bytes(content).decode(errors="replace"))
             if "\0" in str(path) or not path.is_file():
                 for message in ("first: bad magic", "then: the rest"):
                     log.log(SimpleNamespace(name="ERROR"), message)
@@ -245,6 +265,27 @@ class FakeTensorRT:
             return self.engine
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize_cuda_engine)
+
+
+class FakeTensorRtRtx(FakeTensorRT):
+    """The same of TensorRT-RTX, which captures by itself."""
+
+    __name__ = "tensorrt_rtx"
+    __version__ = "1.7.1.116"
+    CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
+
+
+#: Of decoding, then of prompts.
+PROFILES = (
+    ((1, 1, 1), (MAX_BATCH, MAX_STEP, 1)),
+    ((1, 1, 1), (MAX_BATCH, MAX_CANDIDATES, MAX_CANDIDATES)),
+)
+
+
+def manifest_of(pair: Pair, **options: object) -> EngineManifest:
+    manifest = pair.in_place.manifest
+    built = {"builder": "tensorrt", "builder_version": "10.15.1", **manifest.options, **options}
+    return dataclasses.replace(manifest, model_file="rank0.engine", options=built)
 
 
 def bytes_at(address: int, size: int) -> npt.NDArray[np.uint8]:
