@@ -15,6 +15,7 @@ from otter_export.cli import main
 from otter_export.config import Signal
 from otter_export.errors import EngineError, OtterError, UnsupportedError
 from otter_export.manifest import EngineManifest
+from otter_export.runtime.load import load_engine
 from otter_export.safetensors_io import read_header
 from otter_export.targets import Availability
 from tests import tiny
@@ -185,6 +186,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert command.startswith("trtllm-build ") and command in capsys.readouterr().out
     header = read_header(engine / "checkpoint/rank0.safetensors")
     assert {info.dtype for info in header.values()} == {"F16"}
+    with pytest.raises(UnsupportedError, match="runs in TensorRT-LLM's own runtime, not here"):
+        load_engine(engine)
 
 
 def test_a_big_base_is_planned_from_headers_alone(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from otter_export.converters.trtllm import TARGET, plan_directory
 from otter_export.converters.trtllm_directory import hub_shards, write_shards
 from otter_export.errors import OtterError, UnsupportedError
 from otter_export.manifest import EngineManifest
+from otter_export.runtime.load import load_engine
 from otter_export.safetensors_io import TensorStore, from_float32
 from otter_export.targets import BuildRequest
 from tests import tiny
@@ -136,3 +137,5 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert caught.value.code == 0
     assert "trtllm-serve DIR --custom_module_dirs DIR/otter_trtllm" in capsys.readouterr().out
     assert EngineManifest.load(model).precision == "bf16"
+    with pytest.raises(UnsupportedError, match=r"own runtime \(in it: .*client\), not here"):
+        load_engine(model)

@@ -15,6 +15,7 @@ Loader = Callable[[Path, EngineManifest, str, int | None], Engine]
 BACKENDS: Registry[Loader] = Registry("backend for target")
 BACKENDS.register("onnx", "otter_export.runtime.backends.onnxruntime:load")
 BACKENDS.register("trt", "otter_export.runtime.backends.tensorrt:load")
+BACKENDS.register("trtllm", "otter_export.runtime.backends.tensorrt_llm:load")
 
 #: ``(directory, provider, threads) -> Engine``.
 CheckpointLoader = Callable[[Path, str | None, int | None], Engine]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from otter_export.errors import EngineError
 from otter_export.manifest import EngineManifest
+from otter_export.runtime.backends import tensorrt_llm
 from otter_export.runtime.backends.device import open_device
 from otter_export.runtime.backends.in_place import InPlaceEngine
 from otter_export.runtime.backends.in_place_contract import Limits
@@ -37,6 +38,8 @@ def load(
         MissingDependencyError: TensorRT, or a library for the GPU's memory, is not installed.
         UnsupportedError: The engine is of TensorRT-LLM.
     """
+    if manifest.options.get("builder") == tensorrt_llm.BUILDER:
+        tensorrt_llm.load(directory, manifest, provider, threads)
     Limits.of(manifest)
     if provider == "cpu":
         return _load_graph(directory, manifest, threads)
