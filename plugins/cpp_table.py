@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from otter_export.plugins.cubin_index import Cubin, CubinIndex
 
 FILE_NAME = "otter_linear_table.inc"
 _TYPES = {"float16": "kFloat16", "bfloat16": "kBFloat16"}
 
 
-def write_table(index: CubinIndex) -> None:
-    """Write ``otter_linear_table.inc`` beside the index: one macro call for each kernel."""
+def write_table(index: CubinIndex, directory: Path) -> None:
+    """Write ``directory/otter_linear_table.inc``: one macro call for each kernel."""
     lines = [
         "// Written by otter_export.plugins.cubins; read by plugins/cpp/otter_linear_launch.cpp."
     ]
     lines += [_line(number, cubin) for number, cubin in enumerate(index.cubins)]
-    (index.directory / FILE_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (directory / FILE_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _line(number: int, cubin: Cubin) -> str:

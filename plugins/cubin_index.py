@@ -34,6 +34,7 @@ ARGUMENTS = (
     *((name, 8) for name in ("x", "x_channel", "weight", "from_base", "from_channel")),
     *((name, 8) for name in ("bias", "bias_channel", "y", "y_channel")),
     *((name, 4) for name in ("rows", "base_in", "channel_in", "base_out", "channel_out")),
+    *((name, 4) for name in ("x_stride", "x_channel_stride", "y_stride", "y_channel_stride")),
     ("has_bias", 4),
     ("global_scratch", 8),
     ("profile_scratch", 8),

@@ -33,6 +33,8 @@ COMPUTE_CAPABILITIES = (80, 86, 89, 90, 120)
 #: All that exist and have what the kernel uses: bfloat16 matrix instructions and asynchronous
 #: copies, which came with 8.0. Any other number would end the process within LLVM.
 POSSIBLE_CAPABILITIES = (80, 86, 87, 89, 90, 100, 103, 120, 121)
+#: Arguments that are multiples of 16 bytes if x, x', W, A and B are aligned.
+_ALIGNED_SIZES = ("base_in", "channel_in", "x_stride", "x_channel_stride")
 _TRITON_TYPES = {"float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -163,7 +165,7 @@ def compile_kernel(compute_capability: int, dtype: str, tile: Tile, *, aligned: 
         signature[name] = f"*{_TRITON_TYPES[dtype]}" if size == 8 else "i32"
         if aligned and size == 8:
             hints[(position,)] = [["tt.divisibility", 16]]  # bytes
-        elif aligned and name in ("base_in", "channel_in"):
+        elif aligned and name in _ALIGNED_SIZES:
             hints[(position,)] = [["tt.divisibility", 8]]  # values, of 2 bytes
     constants = {"ROWS": tile.rows, "OUTS": tile.outs, "INS": tile.ins}
     signature |= dict.fromkeys(constants, "constexpr")
@@ -219,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tqdm(total=total, unit="kernel", desc="compile", file=sys.stderr) as bar,
         ):
             index = build_cubins(directory, capabilities, bar.update, dtypes)
-            write_table(index)
+            write_table(index, directory)
     except OtterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Sequence
 
@@ -56,14 +57,13 @@ class LoadedKernels:
         aligned = widths.aligned and all(pointer % 16 == 0 for pointer in pointers)
         kernels = self._kernels[aligned] or self._kernels[False]
         tile = choose_tile(rows, widths, self._device.multiprocessors, kernels)
+        sizes = dataclasses.astuple(widths)
         self._driver.launch(
             kernels[tile],
             grid(tile, rows, widths),
             pointers,
-            (
-                *(rows, widths.base_in, widths.channel_in, widths.base_out, widths.channel_out),
-                int(pointers[5] != 0),
-            ),
+            # TensorRT's tensors are dense: rows are as far apart as they are wide.
+            (rows, *sizes, *sizes, int(pointers[5] != 0)),
             stream,
         )
 

@@ -59,7 +59,7 @@ def _add_product(total, x, weight, row_inside, out_inside, width, INS: tl.conste
 # A just-in-time launch would compile anew for a row count of 1, of a multiple of 16, and other.
 @triton.jit(do_not_specialize=["rows", "has_bias"])
 def otter_linear(
-    x,  # [rows, base_in]
+    x,  # [rows, base_in], the rows x_stride apart; likewise x_channel, y and y_channel
     x_channel,  # [rows, channel_in]
     weight,  # W [base_out, base_in]
     from_base,  # A [channel_out, base_in]
@@ -73,17 +73,22 @@ def otter_linear(
     channel_in,
     base_out,
     channel_out,
+    x_stride,
+    x_channel_stride,
+    y_stride,
+    y_channel_stride,
     has_bias,  # 0 or 1
     ROWS: tl.constexpr,
     OUTS: tl.constexpr,
     INS: tl.constexpr,
 ):
-    """One tile of y or of y'. All tensors are dense and of one type, float16 or bfloat16."""
+    """One tile of y or of y'. All tensors are float16 or all are bfloat16; weights are dense."""
     tile = tl.program_id(0)
     channel_tiles = tl.cdiv(channel_out, OUTS)
     is_channel = tile < channel_tiles
     if is_channel:
-        weight, bias, y, width_out = from_base, bias_channel, y_channel, channel_out
+        weight, bias, width_out = from_base, bias_channel, channel_out
+        y, y_stride = y_channel, y_channel_stride
     else:
         tile -= channel_tiles
         width_out = base_out
@@ -96,12 +101,12 @@ def otter_linear(
 
     total = tl.zeros((ROWS, OUTS), dtype=tl.float32)
     total = _add_product(
-        total, x + row * base_in, weight + out * base_in, row_inside, out_inside, base_in, INS
+        total, x + row * x_stride, weight + out * base_in, row_inside, out_inside, base_in, INS
     )
     if is_channel:
         total = _add_product(
             total,
-            x_channel + row * channel_in,
+            x_channel + row * x_channel_stride,
             from_channel + out * channel_in,
             row_inside,
             out_inside,
@@ -112,7 +117,7 @@ def otter_linear(
     bias_inside = out < width_out * has_bias
     total += tl.load(bias + out, mask=bias_inside, other=0.0).to(tl.float32)[None, :]
     tl.store(
-        y + row[:, None] * width_out + out[None, :],
+        y + row[:, None] * y_stride + out[None, :],
         total.to(y.dtype.element_ty),
         mask=row_inside[:, None] & out_inside[None, :],
     )
@@ -131,7 +136,8 @@ def launch(
 
     Args:
         tile: Tile sizes; any tile is correct for any shape.
-        x: ``[rows, base_in]``, float16 or bfloat16, like all others; dense.
+        x: ``[rows, base_in]``, float16 or bfloat16, like all others. Rows of x, x_channel, y and
+            y_channel may lie apart, as in a slice of columns; weights and biases are dense.
         x_channel: ``[rows, channel_in]``.
         weights: W ``[base_out, base_in]``, A ``[channel_out, base_in]`` and B ``[channel_out,
             channel_in]``.
@@ -145,7 +151,9 @@ def launch(
     widths = Widths(base_in, x_channel.shape[1], weight.shape[0], from_base.shape[0])
     otter_linear[grid(tile, rows, widths)](
         *(x, x_channel, weight, from_base, from_channel, bias, bias_channel, y, y_channel),
-        *(rows, *dataclasses.astuple(widths), int(biases is not None)),
+        *(rows, *dataclasses.astuple(widths)),
+        *(tensor.stride(0) for tensor in (x, x_channel, y, y_channel)),
+        int(biases is not None),
         ROWS=tile.rows,
         OUTS=tile.outs,
         INS=tile.ins,

@@ -1,8 +1,8 @@
-"""The fused projection as the PyTorch operator ``otter::linear``, and the reference on top of it.
+"""The fused projection as a PyTorch operator, and the torch reference on top of it.
 
-Importing this module registers the operator: on CUDA the Triton kernel, compiled when a shape is
-first met (so warm up before capturing a CUDA graph), elsewhere plain PyTorch. It has no gradient:
-it is for inference.
+Importing this module registers ``otter::linear`` and ``otter::linear_joined``. On CUDA they launch
+the Triton kernel, compiled when a shape is first met (so warm up before capturing a CUDA graph);
+elsewhere they are plain PyTorch. They have no gradient: they are for inference.
 """
 
 from __future__ import annotations
@@ -79,32 +79,99 @@ def _(
     bias: Tensor | None,
     bias_channel: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    # Imported late: without a GPU the operator works where Triton is not installed.
-    from otter_export.plugins.otter_linear import launch
+    y = x.new_empty(*x.shape[:-1], weight.shape[0])
+    y_channel = x.new_empty(*x.shape[:-1], from_base.shape[0])
+    weights, biases = (weight, from_base, from_channel), (bias, bias_channel)
+    _launch(_rows(x), _rows(x_channel), weights, biases, _rows(y), _rows(y_channel))
+    return y, y_channel
 
-    given = (x, x_channel, weight, from_base, from_channel, bias, bias_channel)
-    dtypes = {str(tensor.dtype) for tensor in given if tensor is not None}
+
+@torch.library.custom_op("otter::linear_joined", mutates_args=())
+def linear_joined(
+    state: Tensor,
+    weight: Tensor,
+    from_base: Tensor,
+    from_channel: Tensor,
+    bias: Tensor | None,
+    bias_channel: Tensor | None,
+) -> Tensor:
+    """`linear` on states that lie in one tensor: ``[.., in + in']`` to ``[.., out + out']``.
+
+    On CUDA nothing is copied: the kernel reads and writes columns of the joined tensors.
+    """
+    x, x_channel = split_state(state, weight.shape[1])
+    parts = linear(x, x_channel, weight, from_base, from_channel, bias, bias_channel)
+    return torch.cat(parts, dim=-1)
+
+
+@linear_joined.register_fake
+def _(
+    state: Tensor,
+    weight: Tensor,
+    from_base: Tensor,
+    from_channel: Tensor,
+    bias: Tensor | None,
+    bias_channel: Tensor | None,
+) -> Tensor:
+    return state.new_empty(*state.shape[:-1], weight.shape[0] + from_base.shape[0])
+
+
+@linear_joined.register_kernel("cuda")
+def _(
+    state: Tensor,
+    weight: Tensor,
+    from_base: Tensor,
+    from_channel: Tensor,
+    bias: Tensor | None,
+    bias_channel: Tensor | None,
+) -> Tensor:
+    out = state.new_empty(*state.shape[:-1], weight.shape[0] + from_base.shape[0])
+    x, x_channel = torch.split(_rows(state), [weight.shape[1], from_channel.shape[1]], dim=1)
+    y, y_channel = torch.split(_rows(out), [weight.shape[0], from_base.shape[0]], dim=1)
+    weights, biases = (weight, from_base, from_channel), (bias, bias_channel)
+    _launch(x, x_channel, weights, biases, y, y_channel)
+    return out
+
+
+def _rows(x: Tensor) -> Tensor:
+    """``[.., n]`` as ``[rows, n]``, copied only if a row is not dense."""
+    return (x if x.stride(-1) == 1 else x.contiguous()).reshape(-1, x.shape[-1])
+
+
+def _launch(
+    x: Tensor,
+    x_channel: Tensor,
+    weights: tuple[Tensor, Tensor, Tensor],
+    biases: tuple[Tensor | None, Tensor | None],
+    y: Tensor,
+    y_channel: Tensor,
+) -> None:
+    """Check the types and launch the kernel; all of x, x_channel, y and y_channel are matrices."""
+    present = [bias.contiguous() for bias in biases if bias is not None]
+    dtypes = {str(tensor.dtype) for tensor in (x, x_channel, *weights, *present)}
     if x.dtype not in KERNEL_DTYPES or len(dtypes) > 1:  # the kernel would misread the bytes
         raise TypeError(
-            f"otter::linear on CUDA takes tensors of one type, float16 or bfloat16; got "
+            "the fused projection on CUDA takes tensors of one type, float16 or bfloat16; got "
             f"{', '.join(sorted(dtypes))}"
         )
-    leading = x.shape[:-1]
-    rows, rows_channel = x.reshape(-1, x.shape[-1]), x_channel.reshape(-1, x_channel.shape[-1])
-    y = x.new_empty(rows.shape[0], weight.shape[0])
-    y_channel = x.new_empty(rows.shape[0], from_base.shape[0])
-    if rows.shape[0] > 0:
-        widths = Widths(rows.shape[1], rows_channel.shape[1], y.shape[1], y_channel.shape[1])
-        tile = choose_tile(rows.shape[0], widths, _multiprocessors(x.device), TILES)
-        biases = None
-        if bias is not None and bias_channel is not None:
-            biases = (bias.contiguous(), bias_channel.contiguous())
-        weights = (weight.contiguous(), from_base.contiguous(), from_channel.contiguous())
-        with torch.cuda.device(x.device):  # Triton launches on the current device
-            launch(
-                tile, rows.contiguous(), rows_channel.contiguous(), weights, biases, y, y_channel
-            )
-    return y.view(*leading, y.shape[1]), y_channel.view(*leading, y_channel.shape[1])
+    if x.shape[0] == 0:
+        return
+    # Imported late: without a GPU the operators work where Triton is not installed.
+    from otter_export.plugins.otter_linear import launch
+
+    widths = Widths(x.shape[1], x_channel.shape[1], y.shape[1], y_channel.shape[1])
+    tile = choose_tile(x.shape[0], widths, _multiprocessors(x.device), TILES)
+    weight, from_base, from_channel = (tensor.contiguous() for tensor in weights)
+    with torch.cuda.device(x.device):  # Triton launches on the current device
+        launch(
+            tile,
+            x,
+            x_channel,
+            (weight, from_base, from_channel),
+            (present[0], present[1]) if len(present) == 2 else None,
+            y,
+            y_channel,
+        )
 
 
 @functools.cache
@@ -113,7 +180,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 class FusedProjection(WidenedProjection):
-    """A `WidenedProjection` that computes both streams by ``otter::linear``.
+    """A `WidenedProjection` that computes both streams by ``otter::linear_joined``.
 
     Same parameters and names. With gradients on, or in types that the kernel does not have, it
     computes as its base class does.
@@ -124,13 +191,15 @@ class FusedProjection(WidenedProjection):
         is_of_one_type = x.dtype == self.weight.dtype == self.otter.from_base.dtype
         if torch.is_grad_enabled() or x.dtype not in KERNEL_DTYPES or not is_of_one_type:
             return super().forward(x)
-        base, channel = split_state(x, self.widths.base_in)
-        inserted = (self.otter.from_base, self.otter.from_channel, self.bias, self.otter.bias)
-        return torch.cat(linear(base, channel, self.weight, *inserted), dim=-1)
+        inserted = self.otter
+        out: Tensor = linear_joined(
+            *(x, self.weight, inserted.from_base, inserted.from_channel, self.bias, inserted.bias)
+        )
+        return out
 
 
 def use_fused_projections(model: nn.Module) -> int:
-    """Let every projection of the torch reference that can be fused use ``otter::linear``.
+    """Let every projection of the torch reference that can be fused use ``otter::linear_joined``.
 
     Those are the ones with weights ``[out, in]`` (nn.Linear). GPT-2's Conv1D keeps its weights
     transposed and stays as it is.

@@ -152,8 +152,11 @@ CUresult LoadedKernels::launch(std::int64_t rows, Widths const& widths, Pointers
     // The kernel's arguments, then two pointers to scratch memory of Triton's own: null, because
     // this kernel uses none.
     Pointers values = pointers;
-    std::int32_t integers[] = {static_cast<std::int32_t>(rows), widths.baseIn, widths.channelIn,
-                               widths.baseOut, widths.channelOut, pointers[5] != nullptr};
+    // TensorRT's tensors are dense: rows are as far apart as they are wide.
+    std::int32_t integers[] = {static_cast<std::int32_t>(rows),
+                               widths.baseIn, widths.channelIn, widths.baseOut, widths.channelOut,
+                               widths.baseIn, widths.channelIn, widths.baseOut, widths.channelOut,
+                               pointers[5] != nullptr};
     void const* scratch = nullptr;
     std::vector<void*> arguments;
     for (void const*& value : values) {

@@ -12,7 +12,7 @@
 
 typedef int Result;
 #define POINTERS 9
-#define INTEGERS 6
+#define INTEGERS 10
 #define SCRATCH 2
 
 static long setting(char const* name, long fallback) {

@@ -32,7 +32,7 @@ def test_a_launch_passes_every_argument(stub: StubDriver, cubins: CubinIndex) ->
     (call,) = stub.calls("launch")
     tile = choose_tile(5, WIDTHS, 132, TILES)
     assert call["pointers"] == list(POINTERS)
-    assert call["integers"] == [5, 576, 64, 1536, 192, 1]
+    assert call["integers"] == [5, *2 * [576, 64, 1536, 192], 1]
     assert call["scratch"] == [0, 0]
     assert call["grid"] == [*grid(tile, 5, WIDTHS), 1]
     assert call["block"] == [32 * tile.warps, 1, 1]

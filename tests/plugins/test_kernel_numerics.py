@@ -49,12 +49,15 @@ def run() -> Iterator[Run]:
     process.wait(timeout=30)
 
 
-def _check(run: Run, shape: tuple[int, ...], tile: Tile, dtype: str, *, bias: bool) -> None:
+def _check(
+    run: Run, shape: tuple[int, ...], tile: Tile, dtype: str, *, bias: bool, gap: int = 0
+) -> None:
     case = {
         "shape": shape,
         "tile": dataclasses.asdict(tile),
         "dtype": dtype,
         "bias": bias,
+        "gap": gap,
         "seed": sum(shape),
     }
     result = run(case)
@@ -90,6 +93,12 @@ def test_odd_widths_and_many_rows(run: Run, shape: tuple[int, ...], bias: bool, 
     _check(run, shape, UNALIGNED_TILES[0], dtype, bias=bias)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_lie_apart(run: Run, dtype: str) -> None:
+    # As in the torch reference, where x and x' are columns of one tensor.
+    _check(run, (18, 48, 16, 40, 24), TILES[0], dtype, bias=True, gap=5)
+
+
 def test_a_real_layer(run: Run) -> None:
     # SmolLM2-135M's key projection: d = 576, d' = 64, 3 heads of 64, and 1 of the channel.
     _check(run, (8, 576, 64, 192, 64), TILES[1], "float16", bias=False)
@@ -101,9 +110,10 @@ def test_a_real_layer(run: Run) -> None:
     tile=st.sampled_from(ALL_TILES),
     dtype=st.sampled_from(DTYPES),
     bias=st.booleans(),
+    gap=st.sampled_from([0, 3, 64]),
 )
 @settings(max_examples=30)
 def test_any_shape(
-    run: Run, rows: int, widths: tuple[int, ...], tile: Tile, dtype: str, bias: bool
+    run: Run, rows: int, widths: tuple[int, ...], tile: Tile, dtype: str, bias: bool, gap: int
 ) -> None:
-    _check(run, (rows, *widths), tile, dtype, bias=bias)
+    _check(run, (rows, *widths), tile, dtype, bias=bias, gap=gap)

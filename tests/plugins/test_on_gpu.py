@@ -15,7 +15,7 @@ from benchmarks.gpu.forms import Tensors, draw, error
 from otter_export.plugins.cuda_driver import CudaDriver
 from otter_export.plugins.loaded_kernels import LoadedKernels
 from otter_export.plugins.tiles import TILES, UNALIGNED_TILES, Tile, Widths
-from otter_export.plugins.torch_op import linear
+from otter_export.plugins.torch_op import linear, linear_joined
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,6 +39,15 @@ def _linear(t: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
 def test_operator(rows: int, widths: Widths, dtype: str) -> None:
     tensors = draw(widths, rows, getattr(torch, dtype), "cuda")
     assert error(_linear(tensors), tensors) <= 1
+
+
+def test_joined_operator() -> None:
+    # The same kernel on the same values; nothing is copied, and the base's row lies before x'.
+    for rows, widths in SHAPES:
+        t = draw(widths, rows, torch.bfloat16, "cuda")
+        weights = (t.weight, t.from_base, t.from_channel)
+        joined = linear_joined(torch.cat((t.x, t.x_channel), dim=1), *weights, None, None)
+        assert error(joined.split((widths.base_out, widths.channel_out), dim=1), t) <= 1
 
 
 @pytest.mark.parametrize("tile", [*TILES, *UNALIGNED_TILES], ids=lambda tile: str(tile.name))

@@ -88,3 +88,13 @@ def test_a_missing_index_is_one_error(tmp_path: Path) -> None:
 
     with pytest.raises(EngineError, match=r"otter_linear\.json does not exist"):
         register(None, tmp_path)
+
+
+def test_a_device_that_runs_engines_needs_no_compiler() -> None:
+    heavy = ("torch", "triton", "onnx", "tensorrt", "tensorrt_rtx", "cuda")
+    code = (
+        "import sys, otter_export.plugins.tensorrt\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

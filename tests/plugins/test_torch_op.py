@@ -10,7 +10,12 @@ import torch
 from otter_export.checkpoint import Checkpoint
 from otter_export.modeling.layers import WidenedProjection
 from otter_export.modeling.otter_model import load_reference
-from otter_export.plugins.torch_op import FusedProjection, linear, use_fused_projections
+from otter_export.plugins.torch_op import (
+    FusedProjection,
+    linear,
+    linear_joined,
+    use_fused_projections,
+)
 
 
 def _arguments(dtype: torch.dtype, *, bias: bool) -> tuple[torch.Tensor | None, ...]:
@@ -44,6 +49,15 @@ def test_operator(dtype: torch.dtype, bias: bool) -> None:
     # One rounding; 41 additions in float32 are far below it, except in float32 itself.
     tolerance = rounding * exact.abs() + 50 * 2.0**-24 * exact.abs().max()
     assert ((y_channel.double() - exact).abs() <= tolerance).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_joined_operator_equals_the_other(dtype: torch.dtype) -> None:
+    x, x_channel, *rest = _arguments(dtype, bias=True)
+    state = torch.cat((x, x_channel), dim=-1)
+    torch.library.opcheck(linear_joined, (state, *rest))
+    y, y_channel = linear(x, x_channel, *rest)
+    assert torch.equal(linear_joined(state, *rest), torch.cat((y, y_channel), dim=-1))
 
 
 def test_shapes_without_values() -> None:
