@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.graph.pipeline import PRECISIONS, Lowering, onnxruntime_passes
+from otter_export.graph.pipeline import (
+    PRECISIONS,
+    TENSORRT_PRECISIONS,
+    Lowering,
+    TensorRtForm,
+    onnxruntime_passes,
+    tensorrt_passes,
+)
 from otter_export.graph.rules import RULES
 from otter_export.targets import TARGETS
 from tests import tiny
@@ -20,7 +27,9 @@ from tests.graph import test_rules
 
 #: Passes of onnx_ir itself, which tests them; here they run in every build.
 FOREIGN = {
+    "CommonSubexpressionEliminationPass",
     "InlinePass",
+    "LiftConstantsToInitializersPass",
     "RemoveUnusedNodesPass",
     "RemoveUnusedFunctionsPass",
     "RemoveUnusedOpsetsPass",
@@ -42,6 +51,13 @@ def test_every_pass_of_every_pipeline_has_its_tests(checkpoints: dict[str, Check
         for precision in precisions
         for one in onnxruntime_passes(checkpoint.base, Lowering(precision, provider))
     }
+    used |= {
+        type(one).__name__
+        for checkpoint in checkpoints.values()
+        for precision in TENSORRT_PRECISIONS
+        for plugin in (False, True)
+        for one in tensorrt_passes(checkpoint.base, TensorRtForm(32, precision, plugin))
+    }
     text = "".join(path.read_text() for path in TESTS.glob("test_*_passes.py"))
     tested = set(re.findall(r"(\w+)\([^()]*(?:\([^()]*\))?[^()]*\)\(", text))
     assert used - FOREIGN <= tested
@@ -56,14 +72,20 @@ def test_every_pass_file_is_in_a_pipeline() -> None:
 
 
 def test_every_family_target_and_precision_is_built_and_compared() -> None:
-    """Names what tests/converters builds; see there."""
-    from tests.converters import test_cuda_form, test_parity, test_precision
+    """Names what tests/converters and test_tensorrt_*.py build; see there.
 
-    assert set(TARGETS) == {"onnx"}
+    ``trtllm`` writes no graph: tests/tensorrt_llm.
+    """
+    from tests.converters import test_cuda_form, test_parity, test_precision
+    from tests.graph import test_tensorrt_parser, test_tensorrt_precisions
+
+    assert set(TARGETS) == {"onnx", "trt", "trtllm"}
     assert {case.family for case in test_parity.CASES} == set(tiny.CONFIGS)
     built = {("cpu", "fp32"), *(("cpu", p) for p in test_precision.PRECISIONS)}
     built |= {("cuda", p) for p in test_cuda_form.PRECISIONS}
     assert built == {(ep, p) for ep, precisions in PRECISIONS.items() for p in precisions}
+    assert {*test_tensorrt_precisions.STORED, "fp16", "bf16"} == set(TENSORRT_PRECISIONS)
+    assert set(test_tensorrt_parser.PRECISIONS) == set(TENSORRT_PRECISIONS)
 
 
 @pytest.mark.parametrize("op", list(RULES))

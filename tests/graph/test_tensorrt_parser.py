@@ -1,0 +1,126 @@
+"""L2: TensorRT-RTX's own parser reads the file: every family, every precision, plugin or plain.
+
+No GPU is needed to parse; building and running are tested elsewhere. Skipped where the package
+tensorrt_rtx is absent.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otter_export.checkpoint import Checkpoint
+from otter_export.converters.onnx import save_model
+from otter_export.converters.tensorrt_graph import tensorrt_graph
+from otter_export.graph.pipeline import TENSORRT_PRECISIONS, TensorRtForm
+from tests import tiny
+
+PRECISIONS = TENSORRT_PRECISIONS
+CAPACITY = 48
+FORMS = [(precision, False) for precision in PRECISIONS] + [("fp16", True), ("bf16", True)]
+_TYPES = {"fp16": "HALF", "bf16": "BF16", "int8": "HALF", "int4": "HALF"}
+
+Reports = dict[tuple[str, str, bool], Any]
+
+
+@pytest.fixture(scope="module")
+def reports(
+    checkpoints: dict[str, Checkpoint], tmp_path_factory: pytest.TempPathFactory
+) -> Reports:
+    """One process for all plain files, one for those with the plugin."""
+    libraries = importlib.util.find_spec("tensorrt_rtx_libs")
+    if importlib.util.find_spec("tensorrt_rtx") is None or libraries is None:
+        pytest.skip("the package tensorrt_rtx is not installed")
+    root: Path = tmp_path_factory.mktemp("parser")
+    # The parser opens the library by its unversioned name, which the wheel does not have.
+    folder = Path(next(iter(libraries.submodule_search_locations or [])))
+    (root / "libtensorrt_rtx.so").symlink_to(folder / "libtensorrt_rtx.so.1")
+    found: Reports = {}
+    for plugin in (False, True):
+        files = {}
+        for family, checkpoint in checkpoints.items():
+            for precision in [p for p, with_plugin in FORMS if with_plugin == plugin]:
+                directory = root / f"{family}-{precision}-{plugin}"
+                directory.mkdir()
+                save_model(
+                    tensorrt_graph(checkpoint, TensorRtForm(CAPACITY, precision, plugin)), directory
+                )
+                files[family, precision, plugin] = str(directory / "model.onnx")
+        script = str(Path(__file__).with_name("parse_networks.py"))
+        command = [sys.executable, script, *(["--plugin"] if plugin else []), *files.values()]
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(root)}
+        output = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
+        assert output.returncode == 0, output.stderr[-2000:]
+        lines = [json.loads(line) for line in output.stdout.splitlines() if line.startswith("{")]
+        found |= dict(zip(files, lines, strict=True))
+    return found
+
+
+@pytest.mark.parametrize("family", list(tiny.CONFIGS))
+@pytest.mark.parametrize(("precision", "plugin"), FORMS)
+def test_the_parser_makes_the_layers_that_are_meant(
+    family: str, precision: str, plugin: bool, checkpoints: dict[str, Checkpoint], reports: Reports
+) -> None:
+    report = reports[family, precision, plugin]
+    assert report["parsed"] and not report["errors"]
+    base = checkpoints[family].base
+    layers, projections = report["layers"], len(base.sites.projections)
+    attentions = 2 * base.dimensions.num_hidden_layers
+    assert layers["KV_CACHE_UPDATE"] == 2 * attentions
+    assert layers["ATTENTION_INPUT"] == layers["ATTENTION_OUTPUT"] == attentions
+    assert layers.get("ROTARY_EMBEDDING", 0) == (0 if family == "gpt2" else 2 * attentions)
+    assert layers.get("PLUGIN_V3", 0) == (projections if plugin else 0)
+    coded = projections + 1 if precision in ("int8", "int4") else 0
+    assert layers.get("DEQUANTIZE", 0) == coded
+    embeddings = len(base.sites.embeddings)
+    # Embedding projections, the head, two signals; each plain projection has three products.
+    plain = embeddings + 3
+    assert layers["MATRIX_MULTIPLY"] == plain + (0 if plugin else 3 * projections)
+    # Norm statistics: one reduction for both streams (two where there is a mean), in float32.
+    assert report["reduced"] == ["FLOAT"]
+    norms = len(base.sites.norms)
+    assert layers["REDUCE"] == norms * (2 if family == "gpt2" else 1)
+    assert "NORMALIZATION" not in layers
+
+
+@pytest.mark.parametrize("family", list(tiny.CONFIGS))
+@pytest.mark.parametrize(("precision", "plugin"), FORMS)
+def test_the_network_has_the_inputs_and_outputs_of_the_contract(
+    family: str, precision: str, plugin: bool, checkpoints: dict[str, Checkpoint], reports: Reports
+) -> None:
+    report, half = reports[family, precision, plugin], _TYPES[precision]
+    checkpoint = checkpoints[family]
+    base, config = checkpoint.base.dimensions, checkpoint.config
+    inputs = {
+        "input_ids": ["INT64", [-1, -1]],
+        "position_ids": ["INT64", [-1, -1]],
+        "attention_mask": ["BOOL", [-1, 1, -1, CAPACITY]],
+        "write_indices": ["INT64", [-1]],
+        "kept_rows": ["INT64", [-1, -1]],
+    }
+    outputs = {
+        "logits": ["FLOAT", [-1, -1, base.vocab_size]],
+        "reward": ["FLOAT", [-1, -1]],
+        "next": ["FLOAT", [-1, -1, base.vocab_size]],
+    }
+    kinds = (
+        ("past_key_values", "present", base.num_key_value_heads, base.head_dim),
+        ("otter_key_values", "otter_present", config.num_key_value_heads, config.head_dim),
+    )
+    for past, present, heads, size in kinds:
+        for layer in range(base.num_hidden_layers):
+            for part in ("key", "value"):
+                cache = [half, [-1, heads, CAPACITY, size]]
+                inputs[f"{past}.{layer}.{part}"] = cache
+                outputs[f"{present}.{layer}.{part}"] = cache
+    assert report["inputs"] == inputs
+    assert report["outputs"] == outputs
