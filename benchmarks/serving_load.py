@@ -94,9 +94,7 @@ async def run(client: AsyncClient, requests: Sequence[dict[str, Any]], concurren
             timings.append(await measure(client, waiting.pop()))
 
     started = time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for _ in range(concurrency):
-            group.create_task(one_client())
+    await asyncio.gather(*(one_client() for _ in range(concurrency)))
     return Load(concurrency, tuple(timings), time.perf_counter() - started)
 
 

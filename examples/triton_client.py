@@ -142,9 +142,15 @@ def stream_http(
         if reply.status != 200:
             raise ServerError(_message(reply.read()))
         # Server-sent events: lines "data: {...}", empty lines between them.
+        finished = False
         for line in reply:
             if line.startswith(b"data:"):
-                yield _checked(line.removeprefix(b"data:"))
+                response = _checked(line.removeprefix(b"data:"))
+                finished = bool(response.get("finish_reason"))
+                yield response
+        # A connection that breaks looks like the end of the text.
+        if not finished:
+            raise ServerError("the stream broke off before its end")
 
 
 def generate(

@@ -18,7 +18,7 @@ from examples.triton_async import AsyncClient
 from examples.triton_client import ServerError
 from examples.triton_server import HOST, Ports, free_ports, start
 from otter_export.errors import OtterError
-from tests.server.cases import CASES, LONG, PROMPT, TOKENS, check_answer
+from tests.server.cases import CASES, LONG, PROMPT, check_answer
 from tests.server.conftest import IMPATIENT, SMALL_QUEUE
 from tests.server.running import Library, Served, ask, check_alive, kill, probe, ready, stubs
 
@@ -56,10 +56,9 @@ def test_a_model_killed_in_the_middle_of_an_answer(
         stream = triton_client.stream_http(served.http, LONG, model="small", timeout_seconds=3)
         next(stream)
         kill(server, "small")
-        received = 1
-        with contextlib.suppress(ServerError):
-            received += sum(1 for _ in stream)
-        assert received < TOKENS
+        # Silence, or a connection that breaks; never what looks like a whole answer.
+        with pytest.raises(ServerError):
+            list(stream)
         assert probe(served, small_repository).returncode == 1
         if server.running:
             assert probe(served, small_repository, "--recover").returncode == 0
