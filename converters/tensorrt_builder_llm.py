@@ -13,7 +13,7 @@ _MODULE = "tensorrt_llm"
 #: 1.3 removed the TensorRT backend.
 _ACCEPTED = ((1, 0), (1, 3))
 _INSTALL = (
-    "pip install 'tensorrt-llm==1.2.1' --extra-index-url https://pypi.nvidia.com, on a machine "
+    "pip install 'tensorrt-llm==1.2.1' from NVIDIA's package index, on a machine "
     "with a GPU (--checkpoint-only needs neither)"
 )
 
