@@ -16,6 +16,7 @@ import pytest
 from examples.triton_environment import default_environment
 from examples.triton_server import start
 from otter_export import load_engine
+from otter_export.checkpoint import Checkpoint
 from tests import built, tiny
 from tests.server.running import Library, Served
 
@@ -59,8 +60,7 @@ def engine_directory(installed: None, tmp_path_factory: pytest.TempPathFactory) 
         path = directory / "tokenizer.json"
         if path.is_file():
             path.write_text(path.read_text(encoding="utf-8").replace('"w', '"ŵ'), encoding="utf-8")
-    command("build", root / "checkpoint", "--target", "onnx", "--out", root / "engine")
-    return root / "engine"
+    return built.build(Checkpoint.open(root / "checkpoint"), root / "engine")
 
 
 @pytest.fixture(scope="session")
