@@ -56,8 +56,14 @@ def _add_product(total, x, weight, row_inside, out_inside, width, INS: tl.conste
     return total
 
 
-# A just-in-time launch would compile anew for a row count of 1, of a multiple of 16, and other.
-@triton.jit(do_not_specialize=["rows", "has_bias"])
+# A just-in-time launch compiles anew for integers that are 1 or multiples of 16. For these few that
+# would only cost time, and where y and y' share a variable the two would not have one type.
+@triton.jit(
+    do_not_specialize=[
+        *("rows", "base_out", "channel_out"),
+        *("y_stride", "y_channel_stride", "has_bias"),
+    ]
+)
 def otter_linear(
     x,  # [rows, base_in], the rows x_stride apart; likewise x_channel, y and y_channel
     x_channel,  # [rows, channel_in]
@@ -159,4 +165,5 @@ def launch(
         INS=tile.ins,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        enable_fp_fusion=True,
     )
