@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import http.client
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,8 +32,6 @@ else:  # run as a script
 from otter_export.errors import OtterError
 
 HOST = "127.0.0.1"
-#: The server ends by itself after this long, whatever happens to the process that started it.
-LIFETIME_SECONDS = 24 * 3600
 #: Exit status of coreutils' ``timeout`` when it ended the program.
 TIME_IS_UP = 124
 #: The server waits this long for requests in flight before it exits.
@@ -55,13 +54,13 @@ class TritonServer:
         repository: A model repository.
         ports: Where it listens, on 127.0.0.1.
         log: File for its output.
-        lifetime_seconds: It ends by itself after this long.
+        lifetime_seconds: It ends by itself after this long; 0: never.
         arguments: More of the server's own options.
         variables: Environment variables of its own.
         environment: Where it is installed.
 
     Raises:
-        OtterError: It is not installed.
+        OtterError: It is not installed, or a port is taken.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class TritonServer:
         ports: Ports,
         log: Path,
         *,
-        lifetime_seconds: float = LIFETIME_SECONDS,
+        lifetime_seconds: float = 0,
         arguments: Sequence[str] = (),
         variables: dict[str, str] | None = None,
         environment: Environment | None = None,
@@ -79,10 +78,13 @@ class TritonServer:
         problem = environment.problem()
         if problem is not None:
             raise OtterError(problem)
+        _check_free(ports)
         self.ports = ports
         self.log = log
         command = [
-            # coreutils' timeout passes signals on, and outlives the process that runs this.
+            # It stops when the process that started it is gone, even by SIGKILL, ...
+            *(("setpriv", "--pdeathsig=TERM") if shutil.which("setpriv") else ()),
+            # ... and when its time is up. coreutils' timeout passes signals on.
             *("timeout", "--kill-after=30", f"{lifetime_seconds:g}"),
             str(environment.server),
             f"--model-repository={repository.resolve()}",
@@ -185,6 +187,19 @@ def free_ports() -> Ports:
         return Ports(*(one.getsockname()[1] for one in sockets))
 
 
+def _check_free(ports: Ports) -> None:
+    """Else whoever listens there would be taken for the server that is being started."""
+    for name, port in dataclasses.asdict(ports).items():
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                one.bind((HOST, port))
+            except (OSError, OverflowError) as error:
+                raise OtterError(
+                    f"cannot listen on {HOST}:{port}: {error}; choose another --{name}-port"
+                ) from None
+
+
 def start(
     repository: Path,
     log: Path,
@@ -205,20 +220,13 @@ def start(
     Raises:
         OtterError: It is not installed, or does not start.
     """
-    # A port that is free now may be taken before the server binds it: that is worth another try.
-    for attempts_left in (2, 1, 0):
-        server = TritonServer(repository, ports or free_ports(), log, **options)
-        try:
-            server.wait_ready(timeout_seconds)
-            return server
-        except OtterError as error:
-            server.stop()
-            if ports is not None or not attempts_left or "already in use" not in str(error):
-                raise
-        except BaseException:
-            server.stop()
-            raise
-    raise AssertionError("the last attempt returns or raises")
+    server = TritonServer(repository, ports or free_ports(), log, **options)
+    try:
+        server.wait_ready(timeout_seconds)
+    except BaseException:
+        server.stop()
+        raise
+    return server
 
 
 def main() -> None:
@@ -228,8 +236,9 @@ def main() -> None:
     parser.add_argument("--http-port", type=int, default=8000)
     parser.add_argument("--grpc-port", type=int, default=8001)
     parser.add_argument("--metrics-port", type=int, default=8002)
-    parser.add_argument("--log", type=Path, default=Path("tritonserver.log"))
-    parser.add_argument("--max-seconds", type=float, default=LIFETIME_SECONDS)
+    log = default_environment().home / "server.log"
+    parser.add_argument("--log", type=Path, default=log, help="its output [%(default)s]")
+    parser.add_argument("--max-seconds", type=float, default=0.0, help="0: until it is stopped")
     parser.add_argument("--ready-seconds", type=float, default=300, help="time to load the engine")
     options = parser.parse_args()
     # A `kill` stops the server as Ctrl-C does.

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,6 +130,21 @@ def test_stopping_lets_requests_in_flight_finish(
         triton_client.generate(f"{HOST}:{ports.http}", case.fields)
 
 
+def test_a_server_does_not_outlive_what_started_it(repository: Path, tmp_path: Path) -> None:
+    if shutil.which("setpriv") is None:
+        pytest.skip("the program setpriv of util-linux is missing")
+    ports = free_ports()
+    with documented_command(repository, ports, tmp_path / "server.log") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready: ")
+        assert len(stubs(ports.http, "otter")) == 1
+    # The command was killed by SIGKILL just now.
+    deadline = time.monotonic() + 30
+    while stubs(ports.http, "otter"):
+        assert time.monotonic() < deadline, "the server lives on"
+        time.sleep(0.2)
+
+
 @contextlib.contextmanager
 def documented_command(
     repository: Path, ports: Ports, log: Path
@@ -154,3 +172,12 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, installed: None) ->
         OtterError, match=r"tritonserver did not start: .*nothing works.*server\.log"
     ):
         start(tmp_path / "repository", tmp_path / "server.log", timeout_seconds=60)
+
+
+def test_a_port_that_is_taken_is_an_error(repository: Path, tmp_path: Path) -> None:
+    """Otherwise the readiness of whoever listens there would be taken for this server's."""
+    with socket.create_server((HOST, 0)) as other:
+        port = other.getsockname()[1]
+        ports = dataclasses.replace(free_ports(), http=port)
+        with pytest.raises(OtterError, match=f"{port}: .* in use; choose another --http-port"):
+            start(repository, tmp_path / "server.log", ports=ports)
