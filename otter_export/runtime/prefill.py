@@ -15,9 +15,9 @@ from otter_export.runtime.sequence import SequenceState
 #: Most tokens of one forward pass over prompts, padding included. Matrix products are as fast per
 #: token at 256 as at any more, and the activations of one pass stay small.
 CHUNK_TOKENS = 256
-#: Steps over prompts are a multiple of this wide. A softmax adds up lane by lane, so a token that
-#: is always at the same place modulo the lanes gets the same bits whatever it is padded to.
-LANES = 16
+#: Prompts that share a pass differ by fewer tokens than this, so that little is padding, and few
+#: rows of logits are computed for nothing.
+SIMILAR = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +66,12 @@ class PrefillQueue:
 
     Args:
         engine: The engine.
-        chunk: Most tokens of a pass, padding included; rounded down to a multiple of `LANES`.
+        chunk: Most tokens of a pass, padding included; made even.
     """
 
     def __init__(self, engine: Engine, chunk: int = CHUNK_TOKENS) -> None:
         self._engine = engine
-        self._chunk = max(LANES, chunk // LANES * LANES)
+        self._chunk = max(2, chunk - chunk % 2)
         self._prompts: collections.deque[_Prompt] = collections.deque()
 
     def __len__(self) -> int:
@@ -124,16 +124,13 @@ class PrefillQueue:
 
     def _turn(self) -> list[_Prompt]:
         members: list[_Prompt] = []
-        width = 0
         for prompt in self._prompts:
-            if members and prompt.fed:
-                continue
-            wider = max(width, _aligned(prompt.left))
-            if members and (len(members) + 1) * wider > self._chunk:
-                continue
-            members.append(prompt)
-            width = wider
-            if prompt.fed:
+            lengths = [p.left for p in (*members, prompt)]
+            rows = len(lengths) * _even(max(lengths))
+            alike = max(lengths) - min(lengths) < SIMILAR
+            if not members or (not prompt.fed and alike and rows <= self._chunk):
+                members.append(prompt)
+            if members[0].fed:
                 break
         return members
 
@@ -141,8 +138,8 @@ class PrefillQueue:
 def feed(engine: Engine, cache: Cache, parts: Sequence[Sequence[int]]) -> Step:
     """Feed the next tokens of each sequence of a cache, and keep them.
 
-    They are aligned at their ends, so padding comes first and the last row is every sequence's last
-    token.
+    Tokens come first and padding last, so that a token is at the same place whatever it is padded
+    to; sizes are even, for kernels that take rows in pairs. So even the rounding is the same.
 
     Args:
         engine: The engine.
@@ -150,24 +147,29 @@ def feed(engine: Engine, cache: Cache, parts: Sequence[Sequence[int]]) -> Step:
         parts: Token ids for each sequence; some may be empty, but not all.
 
     Returns:
-        The step, with the logits and signals of the last row.
+        The step, with one row of logits and signals: that of each sequence's last token.
     """
-    width = _aligned(max(len(part) for part in parts))
+    lengths = np.array([len(part) for part in parts])
+    width = _even(int(lengths.max()))
     shape = (len(parts), width)
     input_ids = np.zeros(shape, np.int64)
     position_ids = np.repeat(cache.lengths[:, None], width, axis=1)
     # A padding row sees the prefix and itself; nothing else sees it.
     tree = np.broadcast_to(np.eye(width, dtype=np.bool_), (*shape, width)).copy()
-    rows = []
     for b, part in enumerate(parts):
-        pad = width - len(part)
-        input_ids[b, pad:] = part
-        position_ids[b, pad:] += np.arange(len(part))
-        tree[b, pad:, pad:] = np.tri(len(part), dtype=np.bool_)
-        rows.append(range(pad, width))
-    step = engine.forward(cache, input_ids, position_ids, tree, 1)
-    engine.commit(cache, step, rows)
-    return step
+        size = len(part)
+        input_ids[b, :size] = part
+        position_ids[b, :size] += np.arange(size)
+        tree[b, :size, :size] = np.tri(size, dtype=np.bool_)
+    kept = _even(width - int(lengths[lengths > 0].min()) + 1)
+    step = engine.forward(cache, input_ids, position_ids, tree, kept)
+    engine.commit(cache, step, [range(size) for size in lengths])
+    last = (np.arange(len(parts)), np.maximum(lengths - 1 - width + kept, 0))
+    return dataclasses.replace(
+        step,
+        logits=step.logits[last][:, None],
+        signals={name: values[last][:, None] for name, values in step.signals.items()},
+    )
 
 
 def prefill(
@@ -193,5 +195,5 @@ def prefill(
     return cache, step
 
 
-def _aligned(count: int) -> int:
-    return -(-count // LANES) * LANES
+def _even(count: int) -> int:
+    return count + count % 2

@@ -186,7 +186,7 @@ def test_a_long_prompt_does_not_stall_those_that_run() -> None:
         # One chunk and one step each round: the runner gets its token in every one.
         assert client.tokens(running) == 1 + count
         assert long.state == ("prefilling" if count < 16 else "running")
-    assert [call for call in engine.calls if call[1] > 1] == [(1, 64)] * 15 + [(1, 48)]
+    assert [call for call in engine.calls if call[1] > 1] == [(1, 64)] * 15 + [(1, 40)]
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
@@ -206,11 +206,11 @@ def test_short_prompts_share_a_pass() -> None:
     engine = endless()
     scheduler = Scheduler(engine, Limits(prefill_tokens=64))
     client = Client(scheduler)
-    for size in (3, 16, 5, 2, 1):
+    for size in (3, 15, 5, 40, 2, 1):
         client.submit(Request([1] * size, Plain(), max_tokens=1))
-    assert run(scheduler) == 2
-    # Four of 16 with padding are 64; the fifth has the next turn.
-    assert engine.calls == [(4, 16), (4, 1), (1, 16), (1, 1)]
+    assert run(scheduler) == 3
+    # Four of 16 with padding are 64 in all; of the two that are left, one is much longer.
+    assert engine.calls == [(4, 16), (4, 1), (1, 40), (1, 1), (1, 2), (1, 1)]
 
 
 @pytest.mark.parametrize("rounds", range(9))
@@ -232,7 +232,7 @@ def test_cancelling_frees_the_place_before_the_next_step(rounds: int) -> None:
     # The place was taken by the other at once, and nothing was spent on this one.
     if rounds < 7:
         assert isinstance(client.last(waiting), Result)
-        assert engine.calls == [(1, 16), (1, 1)]
+        assert engine.calls == [(1, 2), (1, 1)]
     run(scheduler)
     assert scheduler.stats.cancelled == (rounds < 7)
 

@@ -112,7 +112,8 @@ class OnnxRuntimeEngine:
         cache = _own(cache)
         check_forward(self._manifest, cache.lengths, input_ids, position_ids, tree, logits_to_keep)
         batch, width = input_ids.shape
-        extra = batch * width % 2 if self._paired else 0
+        odd = batch % 2 and (width % 2 or logits_to_keep % 2)
+        extra = 1 if self._paired and odd else 0
         inputs = {
             contract.INPUT_IDS: _with_extra(input_ids, extra),
             contract.POSITION_IDS: _with_extra(position_ids, extra),
