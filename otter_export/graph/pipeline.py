@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
-from typing import TypeVar
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from otter_export.checkpoint import BaseModel
+from otter_export.family import Space
 from otter_export.graph.passes.flatten_tokens import FlattenTokens
 from otter_export.graph.passes.float_logits import FloatLogits
 from otter_export.graph.passes.fold_transposes import FoldTransposes
@@ -39,12 +39,12 @@ _FORMATS = {
     "int8": (WeightFormat(8), WeightFormat(8)),
     "int4": (WeightFormat(4, symmetric=False), WeightFormat(8)),
 }
+#: The same for TensorRT, which has no zero points; the second is also that of projections which
+#: read the inner width. They are a quarter of the weights and most of the error of 4 bits.
 _CODE_FORMATS = {
     "int8": (CodeFormat(8, None), CodeFormat(8, None)),
     "int4": (CodeFormat(4, 32), CodeFormat(8, None)),
 }
-
-Format = TypeVar("Format")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def onnxruntime_passes(base: BaseModel, lowering: Lowering) -> list[ir.passes.In
         passes.append(common.InlinePass())
     # 4. Precision: before transposes are folded, since quantisation reads [out, in].
     if lowering.precision in _FORMATS:
-        passes.append(QuantizeWeights(_stored_quantized(base, _FORMATS[lowering.precision])))
+        passes.append(QuantizeWeights(_stored_quantized(base, lowering.precision)))
     passes.append(FoldTransposes())
     if base.dimensions.tie_word_embeddings:
         passes.append(TieEmbedding(embedding, f"{embedding}_t"))
@@ -131,7 +131,7 @@ def tensorrt_passes(base: BaseModel, form: TensorRtForm) -> list[ir.passes.InPla
     ]
     # 3. Products: codes, or the plugin; both read [out, in], so transposes are folded after them.
     if form.precision in _CODE_FORMATS:
-        passes.append(WeightOnly(_stored_quantized(base, _CODE_FORMATS[form.precision])))
+        passes.append(WeightOnly(_stored_in_codes(base, form.precision)))
     elif form.plugin:
         passes.append(FuseProjections(_base_weights(base)))
     # Many Transposes of weights make the builder slow, and end it with more than 24 layers.
@@ -194,21 +194,34 @@ def _is_channel(name: str) -> bool:
     return ".otter." in name or name.startswith("signals.")
 
 
-def _stored_quantized(
-    base: BaseModel, formats: tuple[Format, Format]
-) -> Callable[[str], Format | None]:
-    """Projections in one format, the head in another; the channel as it is."""
-    projection, head = formats
+def _head_weight(base: BaseModel) -> str:
+    """The initializer that the language model head reads; a tied one is the embedding's."""
     tied = base.dimensions.tie_word_embeddings
-    # A tied head reads the embedding's initializer.
-    source = base.family.embeddings[0][0] if tied else base.family.output_head
+    return f"{base.family.embeddings[0][0] if tied else base.family.output_head}.weight"
 
-    def choose(name: str) -> Format | None:
+
+def _stored_quantized(base: BaseModel, precision: str) -> Callable[[str], WeightFormat | None]:
+    """Projections in one format, the head in another; the channel as it is."""
+    projection, head = _FORMATS[precision]
+    source = _head_weight(base)
+
+    def choose(name: str) -> WeightFormat | None:
         if _is_channel(name):
             return None
-        return head if name == f"{source}.weight" else projection
+        return head if name == source else projection
 
     return choose
+
+
+def _stored_in_codes(base: BaseModel, precision: str) -> Callable[[str], CodeFormat | None]:
+    """Base projections and the head; at int4 those that read the inner width have 8 bits."""
+    projection, sensitive = _CODE_FORMATS[precision]
+    formats = {
+        f"{site.graph_name}.weight": sensitive if site.reads is Space.INNER else projection
+        for site in base.sites.projections
+    }
+    formats[_head_weight(base)] = sensitive
+    return formats.get
 
 
 def _base_weights(base: BaseModel) -> dict[str, str]:

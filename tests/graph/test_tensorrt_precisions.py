@@ -25,7 +25,7 @@ from otter_export.modeling.otter_model import load_reference
 from tests import built, tiny
 from tests.graph.in_place import InPlaceGraph
 
-#: Bits and block of projections, and of the language model head.
+#: Bits and block of projections; of those that read the inner width, and of the head.
 STORED = {"int8": ((8, None), (8, None)), "int4": ((4, 32), (8, None))}
 HALF = 2e-2
 #: The rounding itself moves the outputs by more than this: a check that it is there.
@@ -51,9 +51,10 @@ def rounded(checkpoint: Checkpoint, precision: str, directory: Path) -> Checkpoi
     tensors = load_file(file)
     for name, values in tensors.items():
         if values.ndim == 2 and not any(part in name for part in ("embed", "wte", "wpe")):
-            bits, block = STORED[precision]["lm_head" in name]
             # GPT-2 stores [in, out].
             turned = "transformer.h" in name
+            sensitive = any(part in name for part in ("lm_head", "down_proj", "mlp.c_proj"))
+            bits, block = STORED[precision][sensitive]
             weight = values.T if turned else values
             codes, scales = encode(weight.astype(np.float16), bits, block or weight.shape[1])
             wide = np.repeat(scales.astype(np.float32), block or weight.shape[1], axis=0)
@@ -102,11 +103,10 @@ def test_what_is_stored_in_codes(checkpoint: Checkpoint, precision: str) -> None
     }
     base = checkpoint.base
     head = base.family.embeddings[0][0] if base.dimensions.tie_word_embeddings else "lm_head"
-    bits = 8 if precision == "int8" else 4
-    expected = {
-        f"{site.graph_name}.weight_int{bits}": ir.DataType[f"INT{bits}"]
-        for site in base.sites.projections
-    }
+    expected = {}
+    for site in base.sites.projections:
+        bits = 4 if precision == "int4" and "down_proj" not in site.graph_name else 8
+        expected[f"{site.graph_name}.weight_int{bits}"] = ir.DataType[f"INT{bits}"]
     assert codes == {**expected, f"{head}.weight_int8": ir.DataType.INT8}
     # The kernel multiplies half precision: with codes the plain form is built.
     assert not any(node.op_type == "OtterLinear" for node in graph)
