@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.graph.pipeline import PRECISIONS, Lowering, onnxruntime_passes
+from otter_export.graph.pipeline import (
+    PRECISIONS,
+    TENSORRT_PRECISIONS,
+    Lowering,
+    TensorRtForm,
+    onnxruntime_passes,
+    tensorrt_passes,
+)
 from otter_export.graph.rules import RULES
 
 
@@ -17,18 +24,28 @@ def page(repository: Path) -> str:
     return (repository / "docs" / "graph.md").read_text()
 
 
-@pytest.mark.parametrize(("provider", "column"), [("cpu", 3), ("cuda", 4)])
+def pipelines(provider: str, llama: Checkpoint) -> list[list[str]]:
+    """Names of the passes for each precision, in order."""
+    if provider == "trt":
+        forms = [TensorRtForm(32, precision) for precision in TENSORRT_PRECISIONS]
+        forms.append(TensorRtForm(32, plugin=True))
+        lists = [tensorrt_passes(llama.base, form) for form in forms]
+    else:
+        lists = [
+            onnxruntime_passes(llama.base, Lowering(precision, provider))
+            for precision in PRECISIONS[provider]
+        ]
+    return [[type(one).__name__ for one in passes] for passes in lists]
+
+
+@pytest.mark.parametrize(("provider", "column"), [("cpu", 3), ("cuda", 4), ("trt", 5)])
 def test_the_table_of_passes_is_the_pipeline(
     page: str, provider: str, column: int, llama: Checkpoint
 ) -> None:
     rows = [line.split("|") for line in page.splitlines() if re.match(r"\| [A-Z]\w+ \|", line)]
-    listed = [row[1].strip() for row in rows if len(row) == 6 and "✓" in row[column]]
+    listed = [row[1].strip() for row in rows if len(row) == 7 and "✓" in row[column]]
     seen: dict[str, None] = {}
-    runs = [
-        [type(one).__name__ for one in onnxruntime_passes(llama.base, Lowering(p, provider))]
-        for p in PRECISIONS[provider]
-    ]
-    for run in runs:
+    for run in pipelines(provider, llama):
         assert [name for name in listed if name in run] == run, "order"
         seen |= dict.fromkeys(run)
     assert set(listed) == set(seen)
