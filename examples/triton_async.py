@@ -9,7 +9,7 @@ The streams of one client share its connection; `examples/triton_client.py` has 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import grpc
@@ -62,7 +62,7 @@ class AsyncClient:
 
     async def stream(
         self, fields: Fields, *, request_id: str = "", timeout_seconds: float = TIMEOUT_SECONDS
-    ) -> AsyncIterator[Response]:
+    ) -> AsyncGenerator[Response, None]:
         """Send one request and yield its responses as they come.
 
         Leaving the iterator early (``aclose``, or the end of its task) cancels the request.
@@ -76,13 +76,6 @@ class AsyncClient:
             ServerError: The server refused the request, failed, or took too long.
         """
         inputs = grpc_inputs(self._declared, fields)
-        async for outputs in self.send(inputs, request_id, timeout_seconds):
-            yield outputs
-
-    async def send(
-        self, inputs: list[Any], request_id: str = "", timeout_seconds: float = TIMEOUT_SECONDS
-    ) -> AsyncIterator[Response]:
-        """`stream`, of tensors that were made already."""
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
             yield {"model_name": self._model, "inputs": inputs, "request_id": request_id}

@@ -18,7 +18,7 @@ import json
 import queue
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 MODEL = "otter"
@@ -40,7 +40,7 @@ def stream_grpc(
     model: str = MODEL,
     request_id: str = "",
     timeout_seconds: float = TIMEOUT_SECONDS,
-) -> Iterator[Response]:
+) -> Generator[Response, None, None]:
     """Send one request by gRPC and yield its responses as they come.
 
     Closing the iterator cancels the request: the server frees its place within a step.
@@ -126,7 +126,7 @@ def grpc_response(result: Any) -> tuple[Response, bool]:
 
 def stream_http(
     address: str, fields: Fields, *, model: str = MODEL, timeout_seconds: float = TIMEOUT_SECONDS
-) -> Iterator[Response]:
+) -> Generator[Response, None, None]:
     """Send one request to ``/generate_stream`` and yield its responses as they come.
 
     Args:

@@ -130,7 +130,7 @@ def _drawn(draw: random.Random, max_tokens: int) -> Case:
     words = draw.choices(WORDS, k=draw.randint(1, 40))
     ids = [int(word[1:]) for word in words]
     return case(
-        draw.choice([" ".join(words), ids]),
+        " ".join(words) if draw.random() < 0.5 else ids,
         method,
         fields,
         max_tokens=draw.randint(1, max_tokens),

@@ -55,5 +55,6 @@ def test_the_models_python_is_without_otter_export(installed: None) -> None:
     code = "import numpy, tokenizers, onnxruntime; print(numpy.__version__)"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd="/")
     assert done.stdout == "1.26.4\n"
-    done = subprocess.run([python, "-c", "import otter_export"], capture_output=True, cwd="/")
-    assert done.returncode == 1 and b"No module named 'otter_export'" in done.stderr
+    code = "import otter_export"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 1 and "No module named 'otter_export'" in done.stderr
