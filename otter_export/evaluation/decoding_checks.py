@@ -91,17 +91,16 @@ def weight_zero(subject: Subject) -> CheckResult:
 
 
 def forward_passes(subject: Subject) -> CheckResult:
-    """Guided decoding takes one forward pass per generated token after the prompt."""
+    """Guided decoding takes one forward pass per generated token after the first."""
     if not any(signal.kind in REWARD_KINDS for signal in subject.manifest.signals):
         return not_run("forward passes", "the engine has no signal that scores next tokens")
     engine = CountingEngine(subject.engine)
-    prompt = subject.prompt_ids[0]
-    prefill(engine, [prompt])
-    for_prompt, engine.forwards = engine.forwards, 0
-    method = ArgsGreedy(weight=2.0, top_k=min(CANDIDATES, subject.manifest.vocab_size))
-    request = Request(prompt, method, max_tokens=subject.max_tokens)
-    tokens = len(generate(engine, request)[0].token_ids)
-    passes = engine.forwards - for_prompt
+    # The prompt's passes are in both, and go: how many they are depends on the engine.
+    before, first = _passes(engine, subject, 1)
+    passes, tokens = _passes(engine, subject, subject.max_tokens)
+    passes, tokens = passes - before, tokens - first
+    if not tokens:
+        return not_run("forward passes", "the first token ended the text")
     return decide(
         "forward passes",
         "passes more or less than one per token",
@@ -109,6 +108,15 @@ def forward_passes(subject: Subject) -> CheckResult:
         Limit(0, "the winner's row of logits gives the next candidates"),
         {"per token": passes / tokens, "tokens": tokens},
     )
+
+
+def _passes(engine: CountingEngine, subject: Subject, max_tokens: int) -> tuple[int, int]:
+    """Forward passes of a guided generation, the prompt's included, and its tokens."""
+    engine.forwards = 0
+    method = ArgsGreedy(weight=2.0, top_k=min(CANDIDATES, subject.manifest.vocab_size))
+    request = Request(subject.prompt_ids[0], method, max_tokens=max_tokens)
+    tokens = len(generate(engine, request)[0].token_ids)
+    return engine.forwards, tokens
 
 
 def _same_rows(subject: Subject, name: str, what: str, compare: _Compare) -> CheckResult:

@@ -117,6 +117,8 @@ def precision(subject: Subject) -> CheckResult:
 def base(subject: Subject) -> CheckResult:
     """Base logits are those of the unwidened graph, lowered by the same passes, bit for bit."""
     manifest = subject.manifest
+    if manifest.target != "onnx":
+        return not_run("base", "the unwidened graph has another cache form than this engine")
     prompts = subject.prompt_ids[:_BASE_PROMPTS]
     subject.release_engines()
     graph = session(subject.directory / manifest.model_file, subject.provider)

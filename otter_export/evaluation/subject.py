@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import RequestError
+from otter_export.evaluation.limits import rounds_activations
 from otter_export.evaluation.parity import spread
 from otter_export.evaluation.steps import Rows, feed_and_keep, stack
 from otter_export.evaluation.stored_weights import StoredWeights, checkpoint_weights
@@ -65,7 +66,7 @@ class Subject:
     @property
     def rounds_activations(self) -> bool:
         """Whether the engine's kernels round activations to int8, and so are not exact."""
-        return self.manifest.precision in ("int8", "int4")
+        return rounds_activations(self.manifest)
 
     @property
     def step_prompts(self) -> list[list[int]]:

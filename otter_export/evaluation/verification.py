@@ -19,6 +19,7 @@ from otter_export.errors import (
 )
 from otter_export.evaluation import decoding_checks, file_checks, parity_checks
 from otter_export.evaluation.check import CheckResult, not_run
+from otter_export.evaluation.kept_graph import verifiable
 from otter_export.evaluation.subject import Options, Subject
 from otter_export.manifest import FILE_NAME, EngineManifest
 
@@ -113,6 +114,7 @@ def verify(
     _require_reference()
     manifest = EngineManifest.load(directory)
     source = find_checkpoint(directory, manifest) if checkpoint is None else checkpoint
+    manifest, options = verifiable(directory, manifest, options)
     subject = Subject(directory, manifest, Checkpoint.open(source), options)
     results: list[CheckResult] = []
     stopped: str | None = None

@@ -49,6 +49,9 @@ def load_onnx(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
+    # DequantizeLinear and MatMul become one product; its activations shall stay as they are, as
+    # they do in TensorRT, instead of being rounded to int8.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     try:
         session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     # ONNX Runtime's exceptions share no base class but Exception.
