@@ -66,12 +66,12 @@ class PrefillQueue:
 
     Args:
         engine: The engine.
-        chunk: Most tokens of a pass, padding included; made even.
+        chunk: Most tokens of a pass, padding included.
     """
 
     def __init__(self, engine: Engine, chunk: int = CHUNK_TOKENS) -> None:
         self._engine = engine
-        self._chunk = max(2, chunk - chunk % 2)
+        self._chunk = chunk
         self._prompts: collections.deque[_Prompt] = collections.deque()
 
     def __len__(self) -> int:
@@ -126,9 +126,9 @@ class PrefillQueue:
         members: list[_Prompt] = []
         for prompt in self._prompts:
             lengths = [p.left for p in (*members, prompt)]
-            rows = len(lengths) * _even(max(lengths))
+            fits = len(lengths) * max(lengths) <= self._chunk
             alike = max(lengths) - min(lengths) < SIMILAR
-            if not members or (not prompt.fed and alike and rows <= self._chunk):
+            if not members or (not prompt.fed and alike and fits):
                 members.append(prompt)
             if members[0].fed:
                 break
@@ -138,8 +138,8 @@ class PrefillQueue:
 def feed(engine: Engine, cache: Cache, parts: Sequence[Sequence[int]]) -> Step:
     """Feed the next tokens of each sequence of a cache, and keep them.
 
-    Tokens come first and padding last, so that a token is at the same place whatever it is padded
-    to; sizes are even, for kernels that take rows in pairs. So even the rounding is the same.
+    Tokens come first and padding last, so that a token is at the same place, and rounded in the
+    same way, whatever it is padded to.
 
     Args:
         engine: The engine.
@@ -150,7 +150,7 @@ def feed(engine: Engine, cache: Cache, parts: Sequence[Sequence[int]]) -> Step:
         The step, with one row of logits and signals: that of each sequence's last token.
     """
     lengths = np.array([len(part) for part in parts])
-    width = _even(int(lengths.max()))
+    width = int(lengths.max())
     shape = (len(parts), width)
     input_ids = np.zeros(shape, np.int64)
     position_ids = np.repeat(cache.lengths[:, None], width, axis=1)
@@ -161,7 +161,7 @@ def feed(engine: Engine, cache: Cache, parts: Sequence[Sequence[int]]) -> Step:
         input_ids[b, :size] = part
         position_ids[b, :size] += np.arange(size)
         tree[b, :size, :size] = np.tri(size, dtype=np.bool_)
-    kept = _even(width - int(lengths[lengths > 0].min()) + 1)
+    kept = width - int(lengths[lengths > 0].min()) + 1
     step = engine.forward(cache, input_ids, position_ids, tree, kept)
     engine.commit(cache, step, [range(size) for size in lengths])
     last = (np.arange(len(parts)), np.maximum(lengths - 1 - width + kept, 0))
@@ -193,7 +193,3 @@ def prefill(
         parts = [p[max(0, b) : max(0, b + chunk)] for p, b in zip(prompts, begins, strict=True)]
         step = feed(engine, cache, parts)
     return cache, step
-
-
-def _even(count: int) -> int:
-    return count + count % 2

@@ -178,7 +178,7 @@ def test_a_free_place_is_taken_at_once() -> None:
     requests = [Request([1], Plain(), max_tokens=n) for n in (2, 6, 4)]
     results = generate(engine, requests, batch_size=2)
     assert [len(r.token_ids) for r in results] == [2, 6, 4]
-    assert engine.calls == [(2, 2), *[(2, 1)] * 2, (1, 2), *[(2, 1)] * 4]
+    assert engine.calls == [(2, 1), *[(2, 1)] * 2, (1, 1), *[(2, 1)] * 4]
 
 
 def test_the_end_of_sequence_token_competes_as_a_candidate() -> None:

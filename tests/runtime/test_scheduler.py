@@ -206,11 +206,11 @@ def test_short_prompts_share_a_pass() -> None:
     engine = endless()
     scheduler = Scheduler(engine, Limits(prefill_tokens=64))
     client = Client(scheduler)
-    for size in (3, 15, 5, 40, 2, 1):
+    for size in (3, 16, 5, 40, 2, 1):
         client.submit(Request([1] * size, Plain(), max_tokens=1))
     assert run(scheduler) == 3
-    # Four of 16 with padding are 64 in all; of the two that are left, one is much longer.
-    assert engine.calls == [(4, 16), (4, 1), (1, 40), (1, 1), (1, 2), (1, 1)]
+    # Four of 16, with padding, are 64 in all; of the two that are left, one is much longer.
+    assert engine.calls == [(4, 16), (4, 1), (1, 40), (1, 1), (1, 1), (1, 1)]
 
 
 @pytest.mark.parametrize("rounds", range(9))
@@ -232,7 +232,7 @@ def test_cancelling_frees_the_place_before_the_next_step(rounds: int) -> None:
     # The place was taken by the other at once, and nothing was spent on this one.
     if rounds < 7:
         assert isinstance(client.last(waiting), Result)
-        assert engine.calls == [(1, 2), (1, 1)]
+        assert engine.calls == [(1, 1), (1, 1)]
     run(scheduler)
     assert scheduler.stats.cancelled == (rounds < 7)
 

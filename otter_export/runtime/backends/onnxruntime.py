@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ class OnnxRuntimeEngine:
     On the CPU, what a token gets depends on the numbers that it sees and not on the other sequences
     of the batch, bit for bit: products with packed weights treat every row alike, whatever the
     number of rows. The int8 and int4 kernels do so for pairs of rows, so an odd number of rows is
-    made even by one more sequence, which sees nothing and is not returned.
+    made even by padding that nobody sees and that is not returned.
     """
 
     def __init__(
@@ -112,17 +113,18 @@ class OnnxRuntimeEngine:
         cache = _own(cache)
         check_forward(self._manifest, cache.lengths, input_ids, position_ids, tree, logits_to_keep)
         batch, width = input_ids.shape
-        odd = batch % 2 and (width % 2 or logits_to_keep % 2)
-        extra = 1 if self._paired and odd else 0
+        pad = _padding(batch, width, logits_to_keep) if self._paired else _Padding()
+        batch, width = batch + pad.sequences, width + pad.tokens
+        kept = logits_to_keep + pad.kept
         inputs = {
-            contract.INPUT_IDS: _with_extra(input_ids, extra),
-            contract.POSITION_IDS: _with_extra(position_ids, extra),
-            contract.ATTENTION_MASK: _mask(cache, tree, extra),
-            contract.LOGITS_TO_KEEP: np.array([logits_to_keep], np.int64),
+            contract.INPUT_IDS: pad.apply(input_ids),
+            contract.POSITION_IDS: pad.apply(position_ids),
+            contract.ATTENTION_MASK: _mask(cache, tree, pad),
+            contract.LOGITS_TO_KEEP: np.array([kept], np.int64),
         }
-        self._bind_past(cache, batch + extra)
-        rows = self._bind_rows(cache, batch + extra, width)
-        outputs = self._outputs(batch + extra, logits_to_keep)
+        self._bind_past(cache, batch)
+        rows = self._bind_rows(cache, batch, width)
+        outputs = self._outputs(batch, kept)
         for name, array in inputs.items():
             cache.binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, out in outputs.items():
@@ -132,8 +134,10 @@ class OnnxRuntimeEngine:
             cache.binding.synchronize_outputs()
         except Exception as error:
             raise EngineError(f"the model failed in ONNX Runtime: {error}") from None
-        signals = {s.name: outputs[s.name][:batch] for s in self._signals}
-        return Step(outputs[contract.LOGITS][:batch], signals, rows)
+        first = pad.kept - pad.tokens
+        asked = np.s_[: len(input_ids), first : first + logits_to_keep]
+        signals = {s.name: outputs[s.name][asked] for s in self._signals}
+        return Step(outputs[contract.LOGITS][asked], signals, rows)
 
     def commit(self, cache: Cache, step: Step, rows: Sequence[Sequence[int]]) -> None:
         """Keep rows of a step; see `Engine.commit`."""
@@ -201,18 +205,46 @@ def _own(cache: Cache) -> OnnxCache:
     return cache
 
 
-def _with_extra(array: IntArray, extra: int) -> IntArray:
-    """The array with ``extra`` copies of its last sequence."""
-    return np.concatenate([array, array[-1:]]) if extra else np.ascontiguousarray(array)
+@dataclasses.dataclass(frozen=True)
+class _Padding:
+    """What is added to a step so that its numbers of rows are even; nobody sees it.
+
+    Args:
+        sequences: Sequences behind the last; the cache has room for one.
+        tokens: Tokens behind the last of each sequence.
+        kept: Rows of logits and signals, ``tokens`` at the end among them.
+    """
+
+    sequences: int = 0
+    tokens: int = 0
+    kept: int = 0
+
+    def apply(self, array: IntArray) -> IntArray:
+        """``[B, S]`` padded with its own last values."""
+        if not self.sequences and not self.tokens:
+            return np.ascontiguousarray(array)
+        return np.pad(array, ((0, self.sequences), (0, self.tokens)), mode="edge")
 
 
-def _mask(cache: OnnxCache, tree: BoolArray, extra: int) -> BoolArray:
-    """``[B + extra, S, capacity + S]``: which keys each new token sees; an extra one, itself."""
+def _padding(batch: int, width: int, kept: int) -> _Padding:
+    """The least that makes ``batch * width`` and ``batch * kept`` even."""
+    if batch % 2 == 0:
+        return _Padding()
+    if width == 1:
+        return _Padding(sequences=1)
+    tokens = width % 2
+    return _Padding(tokens=tokens, kept=tokens + (kept + tokens) % 2)
+
+
+def _mask(cache: OnnxCache, tree: BoolArray, pad: _Padding) -> BoolArray:
+    """``[B, S, capacity + S]``: which keys each new token sees; what pads sees itself at least."""
     batch, width, _ = tree.shape
-    mask = np.zeros((batch + extra, width, cache.capacity + width), np.bool_)
+    shape = (batch + pad.sequences, width + pad.tokens)
+    mask = np.zeros((*shape, cache.capacity + shape[1]), np.bool_)
     prefix = np.arange(cache.capacity) < cache.lengths[:, None]
     mask[:batch, :, : cache.capacity] = prefix[:, None, :]
-    mask[:batch, :, cache.capacity :] = tree
+    new = mask[:, :, cache.capacity :]
+    new[:batch, :width, :width] = tree
     # A softmax over nothing is NaN, and a padding row's NaN would spread through 0 * NaN.
-    mask[:, :, cache.capacity :] |= np.eye(width, dtype=np.bool_)
+    new |= np.eye(shape[1], dtype=np.bool_)
     return mask

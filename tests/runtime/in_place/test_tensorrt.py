@@ -68,7 +68,7 @@ def ids(length: int, seed: int = 0) -> list[int]:
 
 def requests() -> list[Request]:
     return [
-        Request(ids(5), ArgsGreedy(top_k=6, weight=3.0, prune=False), max_tokens=20),
+        Request(ids(13), ArgsGreedy(top_k=6, weight=3.0, prune=False), max_tokens=20),
         Request(ids(33, 1), ArgsGreedy(top_k=8, weight=-2.0), max_tokens=30),
         Request(ids(20, 2), Plain(temperature=1.0), max_tokens=12, seed=3),
     ]
@@ -139,10 +139,10 @@ def test_a_larger_buffer_ends_the_graphs_that_hold_its_address(loaded: Loaded) -
 
 
 def test_memory_that_is_given_up_ends_its_graphs(loaded: Loaded) -> None:
-    cache, _ = prefill(loaded.engine, [ids(3)])
+    cache, _ = prefill(loaded.engine, [ids(9)])
     tree = np.eye(2, dtype=bool)[None]
     for _ in range(4):
-        loaded.engine.forward(cache, np.array([[5, 6]]), np.full((1, 2), 3), tree, 2)
+        loaded.engine.forward(cache, np.array([[5, 6]]), np.full((1, 2), 9), tree, 2)
     assert loaded.trt.device.launches == 2
     loaded.executor._forget(123456)
     assert len(loaded.executor._steps) == 1

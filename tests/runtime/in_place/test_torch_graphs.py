@@ -135,7 +135,7 @@ def test_a_model_that_cannot_be_captured_runs_step_by_step(
         ),
         (
             torch.OutOfMemoryError("full"),
-            r"ran out of memory in a step of 1 sequences of 16 tokens",
+            r"ran out of memory in a step of 1 sequences of 3 tokens",
         ),
     ],
 )
