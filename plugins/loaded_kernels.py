@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Sequence
 
@@ -10,6 +11,15 @@ from otter_export.errors import EngineError
 from otter_export.plugins.cubin_index import CubinIndex
 from otter_export.plugins.cuda_driver import CudaDriver, Device, Kernel
 from otter_export.plugins.tiles import Tile, Widths, choose_tile, grid
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """How a shape is launched: the kernel, its grid, and its integers but the last."""
+
+    kernel: Kernel
+    grid: tuple[int, int]
+    sizes: tuple[int, ...]
 
 
 class LoadedKernels:
@@ -38,6 +48,8 @@ class LoadedKernels:
             raise EngineError(
                 f"{index.directory} has no kernel for any alignment of {dtype}; build it again"
             )
+        # The same few shapes come back in every layer and step.
+        self._plan = functools.lru_cache(maxsize=4096)(self._new_plan)
 
     def launch(self, rows: int, widths: Widths, pointers: Sequence[int], stream: int) -> None:
         """Enqueue ``y = W x + b`` and ``y' = A x + B x' + b'``.
@@ -55,17 +67,16 @@ class LoadedKernels:
         if rows == 0:
             return
         aligned = widths.aligned and all(pointer % 16 == 0 for pointer in pointers)
+        plan = self._plan(rows, widths, aligned)
+        integers = (*plan.sizes, int(pointers[5] != 0))
+        self._driver.launch(plan.kernel, plan.grid, pointers, integers, stream)
+
+    def _new_plan(self, rows: int, widths: Widths, aligned: bool) -> _Plan:
         kernels = self._kernels[aligned] or self._kernels[False]
         tile = choose_tile(rows, widths, self._device.multiprocessors, kernels)
         sizes = dataclasses.astuple(widths)
-        self._driver.launch(
-            kernels[tile],
-            grid(tile, rows, widths),
-            pointers,
-            # TensorRT's tensors are dense: rows are as far apart as they are wide.
-            (rows, *sizes, *sizes, int(pointers[5] != 0)),
-            stream,
-        )
+        # TensorRT's tensors are dense: rows are as far apart as they are wide.
+        return _Plan(kernels[tile], grid(tile, rows, widths), (rows, *sizes, *sizes))
 
 
 class KernelLoader:

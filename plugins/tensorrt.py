@@ -24,7 +24,7 @@ from typing import Any
 
 from otter_export.errors import EngineError
 from otter_export.plugins.cubin_index import CubinIndex
-from otter_export.plugins.loaded_kernels import KernelLoader
+from otter_export.plugins.loaded_kernels import KernelLoader, LoadedKernels
 from otter_export.plugins.tiles import Widths
 
 NAMESPACE = "com.otter"
@@ -103,6 +103,7 @@ def _plugin_class(trt: Any) -> type[Any]:
             self.plugin_version = VERSION
             self.num_outputs = 2
             self.loader = loader
+            self.kernels: LoadedKernels | None = None
 
         def get_capability_interface(self, kind: Any) -> Any:
             return self
@@ -148,7 +149,7 @@ def _plugin_class(trt: Any) -> type[Any]:
         def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
             # Loading is not possible while a CUDA graph is captured, and this comes before.
             if self.loader is not None:
-                self.loader.load(dtypes[inputs[0].type])
+                self.kernels = self.loader.load(dtypes[inputs[0].type])
 
         def enqueue(
             self,
@@ -161,10 +162,12 @@ def _plugin_class(trt: Any) -> type[Any]:
         ) -> None:
             if self.loader is None:
                 raise EngineError("the fused projection was registered without kernels to run")
+            if self.kernels is None:
+                self.kernels = self.loader.load(dtypes[inputs[0].type])
             dims = [tuple(tensor.dims) for tensor in inputs]
             widths = Widths(dims[0][-1], dims[1][-1], dims[2][0], dims[3][0])
             biases = input_pointers[5:] if len(inputs) == 7 else (0, 0)
-            self.loader.load(dtypes[inputs[0].type]).launch(
+            self.kernels.launch(
                 math.prod(dims[0][:-1]),
                 widths,
                 (*input_pointers[:5], *biases, *output_pointers),

@@ -114,15 +114,23 @@ def test_failures_are_returned(program: Path, stub: StubDriver) -> None:
 
 
 @pytest.fixture(scope="module")
-def plugin(compile_options: list[str], stub_library: Path, tmp_path_factory: Any) -> Path:
-    """libotter_linear_plugin.so, where TensorRT's headers are."""
+def headers() -> str:
+    """The folder of TensorRT's headers."""
     places = (os.environ.get("TENSORRT_INCLUDE"), "/usr/include/x86_64-linux-gnu", "/usr/include")
-    headers = [place for place in places if place and (Path(place) / "NvInfer.h").is_file()]
-    if not headers:
-        pytest.skip("no NvInfer.h; set TENSORRT_INCLUDE to the folder of TensorRT's headers")
+    for place in places:
+        if place and (Path(place) / "NvInfer.h").is_file():
+            return place
+    pytest.skip("no NvInfer.h; set TENSORRT_INCLUDE to the folder of TensorRT's headers")
+
+
+@pytest.fixture(scope="module")
+def plugin(
+    compile_options: list[str], headers: str, stub_library: Path, tmp_path_factory: Any
+) -> Path:
+    """libotter_linear_plugin.so."""
     library = Path(tmp_path_factory.mktemp("cpp") / "libotter_linear_plugin.so")
     source = str(SOURCES / "otter_linear_plugin.cpp")
-    options = ["-isystem", headers[0], "-fPIC", "-shared", "-o", str(library)]
+    options = ["-isystem", headers, "-fPIC", "-shared", "-o", str(library)]
     subprocess.run([*compile_options, source, str(stub_library), *options], check=True)
     return library
 
@@ -146,3 +154,29 @@ def test_it_refuses_other_types(
 ) -> None:
     engine = build(library_directory, stub_library.parent, dtype="float", library=str(plugin))
     assert not engine["parsed"] and engine["plan_bytes"] == 0
+
+
+@pytest.mark.parametrize("count", [5, 7])
+def test_what_it_launches(
+    plugin: Path,
+    compile_options: list[str],
+    headers: str,
+    stub: StubDriver,
+    tmp_path: Path,
+    count: int,
+) -> None:
+    # TensorRT itself cannot run an engine here, so its calls are made by hand.
+    program, source = tmp_path / "enqueue", str(Path(__file__).with_name("enqueue_check.cpp"))
+    options = [*compile_options[:-1], "-isystem", headers, source, str(plugin)]
+    subprocess.run([*options, str(stub.library), "-o", str(program)], check=True)
+    folders = os.pathsep.join((str(plugin.parent), str(stub.library.parent)))
+    environment = os.environ | {"LD_LIBRARY_PATH": folders}
+    subprocess.run([str(program), str(count)], env=environment, check=True)
+    first, second = stub.calls("launch")
+    assert first == second
+    addresses = [0x7F0000000000 + 0x1000 * i for i in range(count)]
+    biases = addresses[5:] or [0, 0]
+    assert first["pointers"] == [*addresses[:5], *biases, 0x7E0000000000, 0x7E0000001000]
+    assert first["integers"] == [6, *2 * [64, 16, 96, 24], int(count == 7)]
+    assert first["stream"] == 0x77
+    assert len(stub.calls("load")) == len(TILES) + len(UNALIGNED_TILES)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.gpu import fused_projection
-from benchmarks.gpu.forms import FORMS, draw, error
+from benchmarks.gpu import fused_projection, timing
+from benchmarks.gpu.forms import FORMS, Tensors, draw, error
 from benchmarks.gpu.layers import MODELS, floor_microseconds, moved_bytes
-from otter_export.plugins.tiles import Widths
+from otter_export.plugins.tiles import TILES, Widths
 
 
 def test_dry_run_prints_every_case(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -62,6 +66,63 @@ def test_a_wrong_result_is_noticed() -> None:
     spoilt[3, 7] *= 1.01
     assert error((y, spoilt), tensors) > 1
     assert error((y + 0.01, y_channel), tensors) > 1
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """A device whose clock shows what the test says, and whose tensors are on the CPU."""
+    times = {"fused": 30.0, "two calls": 40.0, "three calls": 50.0}
+    properties = SimpleNamespace(name="A GPU", multi_processor_count=132, L2_cache_size=1 << 20)
+
+    def graph_of(launches: Callable[[], object]) -> object:
+        return launches()
+
+    def best(graphs: dict[str, object]) -> dict[str, float]:
+        assert all(len(results) == 8 for results in graphs.values())  # one for each copy
+        return {name: 8 * times[name] for name in graphs}
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(timing, "bandwidth", lambda: 1e11)
+    monkeypatch.setattr(timing, "graph_of", graph_of)
+    monkeypatch.setattr(timing, "best_microseconds", best)
+    on_cpu = functools.partial(_draw_on_cpu, draw)
+    monkeypatch.setattr(fused_projection, "draw", on_cpu)
+    monkeypatch.setattr(fused_projection, "_times_of_tiles", lambda copies: {TILES[0]: 25.0})
+    return times
+
+
+def _draw_on_cpu(
+    plain: Callable[..., Tensors], widths: Widths, rows: int, dtype: torch.dtype, *rest: Any
+) -> Tensors:
+    return plain(widths, rows, dtype, "cpu", rest[1])
+
+
+def test_the_table(
+    pretended_gpu: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # 2 (192 576 + 64 576 + 64 64) + 2 2 (576 + 64 + 192 + 64) = 306688 bytes, at 100 GB/s 3.07 us.
+    monkeypatch.setattr(timing, "copies_of", lambda size: 8)
+    small = {"k, v": MODELS["135M"].projections()["k, v"]}
+    monkeypatch.setattr(
+        fused_projection, "MODELS", {"135M": SimpleNamespace(projections=lambda: small)}
+    )
+    arguments = ["--models", "135M", "--rows", "2", "--sweep"]
+    assert fused_projection.main(arguments) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith("| 135M | k, v | 2 | 3.07 | 30.00 | 40.00 | 50.00 | 9.78 | 0.75 | ")
+    assert row.endswith(" | 16x16x256 | 16x16x256 25.00 |")
+    # A wrong result is a failure of the run.
+    monkeypatch.setattr(fused_projection, "error", lambda pair, tensors: float("nan"))
+    assert fused_projection.main(arguments) == 1
+
+
+def test_copies_exceed_the_cache(pretended_gpu: dict[str, float]) -> None:
+    assert timing.copies_of(1 << 20) == 4
+    assert timing.copies_of(3 << 19) == 3
+    assert timing.copies_of(1 << 30) == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: nothing to refuse")

@@ -14,6 +14,8 @@ import pytest
 
 from otter_export.errors import EngineError
 from otter_export.plugins.cubin_index import CubinIndex
+from otter_export.plugins.tiles import TILES, UNALIGNED_TILES
+from tests.plugins.conftest import StubDriver
 
 #: Values in the weights of build_engine.py, biases included.
 WEIGHTS = 96 * 64 + 24 * 64 + 24 * 16 + 96 + 24 + 64 * 96 + 16 * 96 + 16 * 24
@@ -80,6 +82,29 @@ def test_what_is_not_accepted_is_not_parsed(library_directory: Path) -> None:
     engine = build(library_directory, inputs="W, A, B, b")
     assert not engine["parsed"]
     assert "has 6 inputs; accepted are 5 or 7" in engine["stderr"]
+
+
+@pytest.mark.parametrize("count", [5, 7])
+def test_what_the_plugin_launches(
+    library_directory: Path, stub: StubDriver, cubins: CubinIndex, count: int
+) -> None:
+    # TensorRT itself cannot run an engine here, so its calls are made by hand.
+    path = os.pathsep.join(map(str, (library_directory, stub.library.parent)))
+    script = str(Path(__file__).with_name("enqueue_plugin.py"))
+    subprocess.run(
+        [sys.executable, script, str(cubins.directory), str(count)],
+        env=os.environ | {"LD_LIBRARY_PATH": path},
+        check=True,
+    )
+    first, second = stub.calls("launch")
+    assert first == second
+    addresses = [0x7F0000000000 + 0x1000 * i for i in range(count)]
+    biases = addresses[5:] or [0, 0]
+    assert first["pointers"] == [*addresses[:5], *biases, 0x7E0000000000, 0x7E0000001000]
+    assert first["integers"] == [6, *2 * [64, 16, 96, 24], int(count == 7)]
+    assert first["stream"] == 0x77
+    # Loaded once, before the first launch.
+    assert len(stub.calls("load")) == len(TILES) + len(UNALIGNED_TILES)
 
 
 def test_a_missing_index_is_one_error(tmp_path: Path) -> None:
