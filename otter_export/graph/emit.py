@@ -138,6 +138,6 @@ def _rounded(name: str, array: npt.NDArray[Any], dtype: ir.DataType) -> npt.NDAr
     if largest > limit:
         raise UnsupportedError(
             f"tensor {name} holds {largest:.6g}, beyond the largest {dtype.name.lower()} "
-            f"({limit:.6g}); build with --precision fp32"
+            f"({limit:.6g}); build with a precision of wider range: fp32, or bf16 for --target trt"
         )
     return array.astype(dtype.numpy(), copy=False)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from otter_export.checkpoint import BaseModel
+from otter_export.errors import OtterError
 from otter_export.family import Space
 from otter_export.graph.passes.flatten_tokens import FlattenTokens
 from otter_export.graph.passes.float_logits import FloatLogits
@@ -157,6 +158,9 @@ def run_passes(
         model: Changed in place.
         passes: In order.
         after_each: Called with the pass's name and the model, to dump or check it.
+
+    Raises:
+        OtterError: What a pass says of a model that it cannot lower.
     """
     done: list[str] = []
     for one in passes:
@@ -165,6 +169,8 @@ def run_passes(
             try:
                 one(model)
             except ir.passes.PassError as error:
+                if isinstance(error.__cause__, OtterError):
+                    raise error.__cause__ from None
                 before = ", ".join(done) or "no other"
                 raise RuntimeError(f"pass {name} failed after {before}: {error}") from error
         done.append(name)

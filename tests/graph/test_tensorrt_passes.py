@@ -21,6 +21,7 @@ from otter_export.graph.passes.keep_rows import KeepRows
 from otter_export.graph.passes.separate_masks import SeparateMasks
 from otter_export.graph.passes.weight_only import CodeFormat, WeightOnly, encode
 from otter_export.graph.passes.write_out_norms import WriteOutNorms
+from otter_export.graph.pipeline import run_passes
 from tests.graph.test_layout_passes import IDS, attention_model, heads_model
 from tests.graph.text import ops, parse, randn, run
 
@@ -365,3 +366,9 @@ def test_fold_transposes_can_leave_a_tied_embedding() -> None:
     for found, expected in zip(run(model, i=ids), before, strict=True):
         np.testing.assert_array_equal(found, expected)
     assert not FoldTransposes(shared=False)(model).modified
+
+
+def test_what_a_pass_refuses_is_its_own_error() -> None:
+    """One line for the user, without the machinery's traceback around it."""
+    with pytest.raises(UnsupportedError, match="softcap"):
+        run_passes(attention_model(False, "softcap = 30.0"), [InPlaceCache(CAPACITY)])
