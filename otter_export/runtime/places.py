@@ -44,8 +44,8 @@ class Places:
 
     @property
     def running(self) -> tuple[SequenceState, ...]:
-        """Sequences that are decoding."""
-        return tuple(s for batch in self._batches.values() for s in batch.sequences)
+        """Sequences that are decoding; may be asked for from any thread."""
+        return tuple(s for batch in list(self._batches.values()) for s in batch.sequences)
 
     def add(self, sequence: SequenceState) -> None:
         """Give a place to a sequence; its prompt waits for its turn."""

@@ -77,6 +77,7 @@ def test_many_threads_submit_and_cancel(scheduler: Scheduler) -> None:
         generator = random.Random(first)
         for i in range(first, len(requests), 8):
             tickets[i] = scheduler.submit(requests[i], on_event=heard[i])
+            assert scheduler.stats.running <= 4
             if generator.random() < 0.3:
                 scheduler.cancel(tickets[generator.choice(range(first, i + 1, 8))])
 
