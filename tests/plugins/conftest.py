@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -25,6 +26,18 @@ def cubins(tmp_path_factory: pytest.TempPathFactory) -> CubinIndex:
     index = build_cubins(directory, (90, 80), steps.append, ("float16",))
     assert sum(steps) == count_cubins((80, 90), ("float16",)) == len(index.cubins)
     return index
+
+
+@pytest.fixture(scope="session")
+def library_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the name under which TensorRT-RTX's ONNX parser looks for the library."""
+    spec = importlib.util.find_spec("tensorrt_rtx_libs")
+    if importlib.util.find_spec("tensorrt_rtx") is None or spec is None or spec.origin is None:
+        pytest.skip("TensorRT-RTX is not installed")
+    (library,) = Path(spec.origin).parent.glob("libtensorrt_rtx.so.*")
+    directory = tmp_path_factory.mktemp("tensorrt")
+    (directory / "libtensorrt_rtx.so").symlink_to(library)
+    return directory
 
 
 class StubDriver:

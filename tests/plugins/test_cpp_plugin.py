@@ -17,7 +17,7 @@ from otter_export.plugins.cuda_driver import CudaDriver
 from otter_export.plugins.loaded_kernels import LoadedKernels
 from otter_export.plugins.tiles import TILES, UNALIGNED_TILES, Widths
 from tests.plugins.conftest import StubDriver, compiler_or_skip
-from tests.plugins.test_tensorrt_plugin import build, check, library_directory  # noqa: F401
+from tests.plugins.engines import build, check
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "plugins" / "cpp"
@@ -139,7 +139,7 @@ def plugin(
 def test_tensorrt_builds_with_it(
     plugin: Path,
     stub_library: Path,
-    library_directory: Path,  # noqa: F811
+    library_directory: Path,
     dtype: str,
     name: str,
 ) -> None:
@@ -150,7 +150,7 @@ def test_tensorrt_builds_with_it(
 def test_it_refuses_other_types(
     plugin: Path,
     stub_library: Path,
-    library_directory: Path,  # noqa: F811
+    library_directory: Path,
 ) -> None:
     engine = build(library_directory, stub_library.parent, dtype="float", library=str(plugin))
     assert not engine["parsed"] and engine["plan_bytes"] == 0

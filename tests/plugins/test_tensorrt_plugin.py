@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,53 +13,9 @@ from otter_export.errors import EngineError
 from otter_export.plugins.cubin_index import CubinIndex
 from otter_export.plugins.tiles import TILES, UNALIGNED_TILES
 from tests.plugins.conftest import StubDriver
+from tests.plugins.engines import WITH_BIAS, build, check
 
-#: Values in the weights of build_engine.py, biases included.
-WEIGHTS = 96 * 64 + 24 * 64 + 24 * 16 + 96 + 24 + 64 * 96 + 16 * 96 + 16 * 24
-WITH_BIAS, WITHOUT_BIAS = "W, A, B, b, c", "W, A, B"
-
-
-@pytest.fixture(scope="session")
-def library_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the name under which TensorRT-RTX's ONNX parser looks for the library."""
-    spec = importlib.util.find_spec("tensorrt_rtx_libs")
-    if importlib.util.find_spec("tensorrt_rtx") is None or spec is None or spec.origin is None:
-        pytest.skip("TensorRT-RTX is not installed")
-    (library,) = Path(spec.origin).parent.glob("libtensorrt_rtx.so.*")
-    directory = tmp_path_factory.mktemp("tensorrt")
-    (directory / "libtensorrt_rtx.so").symlink_to(library)
-    return directory
-
-
-def build(library_directory: Path, *search: Path, **request: Any) -> dict[str, Any]:
-    """What build_engine.py says about a request."""
-    path = os.pathsep.join(map(str, (library_directory, *search)))
-    defaults = {"dtype": "float16", "inputs": WITH_BIAS, "cubins": None, "library": None}
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(Path(__file__).with_name("build_engine.py")),
-            json.dumps(defaults | request),
-        ],
-        env=os.environ | {"LD_LIBRARY_PATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer | {"stderr": done.stderr}
-
-
-def check(engine: dict[str, Any], dtype: str) -> None:
-    """Two plugin layers and constants, nothing else; types and shapes; weights in the plan."""
-    assert engine["parsed"], engine["log"]
-    assert engine["layers"].count("PLUGIN_V3") == 2
-    assert set(engine["layers"]) == {"PLUGIN_V3", "CONSTANT"}
-    assert engine["outputs"] == [
-        ["y", f"DataType.{dtype}", [-1, -1, 64]],
-        ["y_channel", f"DataType.{dtype}", [-1, -1, 16]],
-    ]
-    assert 2 * WEIGHTS <= engine["plan_bytes"] < 2 * WEIGHTS + 65536, engine["log"]
+WITHOUT_BIAS = "W, A, B"
 
 
 @pytest.mark.parametrize(("dtype", "name"), [("float16", "HALF"), ("bfloat16", "BF16")])
