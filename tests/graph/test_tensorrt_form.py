@@ -11,10 +11,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.tensorrt_graph import tensorrt_graph
@@ -24,6 +26,7 @@ from otter_export.graph.pipeline import TensorRtForm, run_passes, tensorrt_passe
 from otter_export.graph.widen import widen
 from otter_export.modeling.otter_model import load_reference
 from tests import built, tiny
+from tests.converters.test_steps import random_tree
 from tests.graph.in_place import InPlaceGraph
 
 Array = np.ndarray[Any, Any]
@@ -138,6 +141,8 @@ def prefilled(made: Made, rows: list[Array], garbage: float = 0.0) -> tuple[Any,
     """Caches of prefixes of different lengths in one batch, and the lengths."""
     caches = made.half.new_caches(len(rows), garbage)
     for b, row in enumerate(rows):
+        if not len(row):
+            continue
         own = {name: value[b : b + 1] for name, value in caches.items()}
         for name, value in made.half(row[None], own)[1].items():
             caches[name][b] = value[0]
@@ -172,6 +177,31 @@ def test_a_winner_stays_and_the_next_candidates_see_it(made: Made) -> None:
         whole, _ = made.half(np.concatenate([row, first[0, [winner]], second[0, [i]]])[None])
         for name in OUTPUTS:
             assert built.relative(found[name][0, i], whole[name][0, -1]) < ROUNDING, name
+
+
+@hypothesis.given(data=st.data())
+@hypothesis.settings(max_examples=10)
+def test_any_tree_over_any_prefixes_equals_sequential_forwards(
+    forms: dict[str, Made], data: st.DataObject
+) -> None:
+    """Two sequences of different lengths; each row sees its prefix and its ancestors."""
+    made = forms["llama"]
+    lengths = [data.draw(st.integers(0, 9)), data.draw(st.integers(1, 9))]
+    size = data.draw(st.integers(1, 6))
+    rows = [tokens(1, n, seed=n)[0] for n in lengths]
+    caches, _ = prefilled(made, rows, garbage=1.0)
+    ids, trees = tokens(2, size, seed=size), np.zeros((2, size, size), bool)
+    depths = np.zeros((2, size), np.int64)
+    for b in range(2):
+        parents = [data.draw(st.integers(-1, i - 1)) for i in range(size)]
+        trees[b], depths[b] = random_tree(parents, size)
+    found, _ = made.half(ids, caches, np.array(lengths), tree=trees, depths=depths)
+    for b in range(2):
+        for i in range(size):
+            path = np.concatenate([rows[b], ids[b, trees[b, i]]])
+            expected, _ = made.half(path[None])
+            for name in OUTPUTS:
+                assert built.relative(found[name][b, i], expected[name][0, -1]) < ROUNDING, name
 
 
 def test_a_chunk_then_a_step_equals_one_pass(made: Made) -> None:
