@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters.tensorrt_library import gpu_capabilities, installed_version, parsed
+from otter_export.converters.tensorrt_library import (
+    building_module,
+    gpu_capabilities,
+    installed_version,
+    parsed,
+)
 from otter_export.targets import Availability, BuildPlan, BuildRequest
 
 _MODULE = "tensorrt_llm"
@@ -46,7 +50,7 @@ class LlmBuilder:
 
     def plan(self, checkpoint: Checkpoint, request: BuildRequest) -> BuildPlan:
         """Plan the build; see `otter_export.converters.tensorrt_llm`."""
-        module = importlib.import_module("otter_export.converters.tensorrt_llm")
+        module = building_module("otter_export.converters.tensorrt_llm")
         plan: BuildPlan = module.plan(checkpoint, request, self.availability())
         return plan
 

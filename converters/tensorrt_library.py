@@ -1,11 +1,15 @@
-"""What is installed, from package metadata and the CUDA driver: no library of CUDA is imported."""
+"""What is installed, from package metadata and the CUDA driver: TensorRT is not imported."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.metadata
 import importlib.util
 import re
+from types import ModuleType
+
+from otter_export.errors import MissingDependencyError
 
 Version = tuple[int, ...]
 #: CUdevice_attribute of the CUDA driver API (cuda.h): compute capability, major and minor.
@@ -19,6 +23,20 @@ def installed_version(module: str) -> str | None:
     for name in importlib.metadata.packages_distributions().get(module, ()):
         return importlib.metadata.version(name)
     return None
+
+
+def building_module(name: str) -> ModuleType:
+    """Import a module of this project that needs what builds graphs.
+
+    Raises:
+        MissingDependencyError: That is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("otter_export"):
+            raise
+        raise MissingDependencyError(error.name or "?", "build", "target 'trt'") from error
 
 
 def parsed(version: str) -> Version:

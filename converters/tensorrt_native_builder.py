@@ -7,11 +7,11 @@ heavy is imported; `otter_export.converters.tensorrt_native` plans the build.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.tensorrt_library import (
     Version,
+    building_module,
     gpu_capabilities,
     installed_version,
     parsed,
@@ -89,7 +89,7 @@ class NativeBuilder:
                 f"kernels for {sizes}. Build it with --target onnx"
             )
         # Not imported above: it takes seconds, and `list targets` needs none of it.
-        native = importlib.import_module("otter_export.converters.tensorrt_native")
+        native = building_module("otter_export.converters.tensorrt_native")
         plan: BuildPlan = native.plan(self, checkpoint, request)
         return plan
 

@@ -87,8 +87,12 @@ def _monitor(trt: Any, send: Send) -> Any:
         def step_complete(self, name: str, step: int) -> bool:
             with self._lock:
                 steps = self._outermost.get(name)
-            if steps is not None:
+            if steps is None:
+                return True
+            try:
                 send({"progress": min(1.0, (step + 1) / steps)})
+            except OSError:
+                return False  # nobody waits for this engine any more: end the build
             return True
 
         def phase_finish(self, name: str) -> None:

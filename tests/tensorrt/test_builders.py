@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -179,3 +181,29 @@ def test_versions_are_numbers() -> None:
     assert tensorrt_library.parsed("dev") == ()
     assert tensorrt_library.installed_version("no_such_module_at_all") is None
     assert tensorrt_library.installed_version("numpy") is not None
+
+
+def test_without_the_extra_that_builds_graphs(
+    machine: Machine, tiny_checkpoint: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.versions = RTX
+    monkeypatch.delitem(sys.modules, "otter_export.converters.tensorrt_native", raising=False)
+    monkeypatch.setitem(sys.modules, "mobius", None)
+    result = cli("build", tiny_checkpoint, "--target", "trt", "--dry-run")
+    assert result.status == 2
+    assert "target 'trt' needs the package 'mobius'" in result.stderr
+    assert "pip install 'otter-export[build]'" in result.stderr
+
+
+def test_without_the_kernel_compiler(
+    machine: Machine, tiny_checkpoint: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.versions = RTX
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "triton" else found(name)
+    )
+    result = cli("build", tiny_checkpoint, "--target", "trt", "--dry-run")
+    assert result.status == 2
+    assert "compiling the fused projection needs the package 'triton'" in result.stderr
+    assert cli("build", tiny_checkpoint, "--target", "trt", "--dry-run", "--no-plugin").status == 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from otter_export.converters import tensorrt_process
+from otter_export.converters import tensorrt_network, tensorrt_process
 from otter_export.converters.tensorrt_job import Job, Profile, profiles
 from otter_export.converters.tensorrt_options import EngineShapes
 from otter_export.errors import EngineError
@@ -98,3 +99,18 @@ def test_a_job_survives_its_way_to_the_process() -> None:
     whole = Job("x", "a", "b", profiles(EngineShapes(64, 24, 4, 6)), ("8.9", "12.0"), True)
     assert Job.from_json(whole.to_json()) == whole
     assert all(isinstance(p, Profile) for p in whole.profiles)
+
+
+def test_a_full_disk_is_an_error_of_the_disk() -> None:
+    """The library calls the writer from C++, through which no exception may pass."""
+
+    class Builder:
+        def build_serialized_network_to_stream(self, network: Any, config: Any, to: Any) -> bool:
+            return bool(to.write(bytes(1 << 20)) == 1 << 20)
+
+    class Library:
+        class IStreamWriter:
+            pass
+
+    with pytest.raises(OSError, match="No space left"):
+        tensorrt_network.write_plan(Library, Builder(), None, None, Path("/dev/full"))
