@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from otter_export.checkpoint import Checkpoint
+from otter_export.errors import MissingDependencyError
 from otter_export.modeling.layers import WidenedProjection
 from otter_export.modeling.otter_model import load_reference
+from otter_export.plugins.cubins import build_cubins
 from otter_export.plugins.torch_op import (
     FusedProjection,
     linear,
@@ -95,3 +98,12 @@ def test_it_is_for_inference(tiny_checkpoint: Path) -> None:
     out = projection(x)
     assert torch.equal(out, WidenedProjection.forward(projection, x))
     assert out.requires_grad  # as before: the operator itself has no gradient
+
+
+def test_compiling_without_triton_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'otter-export\[trt\]'"):
+        build_cubins(tmp_path, (80,))
+    assert not list(tmp_path.iterdir())
