@@ -70,9 +70,10 @@ class CudaSlots:
                 count,
             )
 
-    def clear(self, place: int) -> None:
-        """Set all slots of a place to zero."""
-        self._memory.zero(self, place, 1)
+    def clear(self, place: int, start: int) -> None:
+        """Set slots to zero; see `SlotBlock.clear`."""
+        if start < self.shape[3]:
+            self._memory.zero(self, place, start)
 
 
 def runs(*columns: IntArray) -> Iterator[tuple[int, int]]:
@@ -130,13 +131,12 @@ class CudaMemory:
         """Give up all memory that nothing uses."""
         self._pool.clear()
 
-    def zero(self, slots: CudaSlots, place: int, count: int) -> None:
-        """Set places to zero: a stretch of bytes in each of the slices, which lie a pitch apart."""
-        layers, places, heads, length, _ = slots.shape
-        stretch = heads * length * slots.slot
-        pitch = places * stretch
-        arguments = (slots.at(0, place, 0), pitch, 0, count * stretch, layers, self._stream)
-        self._cuda("cudaMemset2DAsync", *arguments)
+    def zero(self, slots: CudaSlots, place: int, start: int) -> None:
+        """Set the slots of a place from ``start`` on to zero, for all heads and slices."""
+        width = (slots.shape[3] - start) * slots.slot
+        extent = self._cuda.runtime.make_cudaExtent(width, slots.shape[2], slots.shape[0])
+        corner = self._pitched(slots, place, start)
+        self._cuda("cudaMemset3DAsync", corner, 0, extent, self._stream)
 
     def copy(
         self, to: tuple[CudaSlots, int, int], source: tuple[CudaSlots, int, int], count: int

@@ -50,8 +50,8 @@ class SlotBlock(Protocol):
         """
         ...
 
-    def clear(self, place: int) -> None:
-        """Set all slots of a place to zero."""
+    def clear(self, place: int, start: int) -> None:
+        """Set the slots of a place from ``start`` on to zero."""
         ...
 
 

@@ -37,6 +37,6 @@ class HostSlots:
         """Copy slots; see `SlotBlock.put`. Indexing by arrays reads into a copy first."""
         self.array[:, places, :, slots] = source.array[:, source_places, :, source_slots]
 
-    def clear(self, place: int) -> None:
-        """Set all slots of a place to zero."""
-        self.array[:, place] = 0
+    def clear(self, place: int, start: int) -> None:
+        """Set slots to zero; see `SlotBlock.clear`."""
+        self.array[:, place, :, start:] = 0

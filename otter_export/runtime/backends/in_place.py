@@ -39,11 +39,15 @@ class InPlaceCache:
     """Key/value rows of a batch: sequence b is in place b of every block.
 
     Args:
+        owner: The engine that made it.
         blocks: From `Executor.blocks`.
         lengths: ``[B]``: committed tokens; B is at most the blocks' places.
     """
 
-    def __init__(self, blocks: tuple[SlotBlock, ...], lengths: IntArray) -> None:
+    def __init__(
+        self, owner: InPlaceEngine, blocks: tuple[SlotBlock, ...], lengths: IntArray
+    ) -> None:
+        self.owner = owner
         self.blocks = blocks
         self.lengths = lengths
         #: Counts changes of the committed rows, to recognise a step of an earlier state.
@@ -102,12 +106,12 @@ class InPlaceEngine:
             raise EngineError(f"a cache holds 0 or more sequences, got {batch_size!r}")
         self._check_batch(batch_size)
         blocks = self._executor.blocks(max(batch_size, 1), self._executor.slots(1))
-        return InPlaceCache(blocks, np.zeros(batch_size, np.int64))
+        return InPlaceCache(self, blocks, np.zeros(batch_size, np.int64))
 
     def append(self, cache: Cache, sources: Sequence[tuple[Cache, int]]) -> None:
         """Let copies of sequences join; see `Engine.append`."""
-        cache = _own(cache)
-        taken = [_sequence(source, index) for source, index in sources]
+        cache = self._own(cache)
+        taken = [self._sequence(source, index) for source, index in sources]
         if not taken:
             return
         if any(source is cache for source, _ in taken):
@@ -117,22 +121,18 @@ class InPlaceEngine:
         added = np.array([source.lengths[index] for source, index in taken], np.int64)
         self._reserve(cache, count + len(taken), int(added.max()))
         for place, (source, index) in enumerate(taken, start=count):
-            for block in cache.blocks:
-                # Slots that the sequence before used may hold anything, even a NaN.
-                block.clear(place)
-            moves = sequence_moves([(place, index, int(source.lengths[index]))])
-            _put(cache.blocks, source.blocks, moves)
+            _move(cache.blocks, source.blocks, [(place, index, int(source.lengths[index]))])
         cache.lengths = np.concatenate([cache.lengths, added])
         cache.version += 1
 
     def select(self, cache: Cache, indices: Sequence[int]) -> None:
         """Keep these sequences, in this order; see `Engine.select`."""
-        cache = _own(cache)
-        taken = [_sequence(cache, index)[1] for index in indices]
+        cache = self._own(cache)
+        taken = [self._sequence(cache, index)[1] for index in indices]
         if len(set(taken)) < len(taken):
             raise EngineError(f"a sequence can be selected once, got {list(indices)}")
         moved = [(to, b, int(cache.lengths[b])) for to, b in enumerate(taken) if to != b]
-        _put(cache.blocks, cache.blocks, sequence_moves(moved))
+        _move(cache.blocks, cache.blocks, moved)
         cache.lengths = cache.lengths[taken]
         cache.version += 1
 
@@ -145,7 +145,7 @@ class InPlaceEngine:
         logits_to_keep: int,
     ) -> Step:
         """Run the model; see `Engine.forward`."""
-        cache = _own(cache)
+        cache = self._own(cache)
         if not len(cache.lengths):
             raise EngineError("a step needs at least 1 sequence; the cache holds none")
         check_forward(self._manifest, cache.lengths, input_ids, position_ids, tree, logits_to_keep)
@@ -165,7 +165,7 @@ class InPlaceEngine:
 
     def commit(self, cache: Cache, step: Step, rows: Sequence[Sequence[int]]) -> None:
         """Keep rows of a step; see `Engine.commit`."""
-        cache, new = _own(cache), step.rows
+        cache, new = self._own(cache), step.rows
         if not isinstance(new, _Rows) or new.cache is not cache or new.version != cache.version:
             raise EngineError("a step can be committed once, to the cache that it was run on")
         lengths = check_commit(self._manifest, cache.lengths, new.width, rows)
@@ -176,6 +176,18 @@ class InPlaceEngine:
             _put(cache.blocks, new.saved, moves)
         cache.lengths = lengths
         cache.version += 1
+
+    def _own(self, cache: Cache) -> InPlaceCache:
+        if not isinstance(cache, InPlaceCache) or cache.owner is not self:
+            raise EngineError(f"the cache was not made by this engine: {type(cache).__name__}")
+        return cache
+
+    def _sequence(self, cache: Cache, index: int) -> tuple[InPlaceCache, int]:
+        """A sequence of a cache of this engine."""
+        cache, count = self._own(cache), len(cache.lengths)
+        if not 0 <= index < count:
+            raise EngineError(f"the cache holds {count} sequences; there is no sequence {index}")
+        return cache, index
 
     def _parts(self, batch: int, width: int, logits_to_keep: int) -> tuple[Part, ...]:
         self._check_batch(batch)
@@ -219,22 +231,24 @@ class InPlaceEngine:
         _put(rows.saved, cache.blocks, step_moves(cache.lengths, rows.width))
 
 
+def _move(
+    blocks: Sequence[SlotBlock],
+    sources: Sequence[SlotBlock],
+    sequences: Sequence[tuple[int, int, int]],
+) -> None:
+    """Copy whole sequences to other places; ``sequences`` as `sequence_moves` takes them.
+
+    Slots behind them are cleared: the sequence that was there may have left because it gave NaN,
+    and 0 * NaN is NaN even under a mask.
+    """
+    _put(blocks, sources, sequence_moves(sequences))
+    for block in blocks:
+        for place, _, length in sequences:
+            block.clear(place, length)
+
+
 def _put(blocks: Sequence[SlotBlock], sources: Sequence[SlotBlock], moves: Moves) -> None:
     """Copy slots in the blocks of the base and of the channel alike."""
     if len(moves):
         for block, source in zip(blocks, sources, strict=True):
             block.put(moves.places, moves.slots, source, moves.source_places, moves.source_slots)
-
-
-def _sequence(cache: Cache, index: int) -> tuple[InPlaceCache, int]:
-    """A sequence of a cache of this engine."""
-    cache, count = _own(cache), len(cache.lengths)
-    if not 0 <= index < count:
-        raise EngineError(f"the cache holds {count} sequences; there is no sequence {index}")
-    return cache, index
-
-
-def _own(cache: Cache) -> InPlaceCache:
-    if not isinstance(cache, InPlaceCache):
-        raise EngineError(f"the cache was not made by this engine: {type(cache).__name__}")
-    return cache

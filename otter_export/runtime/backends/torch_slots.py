@@ -53,10 +53,10 @@ class TorchSlots:
             to, at, b, t = (self._index(a) for a in (places, slots, source_places, source_slots))
             self.tensor[:, to, :, at] = source.tensor[:, b, :, t]
 
-    def clear(self, place: int) -> None:
-        """Set all slots of a place to zero."""
+    def clear(self, place: int, start: int) -> None:
+        """Set slots to zero; see `SlotBlock.clear`."""
         with on_stream(self._stream):
-            self.tensor[:, place].zero_()
+            self.tensor[:, place, :, start:].zero_()
 
     def _index(self, values: npt.NDArray[Any]) -> torch.Tensor:
         import torch

@@ -88,11 +88,12 @@ class FakeCuda:
         ctypes.memset(pointer, value, size)
         return (OK,)
 
-    def _cudaMemset2DAsync(
-        self, pointer: int, pitch: int, value: int, width: int, height: int, stream: Any
-    ) -> Any:
-        for row in range(height):
-            ctypes.memset(pointer + row * pitch, value, width)
+    def _cudaMemset3DAsync(self, to: Any, value: int, extent: Any, stream: Any) -> Any:
+        assert extent.width <= to.pitch and extent.height <= to.ysize
+        for z in range(extent.depth):
+            for y in range(extent.height):
+                row = int(to.ptr) + (z * to.ysize + y) * to.pitch
+                ctypes.memset(row, value, extent.width)
         return (OK,)
 
     def _cudaMemcpyAsync(self, to: int, source: int, size: int, kind: Any, stream: Any) -> Any:

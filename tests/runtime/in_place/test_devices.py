@@ -47,12 +47,14 @@ positions = st.tuples(st.integers(0, 2), st.integers(0, 6))
     targets=st.lists(positions, max_size=9, unique=True),
     sources=st.lists(positions, min_size=9, max_size=9),
     inside=st.booleans(),
+    start=st.integers(0, 7),
 )
 def test_slots_move_as_in_numpy(
     runtime: Any,
     targets: list[tuple[int, int]],
     sources: list[tuple[int, int]],
     inside: bool,
+    start: int,
 ) -> None:
     """Any moves, overlapping ones inside a block too: all are read before any is written."""
     columns = [
@@ -75,7 +77,7 @@ def test_slots_move_as_in_numpy(
     for blocks in (expected, made, torch_made):
         source = blocks[0] if inside else blocks[1]
         blocks[0].put(columns[0], columns[1], source, columns[2], columns[3])
-        blocks[0].clear(1)
+        blocks[0].clear(1, start)
     assert np.array_equal(array_of(made[0]), expected[0].array)
     assert np.array_equal(torch_made[0].tensor.numpy(), expected[0].array)
 
@@ -265,15 +267,15 @@ def _check_on_a_gpu(
     places, slots = np.array([0, 0, 2]), np.array([1, 2, 6])
     for block in (made, expected):
         block.put(places, slots, block, places, slots - 1)
-        block.clear(1)
+        block.clear(1, 2)
     device.synchronize()
     assert np.array_equal(read(), expected.array)
-    launch = device.capture(lambda: made.clear(0))
+    launch = device.capture(lambda: made.clear(0, 0))
     device.synchronize()
     assert np.array_equal(read(), expected.array)
     launch()
     device.synchronize()
-    expected.clear(0)
+    expected.clear(0, 0)
     assert np.array_equal(read(), expected.array)
     buffer = device.buffer(values.nbytes)
     buffer.write(values)

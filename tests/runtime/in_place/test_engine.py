@@ -145,7 +145,7 @@ def test_memory_grows_by_doubling_up_to_the_batch_limit() -> None:
         engine.new_cache(6)
 
 
-def test_slots_of_a_sequence_that_left_are_cleared() -> None:
+def test_slots_of_a_sequence_that_left_are_cleared_for_the_next() -> None:
     """What it wrote may be NaN, and 0 * NaN is NaN even under a mask."""
     engine, _, _ = make_engine()
     cache, _ = prefill(engine, [[1, 2, 3], [4, 5, 6]])
@@ -155,6 +155,10 @@ def test_slots_of_a_sequence_that_left_are_cleared() -> None:
     engine.append(cache, [(prefill(engine, [[7]])[0], 0)])
     for block in cache.blocks:  # type: ignore[attr-defined]
         assert not block.array[:, 1, :, 1:].any()
+        block.array[:, 0, :, 3:] = 99
+    engine.select(cache, [1])
+    for block in cache.blocks:  # type: ignore[attr-defined]
+        assert not block.array[:, 0, :, 1:].any()
 
 
 def test_what_is_refused() -> None:
@@ -172,6 +176,8 @@ def test_what_is_refused() -> None:
         engine.append(cache, [(cache, 0)])
     with pytest.raises(EngineError, match="0 or more"):
         engine.new_cache(-1)
+    with pytest.raises(EngineError, match="not made by this engine: InPlaceCache"):
+        engine.select(make_engine()[0].new_cache(1), [0])
     with pytest.raises(EngineError, match="not made by this engine"):
         engine.select(object(), [])  # type: ignore[arg-type]
     with pytest.raises(EngineError, match=r"25 tokens do not fit: .* 20 slots"):
