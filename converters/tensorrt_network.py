@@ -41,11 +41,15 @@ def make_logger(trt: Any, complaints: Complaints) -> Any:
     return Logger()
 
 
-def parse(trt: Any, builder: Any, logger: Any, model: Path, complaints: Complaints) -> Any:
+def parse(
+    trt: Any, builder: Any, logger: Any, model: Path, complaints: Complaints
+) -> tuple[Any, Any]:
     """Parse an ONNX file into a strongly typed network.
 
-    Weights stay in the file: the parser maps external data instead of copying it, so the file must
-    outlive the network.
+    Weights stay in the file: the parser maps external data instead of copying it.
+
+    Returns:
+        The network, and the parser, which holds the mapped weights and must outlive the build.
 
     Raises:
         EngineError: TensorRT refuses the graph; names the node.
@@ -55,7 +59,7 @@ def parse(trt: Any, builder: Any, logger: Any, model: Path, complaints: Complain
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, logger)
     if parser.parse_from_file(str(model)):
-        return network
+        return network, parser
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     lines = [f"{e.node_operator()} {e.node_name()}: {' '.join(e.desc().split())}" for e in errors]
     reason = "; ".join(lines[:_SHOWN]) or str(complaints)

@@ -37,13 +37,14 @@ def run(job: Job, send: Send) -> dict[str, Any]:
     logger = native.make_logger(trt, complaints)
     builder = trt.Builder(logger)
     started = time.perf_counter()
-    network = native.parse(trt, builder, logger, Path(job.model), complaints)
+    network, parser = native.parse(trt, builder, logger, Path(job.model), complaints)
     parsed = time.perf_counter()
     monitor = _monitor(trt, send)
     config = native.configure(trt, builder, network, job, monitor)
     partial = Path(f"{job.engine}.partial")
     if not native.write_plan(trt, builder, network, config, partial):
         raise EngineError(f"{trt.__name__} {trt.__version__} cannot build this: {complaints}")
+    del parser  # not before: it holds the weights
     partial.replace(job.engine)
     return {
         "version": str(trt.__version__),

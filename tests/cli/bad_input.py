@@ -305,7 +305,6 @@ WEIGHTS = [
 
 ENGINES = [
     Case("not an engine", "generate base --prompt hi", "base has no engine.json: it is not an engine"),
-    Case("a checkpoint", "generate ckpt --prompt hi", "ckpt has no engine.json"),
     Case("no such engine", "generate nowhere --prompt hi", "nowhere is not a directory"),
     Case("not JSON", "inspect engine", "is not readable JSON", content(MANIFEST, "engine")),
     Case("foreign", "inspect engine", "not an otter-engine file", content(MANIFEST, "{}")),

@@ -9,6 +9,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -81,6 +82,18 @@ def test_the_plan_holds_the_weights(engines: dict[str, TinyEngine], precision: s
     on_disk = {str(p.relative_to(engine.directory)) for p in engine.directory.rglob("*")}
     assert on_disk == {*listed, "engine.json"}, "something else was left in the directory"
     assert {"tokenizer.json", "model.onnx", "model.onnx.data"} <= set(listed)
+
+
+def test_the_weights_in_the_plan_are_the_checkpoint_s(
+    engines: dict[str, TinyEngine], checkpoint: Checkpoint
+) -> None:
+    """Weights are mapped, not copied: a file that is closed too early would leave other bytes."""
+    plan = (engines["fp16"].directory / "rank0.engine").read_bytes()
+    table = checkpoint.base.float32("model.embed_tokens.weight").astype(np.float16)
+    assert table.tobytes() in plan
+    changed = table.copy()
+    changed[7, 3] += 1
+    assert changed.tobytes() not in plan
 
 
 def _job(model: ir.Model, directory: Path, **changes: object) -> Job:
