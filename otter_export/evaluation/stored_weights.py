@@ -192,8 +192,10 @@ def _quantized_problem(
     """
     steps, codes = quantized.steps, quantized.codes
     # The extra 0.1 % is for scale and product, which are rounded to float32.
-    # Rounded to float16 first, a weight is off by 2**-12 of the block's extreme: 0.032 steps.
-    slack = np.float32(0.04 if quantized.half else 0.001)
+    slack = np.float32(0.001)
+    if quantized.half:
+        # Rounded to float16 first, the block's extreme is off by 2**-11 of itself at most.
+        slack += np.float32(2 ** (quantized.bits - 1) * 2**-11)
     allowed = steps * (np.float32(0.5) + slack)
     if quantized.symmetric:
         # There is no code for the negative of the block's extreme.
@@ -203,8 +205,11 @@ def _quantized_problem(
     wrong = int((distance > allowed).sum())
     if wrong:
         return f"{wrong} of {original.size} values are further off than rounding allows"
-    larger = np.float32(1.002 if quantized.half else 1.001)
-    coarse = int((steps > larger * _needed_steps(quantized, original)).sum())
+    # In float16, extreme and step are both rounded; below 2**-14 by 2**-25.
+    needed = 1.001 * _needed_steps(quantized, original)
+    if quantized.half:
+        needed = 1.001 * needed + np.float32(2**-25)
+    coarse = int((steps > needed).sum())
     return f"{coarse} of {steps.size} steps are larger than their block needs" if coarse else None
 
 
