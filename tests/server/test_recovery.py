@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from examples import triton_client
-from examples.triton_async import AsyncClient
 from examples.triton_client import ServerError
 from examples.triton_server import HOST, Ports, free_ports, start
 from otter_export.errors import OtterError
@@ -80,6 +79,8 @@ async def probed_while_full(
     served: Served, repository: Path
 ) -> list[subprocess.CompletedProcess[str]]:
     """A probe and a strict one, while the model's only place and its queue are taken."""
+    from examples.triton_async import AsyncClient
+
     # Several seconds of work each, of which little will be done.
     slow = {"text_input": PROMPT, "stream": True, "max_tokens": 2000, "top_k": 128}
     slow |= {"reward_weight": 50.0}

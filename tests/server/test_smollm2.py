@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from examples.sentiment import material
-from examples.triton_async import AsyncClient
 from examples.triton_client import Response
 from examples.triton_server import HOST, start
 from otter_export import ArgsGreedy, ArgsStochastic, Plain, load_engine
@@ -69,6 +68,8 @@ def test_the_answers_are_the_librarys(engine: Path) -> None:
 
 async def answers(address: str, concurrency: int) -> list[list[Response]]:
     """The streams of all cases, ``concurrency`` at a time."""
+    from examples.triton_async import AsyncClient
+
     limit = asyncio.Semaphore(concurrency)
 
     async def one(client: AsyncClient, sent: Case) -> list[Response]:
