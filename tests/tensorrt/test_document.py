@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from otter_export.converters.tensorrt_options import PRECISIONS, TensorRTOptions
 from otter_export.inspection import EngineSummary, inspect
 from tests.cli.conftest import Cli, cli
 from tests.dummy_engine import write_engine
+from tests.tensorrt.conftest import TinyEngine
 
 __all__ = ["cli"]  # the fixture
 
@@ -70,6 +72,34 @@ def test_inspect_survives_any_options(
     summary = inspect(directory)
     assert isinstance(summary, EngineSummary)
     assert "layer" in _engine(summary)
+
+
+def test_inputs_and_outputs_are_described(repository: Path, engines: dict[str, TinyEngine]) -> None:
+    """The table of docs/engine.md against an engine."""
+    text = (repository / "docs" / "engine.md").read_text()
+    section = text.partition("cache form `in_place`\n")[2].partition("\n## ")[0]
+    manifest = engines["bf16"].manifest
+    sizes = {
+        "batch": "B",
+        "step": "S",
+        "kept": "R",
+        88: "C",
+        16: "e",
+        128: "V",
+        1: "H\u2032kv",
+        2: "Hkv",
+    }
+    rows = [row.split(" | ") for row in section.splitlines() if row.startswith("| `")]
+    described = {row[0].strip("| `").split("`")[0]: row for row in rows}
+    for spec in manifest.inputs:
+        row = described[re.sub(r"\.\d+\..*", ".N.key", spec.name)]
+        assert row[1].strip("`") == {"bfloat16": "E"}.get(spec.dtype, spec.dtype), spec.name
+        shape = [str(sizes[size]) for size in spec.shape]
+        if spec.name == "attention_mask":
+            shape[1] = "1"
+        assert row[2] == f"`[{', '.join(shape)}]`", spec.name
+    for option in ("capacity", "max_step", "builder", "builder_version", "compute_capabilities"):
+        assert option in manifest.options and f"{option}`" in section
 
 
 def test_help_of_a_target_has_its_options(cli: Cli) -> None:
