@@ -120,7 +120,9 @@ def _report(
     memory = f"peak memory {human_bytes(peak_memory())}"
     if manifest.options.get("build_peak_memory_bytes"):
         memory += f", {human_bytes(manifest.options['build_peak_memory_bytes'])} in its builder"
-    click.echo(f"{out}: " + ", ".join([human_bytes(size), *nodes, f"{seconds:.1f} s", memory]))
+    made_by = [f"by {plan.details['builder']}"] if "builder" in plan.details else []
+    facts = [human_bytes(size), *nodes, *made_by, f"{seconds:.1f} s", memory]
+    click.echo(f"{out}: " + ", ".join(facts))
     if "next_step" in plan.details:
         click.echo(f"next: {plan.details['next_step']}")
 
@@ -140,4 +142,15 @@ def _show_plan(plan: BuildPlan, as_json: bool) -> None:
         click.echo()
         lines = [(s.name, s.dtype, "[" + ", ".join(map(str, s.shape)) + "]") for s in specs]
         click.echo(table(lines, (title, "dtype", "shape")))
-    click.echo(f"\n{len(plan.weights)} weights, {human_bytes(plan.total_bytes)}; nothing written")
+    facts = ", ".join(_details(plan))
+    click.echo(f"\n{len(plan.weights)} weights, {human_bytes(plan.total_bytes)}, {facts}")
+    click.echo("nothing written")
+
+
+def _details(plan: BuildPlan) -> Iterator[str]:
+    """What a plan counts and decides, but for what is long or said elsewhere."""
+    for name, value in plan.details.items():
+        if isinstance(value, str | int) and name != "next_step":
+            yield f"{name.replace('_', ' ')} {value}"
+        elif isinstance(value, list) and all(isinstance(one, str) for one in value):
+            yield f"{name.replace('_', ' ')} {' '.join(value)}"

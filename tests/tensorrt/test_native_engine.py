@@ -24,6 +24,7 @@ from otter_export.errors import EngineError
 from otter_export.graph.pipeline import TensorRtForm
 from otter_export.manifest import EngineManifest
 from otter_export.runtime.backends.in_place_contract import Limits, check_tensors
+from tests import built, tiny
 from tests.cli.conftest import Cli, cli
 from tests.tensorrt.conftest import LENGTH, OPTIONS, TinyEngine
 
@@ -128,6 +129,18 @@ def test_every_fused_projection_is_a_plugin_layer(
     assert shares == sorted(shares) and shares and shares[0] > 0 and shares[-1] <= 1
 
 
+@pytest.mark.parametrize(("family", "rotary"), [("gpt2", 0), ("qwen2", 4 * LAYERS)])
+def test_other_families(trt: object, tmp_path: Path, family: str, rotary: int) -> None:
+    """Projections with biases; learned positions; a head that is not tied."""
+    other = built.random_checkpoint(tmp_path / "ck", family, signals=(tiny.REWARD, tiny.NEXT))
+    model = _fused(other)
+    wanted = sum(node.op_type == "OtterLinear" for node in model.graph)
+    assert wanted >= 4 * LAYERS
+    made = tensorrt_process.build(_job(model, tmp_path / "work", plugin=True))
+    check_built(model, made, wanted)
+    assert made.layers.get("ROTARY_EMBEDDING", 0) == rotary
+
+
 def test_a_plugin_that_is_not_there_is_an_error(
     trt: object, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
@@ -191,6 +204,9 @@ def test_the_command_line(trt: object, checkpoint: Checkpoint, tmp_path: Path, c
     assert dry.status == 0, dry.stderr
     planned = json.loads(dry.stdout)["details"]
     assert planned["compute_capabilities"] == ["8.0", "12.0"] and planned["plugin_layers"] == 0
+    told = cli(*arguments, "--dry-run").stdout
+    assert "builder tensorrt-rtx, compute capabilities 8.0 12.0, plugin layers 0\n" in told
+    assert told.endswith("nothing written\n")
     out = tmp_path / "engine"
     assert not out.exists()
     done = cli(*arguments, "--out", out, "--json")
