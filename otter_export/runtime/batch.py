@@ -8,7 +8,7 @@ import numpy as np
 
 from otter_export.errors import EngineError
 from otter_export.runtime.engine import BoolArray, Engine, IntArray
-from otter_export.runtime.prefill import Prefilled
+from otter_export.runtime.prefill import Place
 from otter_export.runtime.request import TokenEvent
 from otter_export.runtime.sequence import Proposal, SequenceState
 
@@ -33,10 +33,15 @@ class Batch:
         """The sequences, in the order of their places."""
         return tuple(self._sequences)
 
-    def join(self, prefilled: Sequence[Prefilled]) -> None:
-        """Let sequences join whose prompts were fed."""
-        self._engine.append(self._cache, [(p.cache, p.index) for p in prefilled])
-        self._sequences += [p.sequence for p in prefilled]
+    def join(self, places: Sequence[Place]) -> None:
+        """Let sequences join whose rows are in another cache; they are copied."""
+        self._engine.append(self._cache, [(place.cache, place.index) for place in places])
+        self._sequences += [place.sequence for place in places]
+
+    def places(self, wanted: Collection[SequenceState]) -> list[Place]:
+        """Where some of its sequences are, to let them join another batch."""
+        held = enumerate(self._sequences)
+        return [Place(sequence, self._cache, b) for b, sequence in held if sequence in wanted]
 
     def leave(self, gone: Collection[SequenceState]) -> None:
         """Take sequences out; the last ones move into their places."""

@@ -21,8 +21,8 @@ SIMILAR = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Prefilled:
-    """A sequence whose prompt is in a cache: at index ``index`` of ``cache``."""
+class Place:
+    """Where the rows of a sequence are: at index ``index`` of ``cache``."""
 
     sequence: SequenceState
     cache: Cache
@@ -40,7 +40,7 @@ class Fed:
     """
 
     tokens: int
-    done: tuple[Prefilled, ...] = ()
+    done: tuple[Place, ...] = ()
     failed: tuple[tuple[SequenceState, EngineError], ...] = ()
 
 
@@ -108,7 +108,7 @@ class PrefillQueue:
                 prompt.sequence.start()
         step = feed(self._engine, cache, parts)
         self._prompts.rotate(-1)
-        done: list[Prefilled] = []
+        done: list[Place] = []
         failed: list[tuple[SequenceState, EngineError]] = []
         for index, (prompt, part) in enumerate(zip(members, parts, strict=True)):
             prompt.cache, prompt.fed = cache, prompt.fed + len(part)
@@ -117,7 +117,7 @@ class PrefillQueue:
             self.remove([prompt.sequence])
             try:
                 prompt.sequence.see(step, index)
-                done.append(Prefilled(prompt.sequence, cache, index))
+                done.append(Place(prompt.sequence, cache, index))
             except EngineError as error:
                 failed.append((prompt.sequence, error))
         return Fed(sum(len(part) for part in parts), tuple(done), tuple(failed))

@@ -20,6 +20,7 @@ from otter_export import (
     load_engine,
     stream,
 )
+from otter_export.runtime import places
 from otter_export.runtime.backends.onnxruntime import _padding
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.prefill import feed
@@ -77,7 +78,12 @@ def heard(engine: Engine, requests: list[Request], batch_size: int = 1) -> list[
     return events
 
 
-def test_results_are_equal_bit_for_bit(engine: Engine) -> None:
+@pytest.mark.parametrize("pass_rows", [0, places.PASS_ROWS])
+def test_results_are_equal_bit_for_bit(
+    engine: Engine, pass_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With 0, requests move between batches whenever that saves a row.
+    monkeypatch.setattr(places, "PASS_ROWS", pass_rows)
     requests = [
         Request([3 + i, *[5 + i % 3] * (i * 3 % 35)], METHODS[i % 6], 4 + 3 * (i % 5), seed=i)
         for i in range(14)

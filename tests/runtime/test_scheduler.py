@@ -22,6 +22,7 @@ from otter_export.errors import (
     QueueFullError,
     RequestError,
 )
+from otter_export.runtime import places
 from otter_export.runtime.limits import Limits
 from otter_export.runtime.methods.base import DecodingMethod
 from otter_export.runtime.observer import Observer
@@ -104,11 +105,22 @@ LIMITS = st.builds(
 
 
 @settings(max_examples=20)
-@given(st.lists(st.tuples(st.integers(0, 6), REQUESTS), min_size=1, max_size=12), LIMITS)
+@given(
+    st.lists(st.tuples(st.integers(0, 6), REQUESTS), min_size=1, max_size=12),
+    LIMITS,
+    st.sampled_from([0, 4, places.PASS_ROWS]),
+)
 def test_whoever_arrives_when_gets_the_same_as_alone_and_in_order(
-    arrivals: list[tuple[int, Request]], limits: Limits
+    arrivals: list[tuple[int, Request]], limits: Limits, pass_rows: int
 ) -> None:
     """No request starves, whatever the limits, and none sees its neighbours."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Small ones let requests move between batches all the time.
+        patch.setattr(places, "PASS_ROWS", pass_rows)
+        _check_arrivals(arrivals, limits)
+
+
+def _check_arrivals(arrivals: list[tuple[int, Request]], limits: Limits) -> None:
     order = Recorder()
     engine = small()
     scheduler = Scheduler(engine, limits, order)
@@ -125,6 +137,36 @@ def test_whoever_arrives_when_gets_the_same_as_alone_and_in_order(
     assert order.admitted_numbers == sorted(order.admitted_numbers)
     assert len(order.admitted_numbers) == len(arrivals)
     assert max(b for b, _ in engine.calls) <= limits.max_batch_size
+
+
+@given(st.lists(st.integers(1, 9), max_size=20))
+def test_the_narrow_width_saves_the_most_rows(widths: list[int]) -> None:
+    widest = max(widths, default=0) + max(widths, default=0) % 2
+    few = places.narrow_width(widths)
+    costs = {w: sum(w if width <= w else widest for width in widths) for w in range(2, widest, 2)}
+    together = len(widths) * widest
+    if few:
+        assert costs[few] == min(costs.values()) < together - places.PASS_ROWS
+    else:
+        assert all(cost >= together - places.PASS_ROWS for cost in costs.values())
+
+
+def test_requests_with_few_candidates_left_decode_apart_if_it_pays() -> None:
+    """Eight candidates are left in every step of one request, and one in those of the others."""
+    engine = FakeEngine(
+        make_manifest(eos_token_ids=()), spread=2.0, script=dict.fromkeys(range(99), 7)
+    )
+    client = Client(Scheduler(engine))
+    for weight in (80.0, *[0.1] * 9):
+        client.submit(Request([3, 4], ArgsGreedy(top_k=8, weight=weight), max_tokens=4))
+    run(client.scheduler)
+    assert engine.calls[1:] == [(1, 8), (9, 2)] * 4
+    # Three of them are not worth a pass of their own.
+    engine.calls.clear()
+    for weight in (80.0, *[0.1] * 2):
+        client.submit(Request([3, 4], ArgsGreedy(top_k=8, weight=weight), max_tokens=4))
+    run(client.scheduler)
+    assert engine.calls[1:] == [(3, 8)] * 4
 
 
 class Recorder(Observer):
@@ -394,10 +436,16 @@ class Broken(FakeEngine):
 
 @pytest.mark.parametrize("error", [EngineError("out of memory"), MemoryError("12 GB"), KeyError(3)])
 @pytest.mark.parametrize("method", ["forward", "commit", "append", "select", "new_cache"])
-@pytest.mark.parametrize("calls", [0, 1, 2, 3])
+@pytest.mark.parametrize("calls", range(6))
 def test_a_failing_engine_fails_those_concerned_and_goes_on(
-    method: str, calls: int, error: Exception, caplog: pytest.LogCaptureFixture
+    method: str,
+    calls: int,
+    error: Exception,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Requests move between batches whenever that saves a row.
+    monkeypatch.setattr(places, "PASS_ROWS", 0)
     engine = Broken()
     engine.fails[method], engine.error = calls, error
     scheduler = Scheduler(engine, Limits(max_batch_size=3))
@@ -541,9 +589,9 @@ def test_nothing_leaks_over_many_requests_with_random_cancellation() -> None:
     assert outcomes.count(DeadlineError) == stats.expired > 30
     assert stats.submitted == 2000 == stats.completed + stats.cancelled + stats.expired
     assert (stats.queued, stats.prefilling, stats.running) == (0, 0, 0)
-    places = scheduler._places
-    assert not scheduler._jobs and not places.running and not places.prefilling
-    assert all(len(b._cache.lengths) == 0 for b in places._batches.values())
+    inside = scheduler._places
+    assert not scheduler._jobs and not inside.running and not inside.prefilling
+    assert all(len(b._cache.lengths) == 0 for b in inside._batches.values())
 
 
 def test_the_engine_is_asked_for_no_more_than_the_cache_holds() -> None:
