@@ -157,10 +157,11 @@ class TritonServer:
         """Wait until it ends by itself; its exit status."""
         return self._process.wait()
 
-    def stop(self, timeout_seconds: float = EXIT_SECONDS + 15) -> int:
+    def stop(self, timeout_seconds: float = EXIT_SECONDS + 5) -> int:
         """End it as Ctrl-C would: requests in flight may finish; its exit status.
 
-        What does not end in time is killed, with the processes of its models.
+        What does not end in time is killed, with the processes of its models: tritonserver 24.10
+        hangs when its own time is up while HTTP streams are open.
         """
         if self.running:
             with contextlib.suppress(ProcessLookupError):

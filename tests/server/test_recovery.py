@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import shutil
@@ -25,6 +26,10 @@ from tests.server.conftest import IMPATIENT, SMALL_QUEUE
 from tests.server.running import Library, Served, ask, check_alive, kill, probe, ready, stubs
 
 pytestmark = pytest.mark.slow
+
+#: Several seconds of work for the model ``small``, of which little will be done.
+SLOW = {"text_input": PROMPT, "stream": True, "max_tokens": 2000, "top_k": 128}
+SLOW |= {"reward_weight": 50.0}
 
 
 def test_a_killed_model_is_seen_by_the_probe_and_loaded_again(
@@ -81,12 +86,8 @@ async def probed_while_full(
     """A probe and a strict one, while the model's only place and its queue are taken."""
     from examples.triton_async import AsyncClient
 
-    # Several seconds of work each, of which little will be done.
-    slow = {"text_input": PROMPT, "stream": True, "max_tokens": 2000, "top_k": 128}
-    slow |= {"reward_weight": 50.0}
-
     async def hold(client: AsyncClient) -> None:
-        async for _ in client.stream(slow):
+        async for _ in client.stream(SLOW):
             pass
 
     async with AsyncClient(served.grpc, "small") as client:
@@ -129,6 +130,34 @@ def test_stopping_lets_requests_in_flight_finish(
     assert [region.exists() for region in regions] == [False]
     with pytest.raises(ServerError, match="refused"):
         triton_client.generate(f"{HOST}:{ports.http}", case.fields)
+
+
+def test_what_cannot_finish_in_time_ends_with_an_error(
+    small_repository: Path, engine_directory: Path
+) -> None:
+    """One in work and two in the queue: none hangs, and none that was cut off looks complete.
+
+    tritonserver 24.10 does not end by itself when its time is up and HTTP streams are open: what
+    started it has to end it, as a supervisor does.
+    """
+    log = small_repository.with_name("stopped.log")
+    with start(small_repository, log, lifetime_seconds=60, arguments=[IMPATIENT]) as server:
+        served = Served(server, small_repository, engine_directory)
+        streams = [
+            triton_client.stream_grpc(served.grpc, SLOW, model="small", timeout_seconds=30),
+            triton_client.stream_http(served.http, SLOW, model="small", timeout_seconds=30),
+            triton_client.stream_http(served.http, SLOW, model="small", timeout_seconds=30),
+        ]
+        assert next(streams[0])["finish_reason"] == ""
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            futures = [pool.submit(list, stream) for stream in streams]
+            served.wait_for(lambda m: m["otter_queue_length"] == 2, "small")
+            server.stop(timeout_seconds=4)
+            errors = [future.exception(timeout=20) for future in futures]
+    # A client that has no error has its whole answer: the last in the queue cannot have it.
+    assert all(error is None or isinstance(error, ServerError) for error in errors), errors
+    assert any(errors)
+    assert stubs(server.ports.http, "small") == {}
 
 
 def test_a_server_does_not_outlive_what_started_it(repository: Path, tmp_path: Path) -> None:
