@@ -6,8 +6,8 @@ import collections
 import dataclasses
 import importlib.util
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import mobius
 import onnx_ir as ir
@@ -43,6 +43,8 @@ from otter_export.graph.pipeline import TensorRtForm
 from otter_export.manifest import EngineManifest
 from otter_export.targets import BuildPlan, BuildRequest, Progress
 
+#: Takes the share of some work that is done, 0 to 1.
+Share = Callable[[float], None]
 ENGINE_FILE = "rank0.engine"
 PLUGIN_FOLDER = "plugins"
 CACHE_FORM = "in_place"
@@ -71,7 +73,8 @@ def plan(native: NativeBuilder, checkpoint: Checkpoint, request: BuildRequest) -
             "profiles": [profile.to_json() for profile in profiles(task.shapes)],
         },
         write=task.write,
-        rounds=2,
+        # Written, built, and before that the kernels, as long as either.
+        rounds=3 if task.plugin_layers else 2,
     )
 
 
@@ -107,11 +110,14 @@ class _Task:
         """Write the engine's files and return its manifest."""
         names = copy_tokenizer(self.checkpoint, directory)
         kept = self.request.options_as(TensorRTOptions).keep_onnx
-        names += self._write_cubins(directory)
+        names += self._write_cubins(directory, self._share(progress))
         # Beside the engine, so that the weights are written once and on the same disk.
         with tempfile.TemporaryDirectory(prefix=".onnx-", dir=directory) as work:
             save_model(self.model, Path(work), progress)
-            built = tensorrt_process.build(self._job(Path(work), directory), self._share(progress))
+            share = self._share(progress)
+            built = tensorrt_process.build(self._job(Path(work), directory), share)
+            if share is not None:
+                share(1.0)  # the library's last steps report nothing
             check_built(self.model, built, self.plugin_layers)
             if kept:
                 for name in (MODEL_FILE, DATA_FILE):
@@ -119,16 +125,24 @@ class _Task:
                     names.append(name)
         return self._manifest(directory, [ENGINE_FILE, *names], built)
 
-    def _write_cubins(self, directory: Path) -> list[str]:
+    def _write_cubins(self, directory: Path, share: Share | None) -> list[str]:
         """Compile the plugin's kernels for the engine's GPUs; returns their names."""
         if not self.plugin_layers:
             return []
-        from otter_export.plugins.cubins import build_cubins
+        from otter_export.plugins.cubins import build_cubins, count_cubins
 
         folder = directory / PLUGIN_FOLDER
-        dtype = "bfloat16" if self.request.precision == "bf16" else "float16"
+        dtypes = ("bfloat16" if self.request.precision == "bf16" else "float16",)
         capabilities = [int(one.replace(".", "")) for one in self.capabilities]
-        build_cubins(folder, capabilities, dtypes=(dtype,))
+        total, done = count_cubins(capabilities, dtypes), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if share is not None:
+                share(done / total)
+
+        build_cubins(folder, capabilities, advance, dtypes)
         return sorted(str(p.relative_to(directory)) for p in folder.rglob("*") if p.is_file())
 
     def _job(self, work: Path, directory: Path) -> Job:
@@ -143,8 +157,8 @@ class _Task:
             plugin=self.plugin_layers > 0,
         )
 
-    def _share(self, progress: Progress | None) -> Any:
-        """Shares of the build as bytes of weights: the second of the plan's rounds."""
+    def _share(self, progress: Progress | None) -> Share | None:
+        """Shares of some work as bytes of all weights: one of the plan's rounds."""
         if progress is None:
             return None
         report, total = progress, sum(size for _, _, _, size in weight_rows(self.model))

@@ -96,8 +96,8 @@ class BuildPlan:
             what is left for the user to do; shown at the end.
         write: Writes the engine's files into an empty directory and returns its manifest, which is
             then saved as ``engine.json``; called once, with a callback for the bytes written.
-        rounds: How often every weight is reported: once as it is written and, where a library then
-            works on it, once more.
+        rounds: How often the bytes of all weights are reported: as they are written, and once for
+            each further work of such length, which is reported in shares of them.
     """
 
     weights: tuple[tuple[str, str, tuple[int, ...], int], ...]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters import tensorrt_process
 from otter_export.converters.onnx import MODEL_FILE, save_model, tensor_specs
+from otter_export.converters.tensorrt import TARGET
 from otter_export.converters.tensorrt_check import check_built
 from otter_export.converters.tensorrt_graph import tensorrt_graph
 from otter_export.converters.tensorrt_job import Built, Job, profiles
@@ -24,6 +26,7 @@ from otter_export.errors import EngineError
 from otter_export.graph.pipeline import TensorRtForm
 from otter_export.manifest import EngineManifest
 from otter_export.runtime.backends.in_place_contract import Limits, check_tensors
+from otter_export.targets import BuildRequest
 from tests import built, tiny
 from tests.cli.conftest import Cli, cli
 from tests.tensorrt.conftest import LENGTH, OPTIONS, TinyEngine
@@ -193,6 +196,30 @@ def test_profiles_fit_what_the_runtime_does() -> None:
             assert 1 == profile.least[size] <= profile.best[size] <= profile.most[size]
         # A step and a full prefix fit into the cache.
         assert profile.most["step"] + LENGTH <= SHAPES.capacity
+
+
+def test_progress_reaches_the_end(
+    trt: object, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes of all rounds: kernels, weights as written, weights as built."""
+    cubins = pytest.importorskip("otter_export.plugins.cubins", reason="Triton is not installed")
+
+    def no_kernels(
+        directory: Path, capabilities: list[int], progress: Callable[[int], None], dtypes: object
+    ) -> None:
+        directory.mkdir()
+        for _ in range(cubins.count_cubins(capabilities, dtypes)):
+            progress(1)
+
+    monkeypatch.setattr(cubins, "build_cubins", no_kernels)
+    options = dataclasses.replace(OPTIONS, plugin=True, keep_onnx=False, sm="89")
+    plan = TARGET.plan(checkpoint, BuildRequest("fp16", LENGTH, options))
+    counts: list[int] = []
+    manifest = plan.write(tmp_path, counts.append)
+    assert plan.rounds == 3 and min(counts) >= 0
+    # Tensors that stay inside the protobuf are not reported.
+    assert 2 * plan.total_bytes < sum(counts) <= plan.rounds * plan.total_bytes
+    assert manifest.options["plugin_layers"] == manifest.options["layers"]["PLUGIN_V3"] == 14
 
 
 def test_the_command_line(trt: object, checkpoint: Checkpoint, tmp_path: Path, cli: Cli) -> None:
