@@ -58,6 +58,6 @@ def _tensor_problems(model: ir.Model, built: Built) -> Iterator[str]:
             for s in specs
         }
         actual = {name: (dtype, shape) for name, dtype, shape in found}
-        for name in wanted.keys() | actual.keys():
+        for name in {**wanted, **actual}:  # in the graph's order
             if wanted.get(name) != actual.get(name):
                 yield f"{side} {name} is {actual.get(name)}, expected {wanted.get(name)}"
