@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import http.client
 import os
+import random
 import shutil
 import signal
 import socket
@@ -180,12 +181,16 @@ class TritonServer:
 
 
 def free_ports() -> Ports:
-    """Three ports of 127.0.0.1 that are free now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for one in sockets:
-            one.bind((HOST, 0))
-        return Ports(*(one.getsockname()[1] for one in sockets))
+    """Three ports of 127.0.0.1 that are free now.
+
+    They lie below those that systems give to outgoing connections (from 32768 on Linux), so that
+    none of them is taken before the server listens.
+    """
+    while True:
+        ports = Ports(*random.sample(range(20_000, 32_000), 3))
+        with contextlib.suppress(OtterError):
+            _check_free(ports)
+            return ports
 
 
 def _check_free(ports: Ports) -> None:
