@@ -100,10 +100,11 @@ def plan_repository(
         ConfigError: A name or a setting is not valid for this engine.
     """
     manifest = EngineManifest.load(engine)
-    if manifest.target not in BACKENDS or _builder(manifest) == "tensorrt-llm":
+    drivable = dict.fromkeys(builder for builder, _ in _WHEELS)
+    if manifest.target not in BACKENDS or _builder(manifest) not in drivable:
         raise EngineError(
             f"{engine} is of target {manifest.target} by {_builder(manifest)}, which this model "
-            f"cannot drive; accepted: targets {', '.join(BACKENDS)}, and TensorRT-LLM has a model "
+            f"cannot drive; accepted: {', '.join(drivable)}; TensorRT-LLM has a model "
             "of its own (docs/triton.md)"
         )
     if not _NAME.fullmatch(name):
