@@ -21,7 +21,7 @@ from examples import triton_client
 from examples.triton_client import ServerError
 from examples.triton_server import HOST, Ports, free_ports, start
 from otter_export.errors import OtterError
-from tests.server.cases import CASES, LONG, PROMPT, check_answer
+from tests.server.cases import CASES, PROMPT, check_answer
 from tests.server.conftest import IMPATIENT, SMALL_QUEUE
 from tests.server.running import Library, Served, ask, check_alive, kill, probe, ready, stubs
 
@@ -60,7 +60,7 @@ def test_a_model_killed_in_the_middle_of_an_answer(
     log = small_repository.with_name("killed.log")
     with start(small_repository, log, lifetime_seconds=60, arguments=[IMPATIENT]) as server:
         served = Served(server, small_repository, engine_directory)
-        stream = triton_client.stream_http(served.http, LONG, model="small", timeout_seconds=3)
+        stream = triton_client.stream_http(served.http, SLOW, model="small", timeout_seconds=3)
         next(stream)
         kill(server, "small")
         # Silence, or a connection that breaks; never what looks like a whole answer.
