@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_the_script_runs_the_same_command(tmp_path: Path, monkeypatch: pytest.Mo
     programs = tmp_path / "bin"
     programs.mkdir()
     program = programs / "trtllm-build"
-    program.write_text('#!/bin/sh\nexec python -m tensorrt_llm.commands.build "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tensorrt_llm.commands.build "$@"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(programs), prepend=":")
     subprocess.run(["sh", engine / "build_engine.sh"], check=True, capture_output=True)

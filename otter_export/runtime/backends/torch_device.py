@@ -1,19 +1,21 @@
-"""`Device` through PyTorch."""
+"""`Device` through PyTorch; torch is imported when one is made."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from otter_export.errors import EngineError
 from otter_export.runtime.backends.device import as_bytes, out_of_memory
 from otter_export.runtime.backends.torch_slots import TorchMemory
+
+if TYPE_CHECKING:
+    import torch
 
 
 class TorchBuffer:
@@ -25,6 +27,9 @@ class TorchBuffer:
     """
 
     def __init__(self, size: int, stream: torch.cuda.Stream) -> None:
+        import torch
+
+        self._torch = torch
         self.size = size
         self._stream = stream
         try:
@@ -41,19 +46,19 @@ class TorchBuffer:
     @functools.cached_property
     def _host(self) -> torch.Tensor:
         """Made at the first copy: TensorRT's working memory has none."""
-        return torch.empty(self.size, dtype=torch.uint8, pin_memory=True)
+        return self._torch.empty(self.size, dtype=torch.uint8, pin_memory=True)
 
     def write(self, array: npt.NDArray[Any]) -> None:
         """Copy from the host; see `Buffer.write`."""
         flat = as_bytes(array)
-        self._host[: flat.size].copy_(torch.from_numpy(flat))
-        with torch.cuda.stream(self._stream):
+        self._host[: flat.size].copy_(self._torch.from_numpy(flat))
+        with self._torch.cuda.stream(self._stream):
             self._device[: flat.size].copy_(self._host[: flat.size], non_blocking=True)
 
     def read(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Copy to the host; see `Buffer.read`."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        with torch.cuda.stream(self._stream):
+        with self._torch.cuda.stream(self._stream):
             self._host[:size].copy_(self._device[:size], non_blocking=True)
         self._stream.synchronize()
         return self._host[:size].numpy().view(dtype).reshape(shape).copy()
@@ -67,6 +72,9 @@ class TorchDevice:
     """
 
     def __init__(self) -> None:
+        import torch
+
+        self._torch = torch
         if not torch.cuda.is_available():
             raise EngineError(
                 "a TensorRT engine needs an NVIDIA GPU, and torch finds no CUDA device here; run "
@@ -98,6 +106,7 @@ class TorchDevice:
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """A CUDA graph; see `Device.capture`."""
+        torch = self._torch
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads may use the GPU for something else meanwhile.
