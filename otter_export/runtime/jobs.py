@@ -93,7 +93,7 @@ class Jobs:
                     found.append((sequence, CancelledError("the request was cancelled")))
                 elif job.deadline is not None and now >= job.deadline:
                     seconds, tokens = job.deadline - job.submitted, job.tokens
-                    message = f"the request's {seconds:g} seconds were over after {tokens} tokens"
+                    message = f"the request's {round(seconds, 3):g} seconds were over after {tokens} tokens"
                     found.append((sequence, DeadlineError(message)))
             if found:
                 gone = {sequence for sequence, _ in found}
