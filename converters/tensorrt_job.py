@@ -70,7 +70,8 @@ class Job:
         engine: Path of the plan to write.
         profiles: Optimisation profiles.
         compute_capabilities: As ``8.9``; empty leaves the library's default.
-        plugin: Register the fused projection before parsing.
+        cubins: Folder of the fused projection's kernels, with which it is registered before
+            parsing; a builder on a GPU may run them for timing. None: no plugin.
     """
 
     library: str
@@ -78,7 +79,7 @@ class Job:
     engine: str
     profiles: tuple[Profile, ...]
     compute_capabilities: tuple[str, ...]
-    plugin: bool
+    cubins: str | None
 
     def to_json(self) -> dict[str, Any]:
         """For the command line of the process."""

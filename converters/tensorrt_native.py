@@ -154,7 +154,7 @@ class _Task:
             profiles=profiles(self.shapes),
             # Unasked, the library's own default is left as it is: it may know later GPUs.
             compute_capabilities=self.capabilities if asked and self.native.capabilities else (),
-            plugin=self.plugin_layers > 0,
+            cubins=str(directory / PLUGIN_FOLDER) if self.plugin_layers else None,
         )
 
     def _share(self, progress: Progress | None) -> Share | None:

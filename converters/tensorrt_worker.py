@@ -64,10 +64,10 @@ def _load(job: Job) -> Any:
         trt = importlib.import_module(job.library)
     except (ImportError, OSError) as error:
         raise EngineError(f"{job.library} is installed but cannot be loaded: {error}") from None
-    if job.plugin:
+    if job.cubins is not None:
         from otter_export.plugins.tensorrt import register
 
-        register(trt, None)
+        register(trt, Path(job.cubins))
     return trt
 
 

@@ -92,8 +92,8 @@ class Jobs:
                 if job.ticket.cancelled:
                     found.append((sequence, CancelledError("the request was cancelled")))
                 elif job.deadline is not None and now >= job.deadline:
-                    seconds, tokens = job.deadline - job.submitted, job.tokens
-                    message = f"the request's {round(seconds, 3):g} seconds were over after {tokens} tokens"
+                    seconds, tokens = round(job.deadline - job.submitted, 3), job.tokens
+                    message = f"the request's {seconds:g} seconds were over after {tokens} tokens"
                     found.append((sequence, DeadlineError(message)))
             if found:
                 gone = {sequence for sequence, _ in found}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +108,7 @@ def _job(model: ir.Model, directory: Path, **changes: object) -> Job:
         engine=str(directory / "rank0.engine"),
         profiles=profiles(SHAPES),
         compute_capabilities=("8.9",),
-        plugin=False,
+        cubins=None,
     )
     return dataclasses.replace(job, **changes)  # type: ignore[arg-type]
 
@@ -118,14 +117,23 @@ def _fused(checkpoint: Checkpoint) -> ir.Model:
     return tensorrt_graph(checkpoint, TensorRtForm(SHAPES.capacity, "fp16", plugin=True))
 
 
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Compiled kernels of the plugin."""
+    cubins = pytest.importorskip("otter_export.plugins.cubins", reason="Triton is not installed")
+    folder: Path = tmp_path_factory.mktemp("kernels")
+    cubins.build_cubins(folder, [89], None, ("float16",))
+    return str(folder)
+
+
 def test_every_fused_projection_is_a_plugin_layer(
-    trt: object, checkpoint: Checkpoint, tmp_path: Path
+    trt: object, checkpoint: Checkpoint, kernels: str, tmp_path: Path
 ) -> None:
     model = _fused(checkpoint)
     wanted = sum(node.op_type == "OtterLinear" for node in model.graph)
     assert wanted == 7 * LAYERS
     shares: list[float] = []
-    made = tensorrt_process.build(_job(model, tmp_path, plugin=True), shares.append)
+    made = tensorrt_process.build(_job(model, tmp_path, cubins=kernels), shares.append)
     check_built(model, made, wanted)
     assert made.layers["PLUGIN_V3"] == wanted and made.plan_bytes > 0
     assert made.peak_memory_bytes > 50 << 20
@@ -133,13 +141,15 @@ def test_every_fused_projection_is_a_plugin_layer(
 
 
 @pytest.mark.parametrize(("family", "rotary"), [("gpt2", 0), ("qwen2", 4 * LAYERS)])
-def test_other_families(trt: object, tmp_path: Path, family: str, rotary: int) -> None:
+def test_other_families(
+    trt: object, kernels: str, tmp_path: Path, family: str, rotary: int
+) -> None:
     """Projections with biases; learned positions; a head that is not tied."""
     other = built.random_checkpoint(tmp_path / "ck", family, signals=(tiny.REWARD, tiny.NEXT))
     model = _fused(other)
     wanted = sum(node.op_type == "OtterLinear" for node in model.graph)
     assert wanted >= 4 * LAYERS
-    made = tensorrt_process.build(_job(model, tmp_path / "work", plugin=True))
+    made = tensorrt_process.build(_job(model, tmp_path / "work", cubins=kernels))
     check_built(model, made, wanted)
     assert made.layers.get("ROTARY_EMBEDDING", 0) == rotary
 
@@ -198,20 +208,9 @@ def test_profiles_fit_what_the_runtime_does() -> None:
         assert profile.most["step"] + LENGTH <= SHAPES.capacity
 
 
-def test_progress_reaches_the_end(
-    trt: object, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_reaches_the_end(trt: object, checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Bytes of all rounds: kernels, weights as written, weights as built."""
-    cubins = pytest.importorskip("otter_export.plugins.cubins", reason="Triton is not installed")
-
-    def no_kernels(
-        directory: Path, capabilities: list[int], progress: Callable[[int], None], dtypes: object
-    ) -> None:
-        directory.mkdir()
-        for _ in range(cubins.count_cubins(capabilities, dtypes)):
-            progress(1)
-
-    monkeypatch.setattr(cubins, "build_cubins", no_kernels)
+    pytest.importorskip("triton", reason="Triton is not installed")
     options = dataclasses.replace(OPTIONS, plugin=True, keep_onnx=False, sm="89")
     plan = TARGET.plan(checkpoint, BuildRequest("fp16", LENGTH, options))
     counts: list[int] = []

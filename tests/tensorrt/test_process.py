@@ -24,7 +24,7 @@ def libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def job(library: str, directory: Path) -> Job:
-    return Job(library, str(directory / "model.onnx"), str(directory / "plan"), (), (), False)
+    return Job(library, str(directory / "model.onnx"), str(directory / "plan"), (), (), None)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_library_without_a_package_of_its_own() -> None:
 
 
 def test_a_job_survives_its_way_to_the_process() -> None:
-    whole = Job("x", "a", "b", profiles(EngineShapes(64, 24, 4, 6)), ("8.9", "12.0"), True)
+    whole = Job("x", "a", "b", profiles(EngineShapes(64, 24, 4, 6)), ("8.9", "12.0"), "cubins")
     assert Job.from_json(whole.to_json()) == whole
     assert all(isinstance(p, Profile) for p in whole.profiles)
 
