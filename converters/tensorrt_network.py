@@ -59,11 +59,23 @@ def parse(
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, logger)
     if parser.parse_from_file(str(model)):
+        _allow_unfused_attention(trt, network)
         return network, parser
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     lines = [f"{e.node_operator()} {e.node_name()}: {' '.join(e.desc().split())}" for e in errors]
     reason = "; ".join(lines[:_SHOWN]) or str(complaints)
     raise EngineError(f"{trt.__name__} {trt.__version__} refuses the graph: {reason}")
+
+
+def _allow_unfused_attention(trt: Any, network: Any) -> None:
+    """Let products and a softmax stand in where no kernel fits, as for a single query head.
+
+    Otherwise TensorRT refuses the whole network; attentions that have a kernel keep it.
+    """
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        if layer.type.name == "ATTENTION_OUTPUT":
+            layer.__class__ = trt.IAttentionOutputLayer  # Python sees a plain ILayer
+            layer.attention.decomposable = True
 
 
 def configure(trt: Any, builder: Any, network: Any, job: Job, monitor: Any) -> Any:

@@ -154,6 +154,14 @@ def test_other_families(
     assert made.layers.get("ROTARY_EMBEDDING", 0) == rotary
 
 
+def test_one_candidate_a_step(trt: object, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Few query heads and steps of one token: TensorRT-RTX has no kernel for this attention."""
+    shapes = dataclasses.replace(SHAPES, max_candidates=1)
+    model = tensorrt_graph(checkpoint, TensorRtForm(shapes.capacity))
+    made = tensorrt_process.build(_job(model, tmp_path, profiles=profiles(shapes)))
+    check_built(model, made, 0)
+
+
 def test_a_plugin_that_is_not_there_is_an_error(
     trt: object, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
