@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from otter_export.errors import EngineError
 from otter_export.manifest import EngineManifest, TensorSpec
+from otter_export.runtime.backends.model_match import compatible, refuse_mismatch
 from otter_export.runtime.backends.onnx_contract import PAST, PRESENT, cache_names
 
 CACHE_FORM = "in_place"
@@ -160,12 +161,7 @@ def check_tensors(
         *(f"input {name} is unknown" for name in inputs if name not in wanted_inputs),
         *_differences("output", wanted_outputs, outputs),
     ]
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise EngineError(
-            f"{manifest.model_file} does not match engine.json: {'; '.join(problems[:5])}{more}. "
-            "Build the engine again"
-        )
+    refuse_mismatch(manifest, problems)
 
 
 def _differences(
@@ -177,13 +173,5 @@ def _differences(
             yield f"{kind} {name} is missing"
         elif actual.dtype != spec.dtype:
             yield f"{kind} {name} is {actual.dtype}, expected {spec.dtype}"
-        elif not _compatible(actual.shape, spec.shape):
+        elif not compatible(actual.shape, spec.shape):
             yield f"{kind} {name} has shape {list(actual.shape)}, expected {list(spec.shape)}"
-
-
-def _compatible(actual: tuple[int | str, ...], wanted: tuple[int | str, ...]) -> bool:
-    """Equal rank, and equal sizes wherever both are fixed."""
-    return len(actual) == len(wanted) and all(
-        not (isinstance(a, int) and isinstance(w, int)) or a == w
-        for a, w in zip(actual, wanted, strict=True)
-    )

@@ -7,6 +7,7 @@ from typing import Any
 
 from otter_export.errors import EngineError
 from otter_export.manifest import EngineManifest, TensorSpec
+from otter_export.runtime.backends.model_match import compatible, refuse_mismatch
 
 CACHE_FORM = "read_only"
 INPUT_IDS = "input_ids"
@@ -103,12 +104,7 @@ def check_model(manifest: EngineManifest, inputs: list[Any], outputs: list[Any])
         *_differences("input", expected_inputs(manifest), manifest.inputs, inputs),
         *_differences("output", expected_outputs(manifest), manifest.outputs, outputs),
     ]
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise EngineError(
-            f"{manifest.model_file} does not match engine.json: {'; '.join(problems[:5])}{more}. "
-            "Build the engine again"
-        )
+    refuse_mismatch(manifest, problems)
 
 
 def _differences(
@@ -133,13 +129,5 @@ def _differences(
         dtype = _ORT_TYPES.get(value.type, value.type)
         if dtype != expected[name].dtype:
             yield f"{kind} {name} is {dtype}, expected {expected[name].dtype}"
-        if not _compatible(value.shape, expected[name].shape):
+        if not compatible(value.shape, expected[name].shape):
             yield f"{kind} {name} has shape {value.shape}, expected {list(expected[name].shape)}"
-
-
-def _compatible(actual: list[Any], expected: tuple[int | str, ...]) -> bool:
-    """Equal rank, and equal sizes wherever both are fixed."""
-    return len(actual) == len(expected) and all(
-        not (isinstance(a, int) and isinstance(e, int)) or a == e
-        for a, e in zip(actual, expected, strict=True)
-    )
