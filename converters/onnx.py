@@ -20,6 +20,7 @@ from otter_export.converters.engine_files import (
     source_of,
     token_ids,
 )
+from otter_export.engine_io import TensorSpec
 from otter_export.errors import UnsupportedError
 from otter_export.graph.base import base_graph
 from otter_export.graph.emit import static_shape
@@ -31,7 +32,7 @@ from otter_export.graph.pipeline import (
     run_passes,
 )
 from otter_export.graph.widen import widen
-from otter_export.manifest import EngineManifest, TensorSpec
+from otter_export.manifest import EngineManifest
 from otter_export.targets import (
     Availability,
     BuildPlan,

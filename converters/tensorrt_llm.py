@@ -32,7 +32,8 @@ from otter_export.converters.tensorrt_llm_config import (
 from otter_export.converters.tensorrt_llm_layout import Layout
 from otter_export.converters.tensorrt_llm_weights import RankTensors, tensor_bytes
 from otter_export.converters.tensorrt_options import EngineShapes, TensorRTOptions, engine_shapes
-from otter_export.manifest import EngineManifest, TensorSpec
+from otter_export.engine_io import TensorSpec
+from otter_export.manifest import EngineManifest
 from otter_export.safetensors_io import write_safetensors
 from otter_export.targets import Availability, BuildPlan, BuildRequest, Progress
 

@@ -24,8 +24,9 @@ from otter_export.converters.tensorrt_llm import copy_emitted
 from otter_export.converters.tensorrt_llm_config import DTYPES, FAMILIES, check_supported
 from otter_export.converters.tensorrt_llm_weights import tensor_bytes
 from otter_export.converters.trtllm_directory import hub_config, hub_shards, write_shards
+from otter_export.engine_io import TensorSpec
 from otter_export.errors import UnsupportedError
-from otter_export.manifest import EngineManifest, TensorSpec
+from otter_export.manifest import EngineManifest
 from otter_export.targets import (
     Availability,
     BuildPlan,

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from otter_export.engine_io import RESERVED_NAMES
 from otter_export.errors import ConfigError
 
 FILE_NAME = "otter_config.json"
@@ -20,8 +21,6 @@ EMBEDDINGS = ("projection", "table")
 INITIALIZATIONS = ("copy", "normal", "random")
 #: What an activation guarantees by itself.
 ACTIVATION_BOUNDS = {"identity": None, "tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
-#: Names that a signal cannot take, because a graph input or output has them.
-_RESERVED = ("logits", "input_ids", "position_ids", "attention_mask", "logits_to_keep")
 _SIGNAL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MAX_WIDTH = 1 << 20
 #: No score is that large; also refuses infinity, NaN and integers beyond float64.
@@ -229,8 +228,10 @@ class _Reader:
         if not isinstance(name, str) or not _SIGNAL_NAME.fullmatch(name):
             self.problem(f"{where}.name must match {_SIGNAL_NAME.pattern}, got {name!r}")
             name = "invalid"
-        if name in _RESERVED:
-            self.problem(f"{where}.name {name!r} is reserved; reserved: {', '.join(_RESERVED)}")
+        if name in RESERVED_NAMES:
+            self.problem(
+                f"{where}.name {name!r} is reserved; reserved: {', '.join(RESERVED_NAMES)}"
+            )
         kind = entry.pop("kind", None)
         if kind not in SIGNAL_KINDS:
             self.problem(f"{where}.kind is {kind!r}; accepted: {', '.join(SIGNAL_KINDS)}")

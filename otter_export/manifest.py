@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from otter_export import engine_io
 from otter_export.config import OtterConfig, Signal, read_json
+from otter_export.engine_io import EngineIO, StepLimits, TensorSpec
 from otter_export.errors import ConfigError, EngineError
 
 FILE_NAME = "engine.json"
 FORMAT = "otter-engine"
 VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorSpec:
-    """One graph input or output: its dtype and its shape with named dynamic dimensions."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+#: What a cache can be stored in.
+CACHE_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +29,47 @@ class EngineFile:
     path: str
     size: int
     sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltFor:
+    """What a runtime needs of an engine's ``options``, read once.
+
+    Args:
+        limits: Sizes of its steps.
+        builder: What made the model file, where a target has several builders.
+        builder_version: Its version.
+        compute_capabilities: GPUs that it has code for, as ``8.9``; empty is any.
+        plugin_layers: Fused projections that need our plugin.
+    """
+
+    limits: StepLimits
+    builder: str | None = None
+    builder_version: str = ""
+    compute_capabilities: tuple[str, ...] = ()
+    plugin_layers: int = 0
+
+    @classmethod
+    def read(cls, options: Mapping[str, Any]) -> BuiltFor:
+        """From the ``options`` of an ``engine.json``.
+
+        Raises:
+            EngineError: A size is not a positive integer, or a list is none.
+        """
+        builder, layers = options.get("builder"), options.get("plugin_layers")
+        capabilities = options.get("compute_capabilities") or []
+        if not isinstance(capabilities, list | tuple):
+            raise EngineError(
+                f"engine.json: option compute_capabilities is {capabilities!r:.80}; expected a "
+                "list. Build the engine again"
+            )
+        return cls(
+            limits=StepLimits.read(options),
+            builder=None if builder is None else str(builder),
+            builder_version=str(options.get("builder_version") or ""),
+            compute_capabilities=tuple(map(str, capabilities)),
+            plugin_layers=layers if type(layers) is int else 0,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +94,7 @@ class EngineManifest:
         files: Every file but engine.json itself.
         builder: Name and version of the builder and of the libraries it used.
         source: The checkpoint: its path as given, and hashes of its config and inserted tensors.
-        options: Further build options, for the record.
+        options: Further build options, for the record; `built_for` has what a runtime needs.
     """
 
     target: str
@@ -87,6 +124,62 @@ class EngineManifest:
     def num_layers(self) -> int:
         """Number of decoder layers."""
         return int(self.base["num_hidden_layers"])
+
+    @functools.cached_property
+    def built_for(self) -> BuiltFor:
+        """What a runtime needs of `options`.
+
+        Raises:
+            EngineError: One of them is not valid.
+        """
+        return BuiltFor.read(self.options)
+
+    @functools.cached_property
+    def io(self) -> EngineIO:
+        """What the model's inputs and outputs must be."""
+        dtypes = {spec.name: spec.dtype for spec in self.inputs}
+        base, channel = (dtypes.get(f"{c.past}.0.key", "missing") for c in engine_io.CACHES)
+        heads = (int(w["num_key_value_heads"]) for w in (self.base, self.channel))
+        return EngineIO(
+            cache_form=self.cache_form,
+            num_layers=self.num_layers,
+            key_value_heads=(next(heads), next(heads)),
+            head_dim=int(self.base["head_dim"]),
+            vocab_size=self.vocab_size,
+            signals=tuple((s.name, s.kind) for s in self.signals),
+            cache_dtypes=(base, channel),
+            capacity=self.built_for.limits.capacity,
+        )
+
+    def require_form(self, cache_form: str) -> None:
+        """Raise `EngineError` unless the engine's caches have this form, and what it needs."""
+        if self.cache_form != cache_form:
+            raise EngineError(
+                f"engine.json: cache_form is {self.cache_form!r}; target {self.target} runs "
+                f"{cache_form!r}. Build the engine again"
+            )
+        for names, dtype in zip(engine_io.CACHES, self.io.cache_dtypes, strict=True):
+            if dtype not in CACHE_DTYPES:
+                raise EngineError(
+                    f"engine.json: input {names.past}.0.key is {dtype}; a cache is "
+                    f"{', '.join(CACHE_DTYPES)}. Build the engine again"
+                )
+        if cache_form == engine_io.IN_PLACE:
+            self._require_sizes(self.built_for.limits)
+
+    def _require_sizes(self, limits: StepLimits) -> None:
+        """All of them, and room for the longest sequence."""
+        for name, size in dataclasses.asdict(limits).items():
+            if size is None:
+                raise EngineError(
+                    f"engine.json: option {name} is None; expected a positive integer. Build the "
+                    "engine again"
+                )
+        if limits.capacity is not None and limits.capacity < self.max_sequence_length:
+            raise EngineError(
+                f"engine.json: capacity {limits.capacity} is below max_sequence_length "
+                f"{self.max_sequence_length}. Build the engine again"
+            )
 
     def signal(self, name: str | None) -> Signal:
         """The signal of that name; None takes the only (or first) one.
@@ -135,6 +228,7 @@ class EngineManifest:
             raise EngineError(str(error)) from None
         manifest = cls._from_json(data, path)
         manifest._check_files(directory)
+        _ = manifest.built_for  # read now, so that what is wrong is said now
         return manifest
 
     @classmethod

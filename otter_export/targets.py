@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from otter_export.checkpoint import Checkpoint
+from otter_export.engine_io import TensorSpec
 from otter_export.errors import UnsupportedError
-from otter_export.manifest import EngineManifest, TensorSpec
+from otter_export.manifest import EngineManifest
 from otter_export.registry import Registry
 
 Progress = Callable[[int], None]

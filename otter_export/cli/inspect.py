@@ -12,8 +12,9 @@ import click
 from otter_export import inspection
 from otter_export.cli.table import human_bytes, human_count, table
 from otter_export.config import Signal
+from otter_export.engine_io import TensorSpec
 from otter_export.inspection import PARTS, CheckpointSummary, EngineSummary, Size, dtypes
-from otter_export.manifest import EngineManifest, TensorSpec
+from otter_export.manifest import EngineManifest
 
 
 @click.command()

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from otter_export import config as config_file
 from otter_export.config import ACTIVATION_BOUNDS, OtterConfig, Signal, read_json
+from otter_export.engine_io import RESERVED_NAMES
 from otter_export.errors import ConfigError
 
 names = st.from_regex(r"[a-z][a-z0-9_]{0,63}", fullmatch=True).filter(
-    lambda name: name not in config_file._RESERVED
+    lambda name: name not in RESERVED_NAMES
 )
 widths = st.integers(1, 1 << 20)
 

@@ -15,7 +15,8 @@ import onnx_ir as ir
 import tokenizers
 
 from otter_export.config import Signal
-from otter_export.manifest import EngineManifest, TensorSpec, describe_file
+from otter_export.engine_io import TensorSpec
+from otter_export.manifest import EngineManifest, describe_file
 from otter_export.runtime.backends import onnx_contract as contract
 
 LAYERS, VOCAB, HEAD = 2, 32, 8

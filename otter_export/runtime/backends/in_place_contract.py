@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
+from otter_export.engine_io import TensorSpec
 from otter_export.errors import EngineError
-from otter_export.manifest import EngineManifest, TensorSpec
+from otter_export.manifest import EngineManifest
 from otter_export.runtime.backends.model_match import compatible, refuse_mismatch
 from otter_export.runtime.backends.onnx_contract import PAST, PRESENT, cache_names
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from otter_export.engine_io import TensorSpec
 from otter_export.errors import EngineError, UnsupportedError
-from otter_export.manifest import EngineManifest, TensorSpec
+from otter_export.manifest import EngineManifest
 from otter_export.runtime.backends import in_place_contract as contract
 from otter_export.runtime.backends.executor import StepInputs
 from otter_export.runtime.backends.host_slots import HostSlots

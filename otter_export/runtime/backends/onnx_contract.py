@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from otter_export.engine_io import TensorSpec
 from otter_export.errors import EngineError
-from otter_export.manifest import EngineManifest, TensorSpec
+from otter_export.manifest import EngineManifest
 from otter_export.runtime.backends.model_match import compatible, refuse_mismatch
 
 CACHE_FORM = "read_only"

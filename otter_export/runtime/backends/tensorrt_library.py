@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from otter_export.engine_io import TensorSpec
 from otter_export.errors import EngineError, MissingDependencyError
-from otter_export.manifest import EngineManifest, TensorSpec
+from otter_export.manifest import EngineManifest
 from otter_export.runtime.backends import in_place_contract as contract
 
 #: The Python module that runs what a builder made; both have the same interface.

@@ -10,10 +10,11 @@ import onnx_ir as ir
 from otter_export import load_engine
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.onnx import save_model
+from otter_export.engine_io import TensorSpec
 from otter_export.graph.base import base_graph
 from otter_export.graph.pipeline import TensorRtForm, run_passes, tensorrt_passes
 from otter_export.graph.widen import widen
-from otter_export.manifest import EngineManifest, TensorSpec
+from otter_export.manifest import EngineManifest
 from otter_export.runtime.backends.in_place import InPlaceEngine
 from otter_export.runtime.backends.in_place_onnxruntime import load_onnx
 from otter_export.runtime.engine import Engine
