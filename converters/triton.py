@@ -19,7 +19,7 @@ from otter_export.converters.triton_package import copy_package
 from otter_export.errors import ConfigError, EngineError, OtterError
 from otter_export.manifest import FILE_NAME as MANIFEST_FILE
 from otter_export.manifest import EngineManifest, describe_file
-from otter_export.runtime.backends import BACKENDS
+from otter_export.runtime.executors import EXECUTORS
 from otter_export.serving.settings import Settings
 
 #: A directory that holds this file was written by `write_repository`.
@@ -101,7 +101,7 @@ def plan_repository(
     """
     manifest = EngineManifest.load(engine)
     drivable = dict.fromkeys(builder for builder, _ in _WHEELS)
-    if manifest.target not in BACKENDS or _builder(manifest) not in drivable:
+    if manifest.target not in EXECUTORS or _builder(manifest) not in drivable:
         raise EngineError(
             f"{engine} is of target {manifest.target} by {_builder(manifest)}, which this model "
             f"cannot drive; accepted: {', '.join(drivable)}; TensorRT-LLM has a model "

@@ -15,8 +15,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from otter_export.load import load_engine
     from otter_export.runtime.generation import generate, stream
-    from otter_export.runtime.load import load_engine
     from otter_export.runtime.methods.args_greedy import ArgsGreedy
     from otter_export.runtime.methods.args_stochastic import ArgsStochastic
     from otter_export.runtime.methods.plain import Plain
@@ -46,7 +46,7 @@ _MODULES = {
     "Result": "otter_export.runtime.request",
     "TokenEvent": "otter_export.runtime.request",
     "generate": "otter_export.runtime.generation",
-    "load_engine": "otter_export.runtime.load",
+    "load_engine": "otter_export.load",
     "stream": "otter_export.runtime.generation",
 }
 

@@ -52,9 +52,6 @@ RESERVED_NAMES = (
     *TENSORRT_LLM_INPUTS,
 )
 
-#: Disagreements that an error names.
-_SHOWN = 5
-
 
 class CacheNames(NamedTuple):
     """The names of one cache: ``PREFIX.N.key`` and ``PREFIX.N.value`` for every layer N."""
@@ -255,14 +252,3 @@ def _compatible(actual: Sequence[object], wanted: Sequence[object]) -> bool:
         not (isinstance(a, int) and isinstance(w, int)) or a == w
         for a, w in zip(actual, wanted, strict=True)
     )
-
-
-def refuse_differences(model_file: str, differences: Sequence[str]) -> None:
-    """Raise `EngineError` with the first differences, if there are any."""
-    if differences:
-        rest = len(differences) - _SHOWN
-        more = f"; and {rest} more" if rest > 0 else ""
-        raise EngineError(
-            f"{model_file} does not match engine.json: {'; '.join(differences[:_SHOWN])}{more}. "
-            "Build the engine again"
-        )

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +18,8 @@ from otter_export.errors import ConfigError, EngineError
 FILE_NAME = "engine.json"
 FORMAT = "otter-engine"
 VERSION = 1
+#: Disagreements that an error names.
+_SHOWN = 5
 #: What a cache can be stored in.
 CACHE_DTYPES = ("float32", "float16", "bfloat16")
 
@@ -150,6 +152,37 @@ class EngineManifest:
             cache_dtypes=(base, channel),
             capacity=self.built_for.limits.capacity,
         )
+
+    def check_model(
+        self, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
+    ) -> None:
+        """Compare a loaded model with this manifest, and this manifest with its cache form.
+
+        Args:
+            inputs: The model's inputs by name; a dimension that is not fixed is a text or None.
+            outputs: Likewise its outputs; more than expected are left unused.
+
+        Raises:
+            EngineError: Lists what disagrees.
+        """
+        problems = [*self._unlisted(), *self.io.differences(inputs, outputs)]
+        if problems:
+            rest = len(problems) - _SHOWN
+            more = f"; and {rest} more" if rest > 0 else ""
+            raise EngineError(
+                f"{self.model_file} does not match engine.json: {'; '.join(problems[:_SHOWN])}"
+                f"{more}. Build the engine again"
+            )
+
+    def _unlisted(self) -> Iterator[str]:
+        """What a model of this cache form has and this manifest does not list."""
+        sides = (
+            ("input", self.io.inputs(), self.inputs),
+            ("output", self.io.outputs(), self.outputs),
+        )
+        for side, wanted, specs in sides:
+            listed = {spec.name for spec in specs}
+            yield from (f"{side} {name} is not listed" for name in wanted if name not in listed)
 
     def require_form(self, cache_form: str) -> None:
         """Raise `EngineError` unless the engine's caches have this form, and what it needs."""

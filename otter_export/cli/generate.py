@@ -18,9 +18,10 @@ import click
 from otter_export.cli.generation_view import TextView, summary
 from otter_export.errors import RequestError
 from otter_export.evaluation.reward_plot import check_plot_path, plot_rewards
+from otter_export.load import load_engine
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.generation import BATCH_SIZE, stream
-from otter_export.runtime.load import PROVIDERS, load_engine
+from otter_export.runtime.load import PROVIDERS
 from otter_export.runtime.methods import METHODS
 from otter_export.runtime.prompt_file import Defaults, read_prompts
 from otter_export.runtime.request import Request, Result, TokenEvent

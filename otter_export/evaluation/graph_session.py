@@ -9,47 +9,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime as ort
 
-from otter_export.errors import EngineError
+from otter_export import engine_io
 from otter_export.evaluation.steps import candidates, consecutive
 from otter_export.manifest import EngineManifest
-from otter_export.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from otter_export.runtime.engine import BoolArray, IntArray
+from otter_export.runtime.executors.onnxruntime import OnnxRuntimeExecutor, open_session
+from otter_export.runtime.step_engine import StepEngine
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 #: MatMulNBits with float32 activations; 4, which engines are built with, rounds them to int8.
 _FLOAT_ACTIVATIONS = 1
 
 
-def session(model: Path | bytes, provider: str, folder: Path | None = None) -> Any:
-    """An ONNX Runtime session.
-
-    Args:
-        model: A file, or a serialized model.
-        provider: ``cpu`` or ``cuda``.
-        folder: Where a serialized model's external data lies.
-
-    Raises:
-        EngineError: ONNX Runtime cannot load it.
-    """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    if folder is not None:
-        key = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(key, str(folder))
-    source = str(model) if isinstance(model, Path) else model
-    try:
-        return ort.InferenceSession(source, options, providers=[_PROVIDERS[provider]])
-    # ONNX Runtime's exceptions share no base class but Exception.
-    except Exception as error:
-        raise EngineError(f"ONNX Runtime cannot load the graph to compare with: {error}") from None
-
-
-def with_float_activations(
-    directory: Path, manifest: EngineManifest, provider: str
-) -> OnnxRuntimeEngine:
+def with_float_activations(directory: Path, manifest: EngineManifest, provider: str) -> StepEngine:
     """The same engine with kernels that do not round activations: slower, and exact.
 
     What the graph computes can then be told from what its kernels round.
@@ -59,8 +32,9 @@ def with_float_activations(
         if node.op_type == "MatMulNBits":
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", _FLOAT_ACTIVATIONS)
     serialized = ir.serde.serialize_model(model).SerializeToString()
-    opened = session(serialized, provider, directory)
-    return OnnxRuntimeEngine(directory, manifest, opened, provider)
+    entries = {"session.model_external_initializers_file_folder_path": str(directory)}
+    session = open_session(serialized, provider, entries=entries)
+    return StepEngine(directory, manifest, OnnxRuntimeExecutor(manifest, session, provider))
 
 
 def base_logits(graph: Any, prompt: Sequence[int], width: int) -> list[npt.NDArray[Any]]:
@@ -76,21 +50,13 @@ def base_logits(graph: Any, prompt: Sequence[int], width: int) -> list[npt.NDArr
     past = {
         value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), _dtype(value))
         for value in graph.get_inputs()
-        if "key_values" in value.name
+        if engine_io.is_cache(value.name)
     }
     first = _run(graph, consecutive(prompt, 0), past, 0)
-    new_rows = [v.name for v in graph.get_outputs() if "present" in v.name]
-    # ``present.N.key`` continues ``past_key_values.N.key``, ``otter_present`` ``otter_key_values``.
-    renamed = {
-        name: name.replace("otter_present", "otter_key_values").replace(
-            "present", "past_key_values"
-        )
-        for name in new_rows
-    }
-    kept = {renamed[name]: first[name] for name in new_rows}
+    kept = {name: first[engine_io.present_of(name)] for name in past}
     fed = [prompt[i % len(prompt)] for i in range(width)]
     second = _run(graph, candidates(fed, len(prompt)), kept, len(prompt))
-    return [first["logits"], second["logits"]]
+    return [first[engine_io.LOGITS], second[engine_io.LOGITS]]
 
 
 def _run(
@@ -99,10 +65,10 @@ def _run(
     ids, positions, tree = step
     prefix = np.ones((*ids.shape, length), np.bool_)
     inputs = {
-        "input_ids": ids,
-        "position_ids": positions,
-        "attention_mask": np.concatenate((prefix, tree), axis=2),
-        "logits_to_keep": np.array([ids.shape[1]], np.int64),
+        engine_io.INPUT_IDS: ids,
+        engine_io.POSITION_IDS: positions,
+        engine_io.ATTENTION_MASK: np.concatenate((prefix, tree), axis=2),
+        engine_io.LOGITS_TO_KEEP: np.array([ids.shape[1]], np.int64),
         **past,
     }
     names = [value.name for value in graph.get_outputs()]

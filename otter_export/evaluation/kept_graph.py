@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from otter_export.cuda import CudaDevice
 from otter_export.errors import EngineError, UnsupportedError
 from otter_export.evaluation.subject import Options
 from otter_export.manifest import EngineManifest
-from otter_export.runtime.backends.device import open_device
-from otter_export.runtime.backends.tensorrt import GRAPH_FILE
-from otter_export.runtime.backends.tensorrt_library import MODULES
+from otter_export.runtime.executors.tensorrt import GRAPH_FILE
+from otter_export.runtime.executors.tensorrt_library import MODULES
 
 
 def verifiable(
@@ -28,7 +28,7 @@ def verifiable(
     """
     if manifest.target == "onnx":
         return manifest, options
-    if manifest.options.get("builder") not in MODULES:
+    if manifest.built_for.builder not in MODULES:
         raise UnsupportedError(
             f"{directory} is of target {manifest.target} and runs in TensorRT-LLM, which verify "
             "does not drive; see docs/tensorrt_llm.md"
@@ -40,7 +40,7 @@ def verifiable(
         )
     if options.provider is None:
         try:
-            open_device()
+            CudaDevice()
         except EngineError as error:
             raise EngineError(
                 f"{error}; or verify the engine's graph on the CPU: --provider cpu"

@@ -12,10 +12,11 @@ import numpy as np
 from otter_export.converters.onnx import MODEL_FILE, OnnxOptions, lowered_graph, save_model
 from otter_export.evaluation import limits, parity
 from otter_export.evaluation.check import CheckResult, Limit, decide, not_run, shortened
-from otter_export.evaluation.graph_session import base_logits, session
+from otter_export.evaluation.graph_session import base_logits
 from otter_export.evaluation.parity import Disagreement, Floats, difference, top_agreement
 from otter_export.evaluation.steps import LOGITS, stack
 from otter_export.evaluation.subject import CANDIDATES, Subject
+from otter_export.runtime.executors.onnxruntime import open_session
 from otter_export.targets import BuildRequest
 
 #: Prompts on which the base is compared, each as a whole and as a step of candidates.
@@ -121,14 +122,14 @@ def base(subject: Subject) -> CheckResult:
         return not_run("base", "the unwidened graph has another cache form than this engine")
     prompts = subject.prompt_ids[:_BASE_PROMPTS]
     subject.release_engines()
-    graph = session(subject.directory / manifest.model_file, subject.provider)
+    graph = open_session(subject.directory / manifest.model_file, subject.provider)
     widened = [base_logits(graph, prompt, CANDIDATES) for prompt in prompts]
     del graph
     with tempfile.TemporaryDirectory(prefix="otter-verify-") as name:
         options = OnnxOptions(manifest.execution_provider)
         request = BuildRequest(manifest.precision, options=options)
         save_model(lowered_graph(subject.checkpoint, request, widened=False), Path(name))
-        graph = session(Path(name) / MODEL_FILE, subject.provider)
+        graph = open_session(Path(name) / MODEL_FILE, subject.provider)
         alone = [base_logits(graph, prompt, CANDIDATES) for prompt in prompts]
         del graph
     wrong = [_differing(a, b) for a, b in zip(_flat(widened), _flat(alone), strict=True)]

@@ -16,7 +16,7 @@ from otter_export.evaluation.steps import Rows, feed_and_keep, stack
 from otter_export.evaluation.stored_weights import StoredWeights, checkpoint_weights
 from otter_export.manifest import EngineManifest
 from otter_export.runtime.engine import Engine, Tokenizer
-from otter_export.runtime.load import load_engine
+from otter_export.runtime.load import open_engine
 
 if TYPE_CHECKING:
     from otter_export.evaluation.reference import References
@@ -87,7 +87,7 @@ class Subject:
     @functools.cached_property
     def engine(self) -> Engine:
         """The engine as it runs."""
-        return load_engine(self.directory, provider=self.options.provider)
+        return open_engine(self.directory, provider=self.options.provider)
 
     @functools.cached_property
     def exact_engine(self) -> Engine:

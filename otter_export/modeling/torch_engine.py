@@ -11,19 +11,18 @@ from pathlib import Path
 
 import torch
 
-from otter_export import __version__
+from otter_export import __version__, engine_io
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.engine_files import token_ids
 from otter_export.errors import CheckpointError, EngineError, RequestError
 from otter_export.manifest import EngineManifest
 from otter_export.modeling.otter_model import OtterModel, load_base
 from otter_export.modeling.torch_step import TorchStep
-from otter_export.runtime.backends.executor import StepInputs
-from otter_export.runtime.backends.in_place import InPlaceEngine
-from otter_export.runtime.backends.in_place_contract import CACHE_FORM
-from otter_export.runtime.backends.recent import Recent
-from otter_export.runtime.backends.torch_slots import TorchMemory, TorchSlots
 from otter_export.runtime.engine import FloatArray
+from otter_export.runtime.executor import StepInputs
+from otter_export.runtime.memory.torch import TorchBlock, torch_memory
+from otter_export.runtime.recent import Recent
+from otter_export.runtime.step_engine import StepEngine
 from otter_export.runtime.tokenizer import FILE_NAME as TOKENIZER_FILE
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -60,7 +59,7 @@ class TorchOptions:
 
 def load_checkpoint(
     directory: Path, provider: str | None = None, threads: int | None = None
-) -> InPlaceEngine:
+) -> StepEngine:
     """The engine of a checkpoint directory; see `otter_export.load_engine`.
 
     Args:
@@ -73,7 +72,7 @@ def load_checkpoint(
     return torch_engine(Checkpoint.open(directory), TorchOptions(device=provider))
 
 
-def torch_engine(checkpoint: Checkpoint, options: TorchOptions | None = None) -> InPlaceEngine:
+def torch_engine(checkpoint: Checkpoint, options: TorchOptions | None = None) -> StepEngine:
     """An engine from a checkpoint, in memory.
 
     Raises:
@@ -102,7 +101,7 @@ def torch_engine(checkpoint: Checkpoint, options: TorchOptions | None = None) ->
 
         use_fused_projections(model)
     manifest = _manifest(checkpoint, options)
-    return InPlaceEngine(directory, manifest, TorchExecutor(model, checkpoint, options))
+    return StepEngine(directory, manifest, TorchExecutor(model, checkpoint, options))
 
 
 class TorchExecutor:
@@ -114,6 +113,9 @@ class TorchExecutor:
         options: With device and precision resolved.
     """
 
+    cache_form = engine_io.IN_PLACE
+    pairs_rows = False
+
     def __init__(self, model: OtterModel, checkpoint: Checkpoint, options: TorchOptions) -> None:
         base, config = checkpoint.base.dimensions, checkpoint.config
         self._model = model
@@ -122,7 +124,7 @@ class TorchExecutor:
         self._layers, self._size = base.num_hidden_layers, base.head_dim
         self._most = base.max_position_embeddings + options.max_step
         self._steps: Recent[tuple[int, ...], TorchStep] = Recent(options.max_shapes)
-        self._memory = TorchMemory(str(options.device), self._forget)
+        self._memory = torch_memory(str(options.device), self._forget)
         captures = options.cuda_graphs and options.device == "cuda"
         self._graph_pool = torch.cuda.graph_pool_handle() if captures else None
 
@@ -135,19 +137,22 @@ class TorchExecutor:
         """Any shape within the options; see `Executor.accepts`."""
         return batch <= self._options.max_batch_size and step <= self._options.max_step
 
-    def slots(self, needed: int) -> int:
+    def slots(self, needed: int, held: int = 0) -> int:
         """A power of two times `SLOTS`; see `Executor.slots`."""
         slots = SLOTS
         while slots < needed:
             slots *= 2
         return min(slots, self._most)
 
-    def blocks(self, places: int, slots: int) -> tuple[TorchSlots, ...]:
+    def blocks(self, places: int, slots: int, *, zeroed: bool = True) -> tuple[TorchBlock, ...]:
         """One block for base and channel heads together; see `Executor.blocks`."""
         shape = (2 * self._layers, places, self._heads, slots, self._size)
-        return (self._memory.slots(shape, DTYPES[str(self._options.precision)]),)
+        dtype = DTYPES[str(self._options.precision)]
+        return (self._memory.block(shape, dtype, zeroed=zeroed),)
 
-    def run(self, blocks: tuple[TorchSlots], inputs: StepInputs) -> Mapping[str, FloatArray]:
+    def run(
+        self, blocks: tuple[TorchBlock, ...], inputs: StepInputs, rows: None = None
+    ) -> Mapping[str, FloatArray]:
         """Run the model; see `Executor.run`."""
         for _ in range(2):
             try:
@@ -165,7 +170,7 @@ class TorchExecutor:
             "smaller --batch-size"
         )
 
-    def _step(self, block: TorchSlots, shape: tuple[int, int, int]) -> TorchStep:
+    def _step(self, block: TorchBlock, shape: tuple[int, int, int]) -> TorchStep:
         """What runs this shape on this memory; a prompt's shapes hardly recur, so are not kept."""
         if shape[1] > self._options.max_graph_step:
             return TorchStep(self._model, block.tensor, shape, None)
@@ -224,7 +229,7 @@ def _manifest(checkpoint: Checkpoint, options: TorchOptions) -> EngineManifest:
         target="torch",
         precision=str(options.precision),
         execution_provider=str(options.device),
-        cache_form=CACHE_FORM,
+        cache_form=engine_io.IN_PLACE,
         model_file="",
         base=dataclasses.asdict(checkpoint.base.dimensions),
         channel={n: v for n, v in channel.items() if type(v) is int},

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from otter_export import engine_io
 from otter_export.modeling.otter_model import OtterModel
-from otter_export.runtime.backends.executor import StepInputs
-from otter_export.runtime.backends.in_place_contract import LOGITS
 from otter_export.runtime.engine import FloatArray
+from otter_export.runtime.executor import StepInputs
 
 #: Steps of a shape that run without a graph before one is captured: capturing costs several steps.
 EAGER_STEPS = 2
@@ -98,11 +98,11 @@ class TorchStep:
 
         mask = torch.zeros((batch, 1, step, block.shape[3]), dtype=torch.bool, device=device)
         self._inputs = {
-            "input_ids": integers(batch, step),
-            "position_ids": integers(batch, step),
-            "attention_mask": mask,
-            "write_indices": integers(batch),
-            "kept_rows": integers(batch, kept),
+            engine_io.INPUT_IDS: integers(batch, step),
+            engine_io.POSITION_IDS: integers(batch, step),
+            engine_io.ATTENTION_MASK: mask,
+            engine_io.WRITE_INDICES: integers(batch),
+            engine_io.KEPT_ROWS: integers(batch, kept),
         }
         self._places = torch.arange(batch, device=device)[:, None]
         self._offsets = torch.arange(step, device=device)
@@ -111,7 +111,7 @@ class TorchStep:
     @torch.inference_mode()
     def run(self, inputs: StepInputs) -> Mapping[str, FloatArray]:
         """Run one step; see `Executor.run`."""
-        for name, array in inputs.arrays().items():
+        for name, array in inputs.arrays.items():
             self._inputs[name].copy_(torch.from_numpy(array))
         if self._graph_pool is not None and self._graph is None and self._uses >= EAGER_STEPS:
             self._graph = self._captured_if_possible()
@@ -126,24 +126,24 @@ class TorchStep:
     def _compute(self) -> dict[str, Tensor]:
         """The kernels of a step, from the input buffers to new outputs."""
         inputs = self._inputs
-        slots = inputs["write_indices"][:, None] + self._offsets
+        slots = inputs[engine_io.WRITE_INDICES][:, None] + self._offsets
         block = self._block[:, : self._places.shape[0]]
         layers: list[Any] = [
             SlotLayer(block[i], block[i + 1], self._places, slots)
             for i in range(0, block.shape[0], 2)
         ]
         decoded = self._model.base.base_model(
-            input_ids=inputs["input_ids"],
-            position_ids=inputs["position_ids"],
-            attention_mask=inputs["attention_mask"],
+            input_ids=inputs[engine_io.INPUT_IDS],
+            position_ids=inputs[engine_io.POSITION_IDS],
+            attention_mask=inputs[engine_io.ATTENTION_MASK],
             past_key_values=Cache(layers=layers),
             use_cache=True,
         )
-        state = decoded.last_hidden_state[self._places, inputs["kept_rows"]]
+        state = decoded.last_hidden_state[self._places, inputs[engine_io.KEPT_ROWS]]
         channel = state[..., -self._model.config.hidden_size :]
-        outputs = {LOGITS: self._model.base.get_output_embeddings()(state).float()}
+        outputs = {engine_io.LOGITS: self._model.base.get_output_embeddings()(state).float()}
         for signal in self._model.config.signals:
-            if signal.kind in ("value", "q_value"):
+            if signal.kind in engine_io.OUTPUT_KINDS:
                 outputs[signal.name] = self._model.head(signal.name)(channel).float()
         return outputs
 

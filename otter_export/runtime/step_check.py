@@ -74,7 +74,9 @@ def check_commit(
 
 def _check_batch(lengths: IntArray) -> None:
     if not len(lengths):
-        raise EngineError("the cache holds no sequences; append some first")
+        raise EngineError(
+            "the cache holds no sequences, and a step needs at least 1 sequence: append some first"
+        )
 
 
 def _check_array(name: str, array: object, shape: tuple[int, ...], dtype: type) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from otter_export.errors import EngineError, OtterError, RequestError, UnsupportedError
-from otter_export.runtime.load import load_engine
+from otter_export.runtime.load import open_engine
 from otter_export.runtime.scheduler import Scheduler
 from otter_export.serving.metrics import Metrics
 from otter_export.serving.observers import Observers
@@ -70,7 +70,7 @@ class TritonPythonModel:
         )
         _choose_device(args)
         version = Path(args["model_repository"]) / args["model_version"]
-        engine = load_engine(
+        engine = open_engine(
             version / ENGINE_DIRECTORY,
             provider=self._settings.provider or None,
             threads=self._settings.threads or None,

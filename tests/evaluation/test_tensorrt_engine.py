@@ -13,14 +13,14 @@ import pytest
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.tensorrt import TARGET
 from otter_export.converters.tensorrt_options import TensorRTOptions
-from otter_export.errors import EngineError, UnsupportedError
+from otter_export.cuda import CudaDevice
+from otter_export.errors import EngineError, MissingDependencyError, UnsupportedError
 from otter_export.evaluation.kept_graph import verifiable
 from otter_export.evaluation.stored_codes import dequantized_linear
 from otter_export.evaluation.stored_weights import StoredWeights, checkpoint_weights, mismatches
 from otter_export.evaluation.subject import Options
 from otter_export.evaluation.verification import verify
 from otter_export.manifest import EngineManifest
-from otter_export.runtime.backends.device import open_device
 from otter_export.targets import BuildRequest
 from tests import built, tiny
 from tests.evaluation.conftest import PROMPTS
@@ -113,8 +113,8 @@ def test_an_engine_of_tensorrt_llm(root: Path) -> None:
 
 def _has_gpu() -> bool:
     try:
-        open_device()
-    except EngineError:
+        CudaDevice()
+    except (EngineError, MissingDependencyError):
         return False
     return True
 

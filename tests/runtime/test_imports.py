@@ -28,7 +28,7 @@ def test_importing_the_package_loads_nothing() -> None:
     "code",
     [
         "from otter_export import *",
-        "import otter_export.runtime.backends.onnxruntime",
+        "import otter_export.runtime.executors.onnxruntime",
         "import otter_export.cli.generate",
         "import otter_export.evaluation.reward_plot",
     ],

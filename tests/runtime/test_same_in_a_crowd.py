@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from otter_export import (
     ArgsGreedy,
@@ -21,7 +19,6 @@ from otter_export import (
     stream,
 )
 from otter_export.runtime import places
-from otter_export.runtime.backends.onnxruntime import _padding
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.prefill import feed
 from tests import built
@@ -52,21 +49,6 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="module", params=[1, 2], ids=["one thread", "two threads"])
 def engine(request: pytest.FixtureRequest, directory: Path) -> Engine:
     return load_engine(directory, threads=request.param)
-
-
-@given(st.integers(1, 20), st.integers(1, 20), st.data())
-def test_padding_makes_both_numbers_of_rows_even(
-    batch: int, width: int, data: st.DataObject
-) -> None:
-    kept = data.draw(st.integers(1, width))
-    pad = _padding(batch, width, kept)
-    sequences, tokens, rows = batch + pad.sequences, width + pad.tokens, kept + pad.kept
-    assert sequences * tokens % 2 == 0
-    assert sequences * rows % 2 == 0
-    # What is asked for lies before the padding and inside what is kept.
-    assert pad.kept - pad.tokens >= 0 and rows <= tokens
-    # One row more, or one of each sequence; the cache has room for one more sequence.
-    assert sequences * tokens - batch * width in (0, 1, batch)
 
 
 def heard(engine: Engine, requests: list[Request], batch_size: int = 1) -> list[list[TokenEvent]]:

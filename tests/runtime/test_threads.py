@@ -15,4 +15,4 @@ def test_omp_num_threads_is_heeded(
     monkeypatch: pytest.MonkeyPatch, value: str, threads: int | None
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", value)
-    assert load._environment_threads() == threads
+    assert load.checked_threads(None, None) == threads

@@ -14,10 +14,10 @@ import numpy as np
 import onnx_ir as ir
 import tokenizers
 
+from otter_export import engine_io
 from otter_export.config import Signal
 from otter_export.engine_io import TensorSpec
 from otter_export.manifest import EngineManifest, describe_file
-from otter_export.runtime.backends import onnx_contract as contract
 
 LAYERS, VOCAB, HEAD = 2, 32, 8
 #: 31 characters, tokens 1 to 31.
@@ -97,8 +97,8 @@ def make_model(seed: int = 0, dtype: str = "float32", max_sequence_length: int =
 def make_manifest(dtype: str, max_sequence_length: int) -> EngineManifest:
     cache = tuple(
         TensorSpec(name, dtype, ("batch", 1, "past", HEAD))
-        for prefix in contract.PAST
-        for name in contract.cache_names(prefix, LAYERS)
+        for names in engine_io.CACHES
+        for name in names.pasts(LAYERS)
     )
     manifest = EngineManifest(
         target="onnx",
@@ -127,8 +127,8 @@ def make_manifest(dtype: str, max_sequence_length: int) -> EngineManifest:
         outputs=(),
         files=(),
     )
-    inputs = tuple(contract.expected_inputs(manifest).values())
-    outputs = tuple(contract.expected_outputs(manifest).values())
+    inputs = tuple(manifest.io.inputs().values())
+    outputs = tuple(manifest.io.outputs().values())
     return dataclasses.replace(manifest, inputs=inputs, outputs=outputs)
 
 
@@ -204,7 +204,7 @@ def build_graph(model: TinyModel, manifest: EngineManifest) -> ir.Model:
     x = {"base": b.op("Add", embedded, placed)}
     x["channel"] = b.op("MatMul", x["base"], b.values["project"])
     for layer in range(LAYERS):
-        for stream, past, present in zip(STREAMS, contract.PAST, contract.PRESENT, strict=True):
+        for stream, (past, present) in zip(STREAMS, engine_io.CACHES, strict=True):
             x[stream] = b.attend(x[stream], stream, layer, past, present)
     first = b.op("Neg", b.values["logits_to_keep"])
     kept = {s: b.op("Slice", x[s], first, b.constant([1 << 60]), b.constant([1])) for s in STREAMS}

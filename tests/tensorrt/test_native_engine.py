@@ -21,10 +21,10 @@ from otter_export.converters.tensorrt_check import check_built
 from otter_export.converters.tensorrt_graph import tensorrt_graph
 from otter_export.converters.tensorrt_job import Built, Job, profiles
 from otter_export.converters.tensorrt_options import PRECISIONS, EngineShapes
+from otter_export.engine_io import StepLimits
 from otter_export.errors import EngineError
 from otter_export.graph.pipeline import TensorRtForm
 from otter_export.manifest import EngineManifest
-from otter_export.runtime.backends.in_place_contract import Limits, check_tensors
 from otter_export.targets import BuildRequest
 from tests import built, tiny
 from tests.cli.conftest import Cli, cli
@@ -41,15 +41,13 @@ def test_the_manifest_is_what_a_runtime_needs(
     engines: dict[str, TinyEngine], precision: str
 ) -> None:
     manifest = engines[precision].manifest
-    limits = Limits.of(manifest)
-    assert limits == Limits(max_batch_size=4, max_candidates=6, max_step=24, capacity=88)
+    manifest.require_form("in_place")
+    limits = manifest.built_for.limits
+    assert limits == StepLimits(max_batch_size=4, max_candidates=6, max_step=24, capacity=88)
     assert (manifest.target, manifest.model_file) == ("trt", "rank0.engine")
     assert (manifest.execution_provider, manifest.precision) == ("cuda", precision)
-    check_tensors(
-        manifest,
-        {spec.name: spec for spec in manifest.inputs},
-        {spec.name: spec for spec in manifest.outputs},
-    )
+    tensors = ({s.name: s for s in side} for side in (manifest.inputs, manifest.outputs))
+    manifest.check_model(*tensors)
     options = manifest.options
     assert options["builder"] == "tensorrt-rtx" and options["builder_version"].startswith("1.")
     assert options["compute_capabilities"] == ["8.0", "8.6", "8.9", "12.0"]

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from otter_export import load_engine
 from otter_export.checkpoint import Checkpoint
 from otter_export.cli import main
 from otter_export.config import Signal
 from otter_export.errors import EngineError, OtterError, UnsupportedError
 from otter_export.manifest import EngineManifest
-from otter_export.runtime.load import load_engine
 from otter_export.safetensors_io import read_header
 from otter_export.targets import Availability
 from tests import tiny

@@ -11,13 +11,13 @@ import pytest
 from safetensors.numpy import load_file
 from transformers import AutoConfig
 
+from otter_export import load_engine
 from otter_export.checkpoint import Checkpoint
 from otter_export.cli import main
 from otter_export.converters.trtllm import TARGET, plan_directory
 from otter_export.converters.trtllm_directory import hub_shards, write_shards
 from otter_export.errors import OtterError, UnsupportedError
 from otter_export.manifest import EngineManifest
-from otter_export.runtime.load import load_engine
 from otter_export.safetensors_io import TensorStore, from_float32
 from otter_export.targets import BuildRequest
 from tests import tiny

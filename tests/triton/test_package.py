@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from otter_export.converters.triton_package import copy_package, modules
-from otter_export.runtime.backends import BACKENDS
+from otter_export.runtime.executors import BACKENDS
 from otter_export.runtime.methods import METHODS
 from tests.triton import backend
 
@@ -53,7 +53,7 @@ def test_the_copy_is_importable_by_itself(copy: Path) -> None:
         Path(str(backend.__file__)).read_text(encoding="utf-8"), encoding="utf-8"
     )
     code = """
-import otter_export.serving.triton_model as model, otter_export.runtime.backends.onnxruntime
+import otter_export.serving.triton_model as model, otter_export.runtime.executors.onnxruntime
 print(model.__file__)
 ours = [m for n, m in sys.modules.items() if n.startswith("otter_export")]
 print(all(m.__file__.startswith(sys.path[0]) for m in ours))

@@ -1,0 +1,223 @@
+"""The CUDA runtime, as far as it is needed here, over NVIDIA's cuda-bindings.
+
+Memory, copies, one stream and CUDA graphs, for engines that run outside of torch; so a machine that
+serves needs no torch. cuda-bindings is imported when a device is opened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from otter_export.errors import EngineError, MissingDependencyError
+
+#: cudaErrorMemoryAllocation.
+_OUT_OF_MEMORY = 2
+#: cudaStreamNonBlocking: no implicit order with the default stream, on which TensorRT would
+#: synchronise.
+_NON_BLOCKING = 1
+#: A corner of a box of bytes: its address, the bytes from row to row, and rows from plane to plane.
+Corner = tuple[int, int, int]
+#: Bytes of a row, rows, and planes.
+Box = tuple[int, int, int]
+
+
+class CudaDevice:
+    """CUDA's current device; all work is in the order of one stream.
+
+    Args:
+        runtime: ``cuda.bindings.runtime``, each of whose functions returns an error code and its
+            results; None imports it.
+
+    Attributes:
+        capability: Compute capability, as ``8.9``.
+
+    Raises:
+        EngineError: There is no device, or the driver does not work.
+        MissingDependencyError: cuda-bindings is not installed.
+    """
+
+    def __init__(self, runtime: Any = None) -> None:
+        self._runtime = runtime or _bindings()
+        try:
+            properties = self._call("cudaGetDeviceProperties", self._call("cudaGetDevice"))
+        except EngineError as error:
+            raise EngineError(
+                f"a TensorRT engine needs an NVIDIA GPU; {error}; run it on a machine with one, or "
+                "build with --target onnx"
+            ) from None
+        self.capability = f"{properties.major}.{properties.minor}"
+        self._stream = self._call("cudaStreamCreateWithFlags", _NON_BLOCKING)
+
+    @property
+    def stream(self) -> int:
+        """Handle of the stream."""
+        return int(self._stream)
+
+    def allocate(self, size: int, what: str) -> int:
+        """Address of ``size`` bytes.
+
+        Args:
+            size: Bytes.
+            what: What they are for, for the message.
+
+        Raises:
+            EngineError: There is no room.
+        """
+        error, pointer = self._runtime.cudaMalloc(size)
+        if int(error) == _OUT_OF_MEMORY:
+            # The error stays until it is asked for, and would show up at a later call.
+            self._runtime.cudaGetLastError()
+            raise out_of_memory(size, what)
+        self._raise("cudaMalloc", error)
+        return int(pointer)
+
+    def free(self, pointer: int) -> None:
+        """Free memory; at the end of the process there may be no driver any more."""
+        self._runtime.cudaFree(pointer)
+
+    def zero(self, pointer: int, size: int) -> None:
+        """Set bytes to zero."""
+        self._call("cudaMemsetAsync", pointer, 0, size, self._stream)
+
+    def clear_box(self, corner: Corner, box: Box) -> None:
+        """Set a box of bytes to zero."""
+        extent = self._runtime.make_cudaExtent(*box)
+        self._call("cudaMemset3DAsync", self._pitched(corner), 0, extent, self._stream)
+
+    def copy_box(self, to: Corner, source: Corner, box: Box) -> None:
+        """Copy a box of bytes on the device."""
+        parameters = self._runtime.cudaMemcpy3DParms()
+        parameters.dstPtr, parameters.srcPtr = self._pitched(to), self._pitched(source)
+        parameters.extent = self._runtime.make_cudaExtent(*box)
+        parameters.kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpy3DAsync", parameters, self._stream)
+
+    def buffer(self, size: int) -> Buffer:
+        """Memory of ``size`` bytes for what moves between host and device.
+
+        Raises:
+            EngineError: There is no room.
+        """
+        return Buffer(self, size)
+
+    def synchronize(self) -> None:
+        """Return when all work is done.
+
+        Raises:
+            EngineError: Some of it failed.
+        """
+        self._call("cudaStreamSynchronize", self._stream)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """A CUDA graph of what ``work`` puts on the stream; calling it launches the graph.
+
+        Raises:
+            EngineError: The work cannot be captured.
+        """
+        # Other threads may use the GPU for something else meanwhile.
+        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", self._stream, mode)
+        try:
+            work()
+        finally:
+            # Ends the capture also when the work failed, else the stream stays unusable.
+            error, graph = self._runtime.cudaStreamEndCapture(self._stream)
+        if int(error) != 0:
+            raise EngineError(f"no CUDA graph: cudaStreamEndCapture failed with {int(error)}")
+        executable = self._call("cudaGraphInstantiate", graph, 0)
+        self._call("cudaGraphDestroy", graph)
+
+        def launch() -> None:
+            self._call("cudaGraphLaunch", executable, self._stream)
+
+        weakref.finalize(launch, self._runtime.cudaGraphExecDestroy, executable).atexit = False
+        return launch
+
+    def _pitched(self, corner: Corner) -> Any:
+        pointer, pitch, rows = corner
+        return self._runtime.make_cudaPitchedPtr(pointer, pitch, pitch, rows)
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        """Call a function; None, its result, or a tuple of its results.
+
+        Raises:
+            EngineError: It failed.
+        """
+        error, *results = getattr(self._runtime, function)(*arguments)
+        self._raise(function, error)
+        return results[0] if len(results) == 1 else tuple(results) or None
+
+    def _raise(self, function: str, error: Any) -> None:
+        if int(error) != 0:
+            _, text = self._runtime.cudaGetErrorString(error)
+            reason = text.decode() if isinstance(text, bytes) else text
+            raise EngineError(f"{function} failed: {reason} (CUDA error {int(error)})")
+
+
+class Buffer:
+    """Device memory of a fixed address, with page-locked memory on the host, which copies fast.
+
+    Args:
+        device: The device.
+        size: Bytes.
+
+    Attributes:
+        address: Where it is, aligned to 256 bytes.
+        size: Bytes.
+    """
+
+    def __init__(self, device: CudaDevice, size: int) -> None:
+        self.size = size
+        self._device = device
+        self._kinds = device._runtime.cudaMemcpyKind
+        self.address = device.allocate(size, "inputs and outputs")
+        weakref.finalize(self, device.free, self.address).atexit = False
+
+    @functools.cached_property
+    def _host(self) -> npt.NDArray[np.uint8]:
+        """Made at the first copy: TensorRT's working memory has none."""
+        host = int(self._device._call("cudaMallocHost", self.size))
+        weakref.finalize(self, self._device._runtime.cudaFreeHost, host).atexit = False
+        return np.ctypeslib.as_array((ctypes.c_uint8 * self.size).from_address(host))
+
+    def write(self, array: npt.NDArray[Any]) -> None:
+        """Copy a C-contiguous array from the host, in the order of the stream."""
+        flat = array.reshape(-1).view(np.uint8)
+        self._host[: flat.size] = flat
+        kind = self._kinds.cudaMemcpyHostToDevice
+        self._copy(self.address, self._host.ctypes.data, flat.size, kind)
+
+    def read(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Copy to the host: a new array, complete when this returns."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        kind = self._kinds.cudaMemcpyDeviceToHost
+        self._copy(self._host.ctypes.data, self.address, size, kind)
+        self._device.synchronize()
+        return self._host[:size].view(dtype).reshape(shape).copy()
+
+    def _copy(self, to: int, source: int, size: int, kind: Any) -> None:
+        self._device._call("cudaMemcpyAsync", to, source, size, kind, self._device._stream)
+
+
+def _bindings() -> Any:
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except ModuleNotFoundError:
+        raise MissingDependencyError("cuda-bindings", "trt", "running an engine on a GPU") from None
+
+
+def out_of_memory(size: int, what: str) -> EngineError:
+    """The error for a device that has no ``size`` bytes left for ``what``."""
+    return EngineError(
+        f"the GPU has no {size / 2**30:.2f} GiB left for {what}; give a smaller --batch-size, or "
+        "free its memory"
+    )

@@ -1,0 +1,254 @@
+"""ONNX Runtime as an `Executor`, for both cache forms.
+
+An ``onnx`` engine's graph reads its caches, and its new rows come out apart. The graph that
+TensorRT is given writes them in place: running it here, on the CPU, is how the numerics of a
+``trt`` engine are checked where there is no GPU; nobody should serve so, since its attention reads
+the whole capacity in every step.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from otter_export import engine_io
+from otter_export.cuda import CudaDevice
+from otter_export.engine_io import TensorSpec
+from otter_export.errors import EngineError, MissingDependencyError, UnsupportedError
+from otter_export.manifest import EngineManifest
+from otter_export.runtime.engine import FloatArray
+from otter_export.runtime.executor import Blocks, StepInputs, cache_blocks
+from otter_export.runtime.memory.block import Memory
+from otter_export.runtime.memory.cuda import cuda_memory
+from otter_export.runtime.memory.host import KEEP, host_memory
+from otter_export.runtime.recent import Recent
+from otter_export.runtime.step_engine import StepEngine
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+#: Capacity is a multiple of this many slots, so that the graph sees few different shapes. It is
+#: also a multiple of every vector's lanes, so that a token adds up the same numbers in the same
+#: order whatever the capacity is.
+SLOTS = 32
+#: Precisions whose CPU kernels take rows in pairs and treat an odd last row differently.
+_PAIRED = ("int8", "int4")
+#: ONNX Runtime's names of element types.
+_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+#: Caches with new rows of one shape, whose tensors stay bound.
+_BINDINGS = 16
+
+
+def load(
+    directory: Path, manifest: EngineManifest, provider: str, threads: int | None
+) -> StepEngine:
+    """Load an ``onnx`` engine.
+
+    Raises:
+        EngineError: ONNX Runtime cannot load the model, or it does not match the manifest.
+        MissingDependencyError: The provider is not in the installed ONNX Runtime.
+    """
+    if provider not in PROVIDERS:
+        raise EngineError(
+            f"engine.json: execution_provider is {provider!r}; accepted: {', '.join(PROVIDERS)}"
+        )
+    if PROVIDERS[provider] not in ort.get_available_providers():
+        raise MissingDependencyError("onnxruntime-gpu", "cuda", f"provider {provider!r}")
+    manifest.require_form(engine_io.READ_ONLY)
+    session = open_session(directory / manifest.model_file, provider, threads)
+    device = CudaDevice() if provider == "cuda" else None
+    return StepEngine(directory, manifest, OnnxRuntimeExecutor(manifest, session, provider, device))
+
+
+def load_kept_graph(
+    directory: Path, manifest: EngineManifest, model: Path, threads: int | None = None
+) -> StepEngine:
+    """The graph that a ``trt`` engine was built from, on the CPU.
+
+    Args:
+        directory: The engine directory, for its tokenizer.
+        manifest: Its ``engine.json``.
+        model: The ONNX file.
+        threads: Threads of one step; None takes every core.
+
+    Raises:
+        EngineError: ONNX Runtime cannot load the model, or it does not match the manifest.
+        UnsupportedError: Its caches are bfloat16, which numpy does not have.
+    """
+    manifest.require_form(engine_io.IN_PLACE)
+    # DequantizeLinear and MatMul become one product; its activations shall stay as they are, as
+    # they do in TensorRT, instead of being rounded to int8.
+    entries = {"session.qdq_matmulnbits_accuracy_level": "1"}
+    session = open_session(model, "cpu", threads, entries)
+    return StepEngine(directory, manifest, OnnxRuntimeExecutor(manifest, session, "cpu"))
+
+
+def open_session(
+    model: Path | bytes,
+    provider: str,
+    threads: int | None = None,
+    entries: Mapping[str, str] | None = None,
+) -> Any:
+    """An ONNX Runtime session.
+
+    Args:
+        model: A file, or a serialized model.
+        provider: Of `PROVIDERS`.
+        threads: Threads of one run; None takes every core.
+        entries: Session configuration.
+
+    Raises:
+        EngineError: ONNX Runtime cannot load the model.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3
+    for key, value in (entries or {}).items():
+        options.add_session_config_entry(key, value)
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        return ort.InferenceSession(source, options, providers=[PROVIDERS[provider]])
+    # ONNX Runtime's exceptions share no base class but Exception.
+    except Exception as error:
+        what = model if isinstance(model, Path) else "the graph"
+        raise EngineError(f"ONNX Runtime cannot load {what}: {error}") from None
+
+
+class OnnxRuntimeExecutor:
+    """Runs steps in ONNX Runtime, with all tensors bound where they are.
+
+    Args:
+        manifest: The engine's.
+        session: The loaded model.
+        provider: Of `PROVIDERS`.
+        device: Where caches are; None is the host.
+
+    Raises:
+        EngineError: The model does not match the manifest.
+        UnsupportedError: Its caches are of a type that numpy does not have.
+    """
+
+    def __init__(
+        self,
+        manifest: EngineManifest,
+        session: Any,
+        provider: str,
+        device: CudaDevice | None = None,
+    ) -> None:
+        io = self._io = manifest.io
+        manifest.check_model(_specs(session.get_inputs()), _specs(session.get_outputs()))
+        if "bfloat16" in io.cache_dtypes:
+            raise UnsupportedError("bfloat16 caches cannot be run on the CPU; build with fp16")
+        self.cache_form = manifest.cache_form
+        self.pairs_rows = (
+            self.cache_form == engine_io.READ_ONLY
+            and provider == "cpu"
+            and manifest.precision in _PAIRED
+        )
+        self._limits = manifest.built_for.limits
+        self._most_slots = _rounded(manifest.max_sequence_length)
+        self._session = session
+        self._provider = provider
+        self._device = device
+        self._memory: Memory = host_memory() if device is None else cuda_memory(device, keep=KEEP)
+        self._bindings: Recent[tuple[int, ...], _Binding] = Recent(_BINDINGS)
+
+    @property
+    def max_batch_size(self) -> int:
+        """As the engine was built; any, if it was built for none."""
+        return self._limits.max_batch_size or sys.maxsize
+
+    def accepts(self, batch: int, step: int, kept: int) -> bool:
+        """Whether an engine with these limits takes the shape; see `Executor.accepts`."""
+        limits = self._limits
+        return (
+            batch <= self.max_batch_size
+            and step <= (limits.max_step or sys.maxsize)
+            and kept <= (limits.max_candidates or sys.maxsize)
+        )
+
+    def slots(self, needed: int, held: int = 0) -> int:
+        """A multiple of `SLOTS`, an eighth more than before; or the graph's capacity.
+
+        Attention reads the whole capacity, so doubling it would cost more than it saves.
+        """
+        if self._limits.capacity is not None:
+            return self._limits.capacity
+        return min(_rounded(max(needed, held + held // 8)), self._most_slots)
+
+    def blocks(self, places: int, slots: int, *, zeroed: bool = True) -> Blocks:
+        """Memory for a cache, or for new rows; see `Executor.blocks`."""
+        return cache_blocks(self._memory, self._io, places, slots, zeroed=zeroed)
+
+    def run(
+        self, blocks: Blocks, inputs: StepInputs, rows: Blocks | None = None
+    ) -> Mapping[str, FloatArray]:
+        """Run the model; see `Executor.run`."""
+        batch, _, kept = inputs.shape
+        shapes = {name: self._io.output_shape(name, batch, kept) for name in self._io.output_names}
+        outputs = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+        presents = blocks if rows is None else rows
+        key = (blocks[0].address(0), presents[0].address(0))
+        bound = self._bindings.get(key, lambda: _Binding(self._session, self._provider))
+        for names, past, present in zip(engine_io.CACHES, blocks, presents, strict=True):
+            bound.caches(names, self._io.num_layers, batch, past, present)
+        binding = bound.binding
+        for name, array in inputs.arrays.items():
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, out in outputs.items():
+            binding.bind_output(name, "cpu", 0, out.dtype, out.shape, out.ctypes.data)
+        if self._device is not None:
+            # ONNX Runtime's stream does not wait for the stream on which rows were moved.
+            self._device.synchronize()
+        try:
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        except Exception as error:
+            raise EngineError(f"the model failed in ONNX Runtime: {error}") from None
+        return outputs
+
+
+class _Binding:
+    """ONNX Runtime's binding of one cache and its new rows, which stay bound from step to step."""
+
+    def __init__(self, session: Any, device: str) -> None:
+        self.binding = session.io_binding()
+        self._device = device
+        self._bound: dict[str, object] = {}
+
+    def caches(
+        self, names: engine_io.CacheNames, layers: int, batch: int, past: Any, present: Any
+    ) -> None:
+        """Bind the first ``batch`` places of a cache, and the memory of its new rows."""
+        self._bind(self.binding.bind_input, names.pasts(layers), batch, past)
+        self._bind(self.binding.bind_output, names.presents(layers), batch, present)
+
+    def _bind(self, bind: Any, names: list[str], batch: int, block: Any) -> None:
+        shape = (batch, *block.shape[2:])
+        first, last = block.address(0), block.address(len(names) - 1)
+        state = (shape, first, last)
+        if self._bound.get(names[0]) == state:
+            return
+        self._bound[names[0]] = state
+        pitch = block.address(1) - first
+        for index, name in enumerate(names):
+            address = first + index * pitch
+            bind(name, self._device, 0, np.dtype(block.dtype), shape, address)
+
+
+def _rounded(length: int) -> int:
+    """Slots for ``length`` tokens."""
+    return max(SLOTS, -(-length // SLOTS) * SLOTS)
+
+
+def _specs(values: Any) -> dict[str, TensorSpec]:
+    return {v.name: TensorSpec(v.name, _TYPES.get(v.type, v.type), tuple(v.shape)) for v in values}

@@ -1,0 +1,1 @@
+"""Memory of KV caches, a device a file: host (numpy), torch, CUDA."""

@@ -1,0 +1,125 @@
+"""L2: the graph that TensorRT is given, driven in place by ONNX Runtime, equals the onnx engine.
+
+Tolerances, in units of the largest value: 2e-5 in fp32, where the same numbers are summed in
+another order; 2e-2 in fp16, whose rounding is 5e-4 for each of some dozens of operations.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from otter_export import ArgsGreedy, ArgsStochastic, Plain, Request, generate
+from otter_export.runtime.engine import Engine, Step
+from otter_export.runtime.prefill import prefill
+from tests import built, tiny
+from tests.runtime.executors.graphs import MAX_LENGTH, Pair, make_pair
+
+TOLERANCE = {"f32": 2e-5, "f16": 2e-2}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+    return {
+        family: make_pair(tmp_path_factory.mktemp(family), family, i, "f32")
+        for i, family in enumerate(tiny.CONFIGS)
+    }
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return make_pair(tmp_path_factory.mktemp("half"), "llama", 0, "f16")
+
+
+def ids(batch: int, length: int, seed: int = 0) -> list[list[int]]:
+    found: list[list[int]] = np.random.default_rng(seed).integers(3, 128, (batch, length)).tolist()
+    return found
+
+
+def close(found: Step, expected: Step, tolerance: float) -> None:
+    assert built.relative(found.logits, expected.logits) < tolerance
+    for name, values in expected.signals.items():
+        assert found.signals[name].shape == values.shape
+        # Rewards and q-values are bounded by tanh: in units of 1.
+        assert np.abs(found.signals[name] - values).max() < tolerance
+
+
+def candidates(engine: Engine, prompts: list[list[int]], tokens: list[int]) -> Step:
+    """A tree step of candidates behind prompts of different lengths."""
+    cache, _ = prefill(engine, prompts)
+    batch, width = len(prompts), len(tokens)
+    tree = np.broadcast_to(np.eye(width, dtype=np.bool_), (batch, width, width))
+    positions = np.repeat(cache.lengths[:, None], width, 1)
+    return engine.forward(cache, np.array([tokens] * batch), positions, tree, width)
+
+
+@pytest.mark.parametrize("family", list(tiny.CONFIGS))
+def test_steps_equal_the_onnx_engine(family: str, pairs: dict[str, Pair]) -> None:
+    """Prompts of 40 tokens run in three parts; the shorter ones of the batch are padded."""
+    pair = pairs[family]
+    prompts = [*ids(1, 40), *ids(1, 7, 1), *ids(1, 23, 2)]
+    found, expected = (candidates(e, prompts, [5, 9, 77]) for e in (pair.in_place, pair.onnx))
+    close(found, expected, TOLERANCE["f32"])
+
+
+@pytest.mark.parametrize("family", list(tiny.CONFIGS))
+def test_a_tree_step_equals_separate_forwards(family: str, pairs: dict[str, Pair]) -> None:
+    engine, prompt, tokens = pairs[family].in_place, ids(1, 11)[0], [3, 60, 127, 8, 99]
+    together = candidates(engine, [prompt], tokens)
+    for row, token in enumerate(tokens):
+        _, alone = prefill(engine, [[*prompt, token]])
+        np.testing.assert_allclose(together.logits[0, row], alone.logits[0, 0], atol=1e-4)
+        for name, values in alone.signals.items():
+            np.testing.assert_allclose(together.signals[name][0, row], values[0, 0], atol=2e-5)
+
+
+def requests(max_tokens: int) -> list[Request]:
+    methods = [
+        ArgsGreedy(top_k=6, weight=3.0),
+        ArgsGreedy(top_k=8, weight=2.0, prune=False),
+        ArgsStochastic(top_k=6, weight=2.0),
+        ArgsGreedy(top_k=5, signal="next"),
+        Plain(temperature=1.0),
+    ]
+    return [
+        Request(ids(1, 4 + 9 * i, i)[0], method, max_tokens=max_tokens, seed=i)
+        for i, method in enumerate(methods)
+    ]
+
+
+@pytest.mark.parametrize("family", list(tiny.CONFIGS))
+def test_generation_equals_the_onnx_engine(family: str, pairs: dict[str, Pair]) -> None:
+    """The same tokens; sequences join and leave a batch of three, some run to the limit."""
+    pair = pairs[family]
+    found, expected = (generate(e, requests(50), batch_size=3) for e in (pair.in_place, pair.onnx))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.token_ids == theirs.token_ids
+        assert ours.finish_reason == theirs.finish_reason
+        np.testing.assert_allclose(ours.rewards, theirs.rewards, atol=2e-5)
+    assert any(len(r.prompt_ids) + len(r.token_ids) == MAX_LENGTH for r in found)
+
+
+def test_more_candidates_than_the_engine_takes_run_in_parts(pairs: dict[str, Pair]) -> None:
+    pair, tokens = pairs["llama"], list(range(3, 3 + 20))
+    found, expected = (candidates(e, ids(1, 30), tokens) for e in (pair.in_place, pair.onnx))
+    close(found, expected, TOLERANCE["f32"])
+
+
+def test_half_precision_steps_are_near_the_onnx_engine(half: Pair) -> None:
+    prompts = [*ids(1, 40), *ids(1, 7, 1)]
+    found, expected = (candidates(e, prompts, [5, 9, 77]) for e in (half.in_place, half.onnx))
+    close(found, expected, TOLERANCE["f16"])
+
+
+def test_half_precision_caches_are_updated_in_place(half: Pair) -> None:
+    """Rows of a committed prefix stay as they are, bit for bit, and new ones appear behind."""
+    cache, _ = prefill(half.in_place, ids(1, 5))
+    for block in cache.blocks:  # type: ignore[attr-defined]
+        block.array[:, :, :, 5:] = 0
+    before = [block.array.copy() for block in cache.blocks]  # type: ignore[attr-defined]
+    tree = np.eye(3, dtype=np.bool_)[None]
+    half.in_place.forward(cache, np.array([[4, 5, 6]]), np.full((1, 3), 5), tree, 3)
+    for block, old in zip(cache.blocks, before, strict=True):  # type: ignore[attr-defined]
+        assert block.array.dtype == np.float16
+        assert np.array_equal(block.array[:, :, :, :5], old[:, :, :, :5])
+        assert block.array[:, :, :, 5:8].any() and not block.array[:, :, :, 8:].any()
