@@ -10,9 +10,7 @@ from otter_export.runtime.methods import METHODS
 from otter_export.targets import TARGETS, supports_family
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-BEGIN = (
-    "<!-- tables: by `python tools/tables.py`; a test compares them with the registries -->"
-)
+BEGIN = "<!-- tables: by `python tools/tables.py`; a test compares them with the registries -->"
 END = "<!-- tables end -->"
 
 
