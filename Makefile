@@ -73,8 +73,8 @@ $(EXTRAS): $(STAMP)
 	$(PIP) install -c constraints.txt -e '.[trt,triton]' && touch $@ \
 	  || echo "not installed: tests of TensorRT, of the kernel and of the server are skipped" >&2
 
-$(SERVER): $(STAMP)
-	$(BIN)/python examples/triton_environment.py \
+$(SERVER): $(STAMP) tools/tritonserver/requirements.txt
+	$(BIN)/python tools/tritonserver/environment.py \
 	  || echo "no Triton Inference Server: its tests are skipped" >&2
 
 clean:

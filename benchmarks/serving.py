@@ -33,8 +33,8 @@ from benchmarks.serving_load import under_load
 from benchmarks.serving_overhead import overhead
 from benchmarks.serving_plot import draw
 from examples.triton_async import AsyncClient
-from examples.triton_server import HOST, TritonServer, start
 from otter_export import load_engine
+from tools.tritonserver.server import HOST, TritonServer, start
 
 
 @click.command()

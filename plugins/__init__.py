@@ -7,7 +7,7 @@
 `cuda_driver`             Loading and launching compiled kernels through the CUDA driver
 `loaded_kernels`          The kernels of an engine on a device
 `tensorrt`                The plugin for ``tensorrt`` and ``tensorrt_rtx``
-`torch_op`                The operator ``otter::linear``, and the torch reference on top of it
+`torch_op`                The operator ``otter::linear``
 ``cpp/``, `cpp_table`     The plugin in C++, with the same compiled kernels inside
 ========================  ====================================================================
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tests import tiny
+from tests.command_line import Cli, run
 
 # The same examples in every run, and no deadline: a shared machine is no reason to fail.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
@@ -44,3 +46,9 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     """A tiny self-contained Llama checkpoint with one value signal; read only."""
     return tiny.write_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint", base=tiny_llama)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """``cli("insert", base, checkpoint)`` runs a command as the console script does."""
+    return functools.partial(run, capsys)

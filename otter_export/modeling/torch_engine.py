@@ -97,7 +97,7 @@ def torch_engine(checkpoint: Checkpoint, options: TorchOptions | None = None) ->
             "precision, or provider cpu"
         ) from None
     if options.fused:
-        from otter_export.plugins.torch_op import use_fused_projections
+        from otter_export.modeling.fused_projections import use_fused_projections
 
         use_fused_projections(model)
     manifest = _manifest(checkpoint, options)

@@ -11,7 +11,7 @@ import pytest
 
 from tests import tiny
 from tests.cli.bad_input import CASES, Case
-from tests.cli.conftest import Cli
+from tests.command_line import Cli
 from tests.dummy_engine import write_engine
 
 ALL = [pytest.param(case, id=f"{topic}: {case.name}") for topic, cs in CASES.items() for case in cs]

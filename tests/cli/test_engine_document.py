@@ -13,7 +13,7 @@ from otter_export import manifest as manifest_file
 from otter_export.config import SIGNAL_KINDS
 from otter_export.manifest import EngineManifest
 from tests import tiny
-from tests.cli.conftest import Cli
+from tests.command_line import Cli
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from otter_export.errors import OtterError
 from otter_export.insert import ChannelOptions, channel_config, plan
 from otter_export.safetensors_io import TensorStore
 from tests import tiny
-from tests.cli.conftest import Cli
+from tests.command_line import Cli
 
 NAME = "model.layers.0.mlp.up_proj.otter.from_base"
 

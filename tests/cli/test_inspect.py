@@ -16,7 +16,7 @@ from otter_export import insert
 from otter_export.config import Signal
 from otter_export.insert import ChannelOptions
 from tests import tiny
-from tests.cli.conftest import Cli
+from tests.command_line import Cli
 from tests.dummy_engine import write_engine
 
 

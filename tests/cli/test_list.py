@@ -10,7 +10,7 @@ import pytest
 from otter_export.cli.list import LISTS
 from otter_export.config import SIGNAL_KINDS
 from otter_export.families import FAMILIES
-from tests.cli.conftest import Cli
+from tests.command_line import Cli
 
 
 @pytest.mark.parametrize("what", LISTS)

@@ -10,7 +10,7 @@ import pytest
 from otter_export.cli.build import build
 from otter_export.cli.target_options import _flag, _named_target
 from otter_export.targets import TARGETS, Availability, BuildRequest, NoOptions, option
-from tests.cli.conftest import Cli
+from tests.command_line import Cli
 
 
 @pytest.mark.parametrize("name", TARGETS.names())

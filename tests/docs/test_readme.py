@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from tools import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def _tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "docs" / "tables.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_tables_are_those_of_the_registries() -> None:
     pytest.importorskip("onnx_ir")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    tables = _tables()
-    assert tables.updated(text) == text, "run: python docs/tables.py"
+    assert tables.updated(text) == text, "run: python tools/tables.py"
     assert tables.updated(text.replace("| llama |", "| lama |")) == text
 
 

@@ -12,9 +12,6 @@ from otter_export.checkpoint import Checkpoint
 from otter_export.evaluation.subject import Options, Subject
 from otter_export.manifest import EngineManifest
 from tests import built, tiny
-from tests.cli.conftest import cli
-
-__all__ = ["cli"]
 
 #: Of different lengths, in the words of the tiny tokenizer.
 PROMPTS = ("w5 w9 w30 w7 w44 w8 w9 w120 w3", "w100 w3 w4 w19 w77", "w8 w8 w21")

@@ -20,7 +20,7 @@ from otter_export.evaluation import file_checks
 from otter_export.evaluation.verification import CHECKS
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from tests import built, tiny
-from tests.cli.conftest import Cli
+from tests.command_line import Cli
 from tests.evaluation import spoil
 from tests.evaluation.conftest import PROMPTS, Build
 

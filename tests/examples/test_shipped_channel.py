@@ -10,15 +10,13 @@ import pytest
 import torch
 
 from examples.sentiment import material, recipe
-from otter_export import insert
 from otter_export.checkpoint import Checkpoint, expected_tensors
-from otter_export.errors import OtterError
-from otter_export.insert import ChannelOptions
 from otter_export.modeling.data import Reader, batches
 from otter_export.modeling.objectives import merged, pearson, prefix_rewards
 from otter_export.modeling.otter_model import load_base, load_reference
 from otter_export.modeling.tokenization import end_token_id, load_tokenizer
 from otter_export.safetensors_io import read_header
+from tests import smollm2
 
 #: Enough for a standard error of 0.03 in the correlation, and no more than half a minute.
 SNIPPETS = 160
@@ -26,26 +24,12 @@ SNIPPETS = 160
 
 @pytest.fixture(scope="module")
 def prepared() -> material.Material:
-    try:
-        return material.prepare()
-    except OtterError as error:
-        pytest.skip(f"the demo's material is not at hand: {error}")
+    return smollm2.prepared()
 
 
 @pytest.fixture(scope="module")
-def checkpoint(prepared: material.Material, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    widths = dict(zip(recipe.WIDTHS[::2], map(int, recipe.WIDTHS[1::2]), strict=True))
-    options = ChannelOptions(
-        hidden_size=widths["--hidden-size"],
-        intermediate_size=widths["--intermediate-size"],
-        heads=widths["--heads"],
-        initialization="copy",
-    )
-    directory = tmp_path_factory.mktemp("shipped") / "checkpoint"
-    insert.plan(
-        str(prepared.base), directory, options, adapter=True, replacements=recipe.SHIPPED
-    ).write()
-    return Checkpoint.open(directory)
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return smollm2.shipped_checkpoint(tmp_path_factory.mktemp("shipped") / "checkpoint")
 
 
 def test_it_is_small_and_float16() -> None:

@@ -13,16 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from examples.sentiment import material, recipe
-from otter_export import insert
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.tensorrt_graph import tensorrt_graph
-from otter_export.errors import OtterError
 from otter_export.graph.pipeline import TensorRtForm
-from otter_export.insert import ChannelOptions
 from otter_export.modeling.otter_model import load_reference
 from otter_export.runtime.tokenizer import JsonTokenizer
-from tests import built
+from tests import built, smollm2
 from tests.graph.in_place import InPlaceGraph
 
 PROMPTS = (
@@ -34,23 +30,7 @@ HALF = 2e-2
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    try:
-        base = material.prepare().base
-    except OtterError as error:
-        pytest.skip(f"the real base is not at hand: {error}")
-    options = ChannelOptions(
-        hidden_size=_widths()[0],
-        intermediate_size=_widths()[1],
-        heads=_widths()[2],
-        initialization="copy",
-    )
-    directory = tmp_path_factory.mktemp("shipped") / "checkpoint"
-    insert.plan(str(base), directory, options, adapter=True, replacements=recipe.SHIPPED).write()
-    return Checkpoint.open(directory)
-
-
-def _widths() -> list[int]:
-    return [int(width) for width in recipe.WIDTHS[1::2]]
+    return smollm2.shipped_checkpoint(tmp_path_factory.mktemp("shipped") / "checkpoint")
 
 
 @pytest.fixture(scope="module")

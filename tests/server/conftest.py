@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from examples.triton_environment import default_environment
-from examples.triton_server import start
 from otter_export import load_engine
 from otter_export.checkpoint import Checkpoint
 from tests import built, tiny
 from tests.server.running import Library, Served
+from tools.tritonserver.environment import default_environment
+from tools.tritonserver.server import start
 
 #: The server ends by itself after this long.
 LIFETIME_SECONDS = 300

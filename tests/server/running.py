@@ -20,11 +20,11 @@ from typing import Any
 from examples import triton_client
 from examples.triton_client import Response
 from examples.triton_live import LiveServer
-from examples.triton_server import HOST, TritonServer
 from otter_export import generate
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.request import Request, Result
 from tests.server.cases import CASES, check_answer
+from tools.tritonserver.server import HOST, TritonServer
 
 #: A metric of Prometheus' text format.
 _METRIC = re.compile(r"(?P<name>otter_\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)")

@@ -12,8 +12,8 @@ import pytest
 
 from examples import triton_client
 from examples.triton_client import ServerError
-from examples.triton_server import HOST, free_ports
 from tests.server.running import live_page
+from tools.tritonserver.server import HOST, free_ports
 
 TOKEN = b'data: {"text_output": "one", "token_id": 1, "finish_reason": ""}\n\n'
 

@@ -19,11 +19,11 @@ import pytest
 
 from examples import triton_client
 from examples.triton_client import ServerError
-from examples.triton_server import HOST, Ports, free_ports, start
 from otter_export.errors import OtterError
 from tests.server.cases import CASES, PROMPT, check_answer
 from tests.server.conftest import IMPATIENT, SMALL_QUEUE
 from tests.server.running import Library, Served, ask, check_alive, kill, probe, ready, stubs
+from tools.tritonserver.server import HOST, Ports, free_ports, start
 
 pytestmark = pytest.mark.slow
 
@@ -188,8 +188,8 @@ def test_a_server_does_not_outlive_what_started_it(repository: Path, tmp_path: P
 def documented_command(
     repository: Path, ports: Ports, log: Path
 ) -> Iterator[subprocess.Popen[str]]:
-    """``python examples/triton_server.py REPOSITORY``, once it says that it is ready."""
-    script = Path(triton_client.__file__).with_name("triton_server.py")
+    """``python tools/tritonserver/server.py REPOSITORY``, once it says that it is ready."""
+    script = Path(__file__).resolve().parents[2] / "tools" / "tritonserver" / "server.py"
     options = [f"--{name}-port={port}" for name, port in dataclasses.asdict(ports).items()]
     command = [sys.executable, str(script), str(repository), *options, f"--log={log}"]
     process = subprocess.Popen(

@@ -9,13 +9,13 @@ import pytest
 
 from examples.sentiment import material
 from examples.triton_client import Response
-from examples.triton_server import HOST, start
 from otter_export import ArgsGreedy, ArgsStochastic, Plain, load_engine
 from otter_export.errors import OtterError
 from tests import built, tiny
 from tests.server.cases import Case, case, check_answer
 from tests.server.conftest import command
 from tests.server.running import Library
+from tools.tritonserver.server import HOST, start
 
 pytestmark = pytest.mark.slow
 

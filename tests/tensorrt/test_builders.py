@@ -19,9 +19,7 @@ from otter_export.converters.tensorrt_builders import BUILDERS, choose_builder
 from otter_export.converters.tensorrt_options import TensorRTOptions, parse_capabilities
 from otter_export.errors import UnsupportedError
 from otter_export.targets import BuildRequest
-from tests.cli.conftest import Cli, cli
-
-__all__ = ["cli"]  # the fixture
+from tests.command_line import Cli
 
 
 @dataclasses.dataclass

@@ -18,11 +18,9 @@ from otter_export.converters.tensorrt_builders import BUILDERS
 from otter_export.converters.tensorrt_native_builder import HEAD_SIZES
 from otter_export.converters.tensorrt_options import PRECISIONS, TensorRTOptions
 from otter_export.inspection import EngineSummary, inspect
-from tests.cli.conftest import Cli, cli
+from tests.command_line import Cli
 from tests.dummy_engine import write_engine
 from tests.tensorrt.conftest import TinyEngine
-
-__all__ = ["cli"]  # the fixture
 
 
 @pytest.fixture(scope="module")

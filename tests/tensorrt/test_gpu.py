@@ -9,9 +9,7 @@ import pytest
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.tensorrt_library import gpu_capabilities
 from otter_export.manifest import EngineManifest
-from tests.cli.conftest import Cli, cli
-
-__all__ = ["cli"]  # the fixture
+from tests.command_line import Cli
 
 
 @pytest.mark.gpu

@@ -27,10 +27,8 @@ from otter_export.graph.pipeline import TensorRtForm
 from otter_export.manifest import EngineManifest
 from otter_export.targets import BuildRequest
 from tests import built, tiny
-from tests.cli.conftest import Cli, cli
+from tests.command_line import Cli
 from tests.tensorrt.conftest import LENGTH, OPTIONS, TinyEngine
-
-__all__ = ["cli"]  # the fixture
 
 LAYERS, BASE_HEADS, CHANNEL_HEADS, HEAD, VOCABULARY = 2, 2, 1, 16, 128
 SHAPES = EngineShapes(LENGTH, OPTIONS.max_step, OPTIONS.max_batch_size, OPTIONS.max_candidates)

@@ -12,9 +12,7 @@ from otter_export.converters.tensorrt_job import profiles
 from otter_export.errors import OtterError
 from otter_export.manifest import EngineManifest
 from tests import built, tiny
-from tests.cli.conftest import Cli, cli
-
-__all__ = ["cli"]  # the fixture
+from tests.command_line import Cli
 
 LAYERS = 30
 

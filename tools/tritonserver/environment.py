@@ -1,6 +1,6 @@
 """Triton Inference Server without a container: an environment of its own, in half a minute.
 
-    python examples/triton_environment.py           # makes .cache/tritonserver, if it is not there
+    python tools/tritonserver/environment.py    # makes .cache/tritonserver, if it is not there
 
 The wheel ``nvidia-pytriton`` carries tritonserver 2.51 (24.10) with its Python backend. Around it
 goes a virtual environment with what a model of ``otter-export triton`` imports and with the client.
@@ -24,8 +24,8 @@ from pathlib import Path
 
 from otter_export.errors import OtterError
 
-ROOT = Path(__file__).resolve().parents[1]
-REQUIREMENTS = Path(__file__).with_name("triton_requirements.txt")
+ROOT = Path(__file__).resolve().parents[2]
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 SERVER = "nvidia-pytriton==0.7.0"
 #: Pythons for which both the server's backend and numpy 1.26 exist.
 PYTHONS = ((3, 11), (3, 12))

@@ -1,4 +1,4 @@
-"""Write the README's tables from the registries: ``python docs/tables.py [--check]``."""
+"""Write the README's tables from the registries: ``python tools/tables.py [--check]``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from otter_export.runtime.methods import METHODS
 from otter_export.targets import TARGETS, supports_family
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-BEGIN = "<!-- tables: made by `python docs/tables.py`; a test compares them with the registries -->"
+BEGIN = "<!-- tables: by `python tools/tables.py`; a test compares them with the registries -->"
 END = "<!-- tables end -->"
 
 

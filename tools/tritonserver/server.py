@@ -1,7 +1,7 @@
 """Start Triton Inference Server on a model repository, on this machine alone.
 
     otter-export triton ENGINE --out model_repository
-    python examples/triton_server.py model_repository
+    python tools/tritonserver/server.py model_repository
 
 Prints the addresses once the server is ready; serves until Ctrl-C, SIGTERM or ``--max-seconds``.
 Install the server first: ``make triton-server``.
@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 if __package__:
-    from examples.triton_environment import Environment, default_environment
+    from tools.tritonserver.environment import Environment, default_environment
 else:  # run as a script
-    from triton_environment import Environment, default_environment
+    from environment import Environment, default_environment
 
 from otter_export.errors import OtterError
 
