@@ -10,8 +10,6 @@ from otter_export.errors import RequestError
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from otter_export.runtime.methods.base import DecodingMethod
 
-FINISH_REASONS = ("eos", "stop", "length")
-
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -97,6 +95,7 @@ class Result:
     """One finished request.
 
     Args:
+        request: Index of the request.
         prompt: The prompt's text.
         prompt_ids: Its token ids.
         token_ids: Generated tokens, the end-of-sequence token included.
@@ -107,6 +106,7 @@ class Result:
         seconds: From the start of its prompt to its end.
     """
 
+    request: int
     prompt: str
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
@@ -117,8 +117,10 @@ class Result:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """One line of ``otter-export generate --json``."""
-        return dataclasses.asdict(self)
+        """One line of ``otter-export generate --json``: all fields but ``request``."""
+        fields = dataclasses.asdict(self)
+        del fields["request"]
+        return fields
 
 
 def _check_prompt(prompt: object) -> None:

@@ -1,4 +1,4 @@
-"""Looks after the requests in work: whose client is gone, and what the metrics are."""
+"""Polls for clients that are gone, and publishes metrics, on a thread of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from otter_export.serving.responder import Live
+from otter_export.serving.responder import Reply
 
 #: How often requests are looked at while there are any. A step takes about as long or longer, so a
 #: cancelled request leaves before the next but one.
@@ -29,14 +29,14 @@ class Watcher:
 
     def __init__(
         self,
-        cancel: Callable[[Live], None],
+        cancel: Callable[[Reply], None],
         publish: Callable[[], None],
         failed: Callable[[Exception], None],
     ) -> None:
         self._cancel = cancel
         self._publish = publish
         self._failed = failed
-        self._live: list[Live] = []
+        self._replies: list[Reply] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closed = False
@@ -46,10 +46,10 @@ class Watcher:
         """Begin."""
         self._thread.start()
 
-    def add(self, live: Live) -> None:
-        """Watch a request that has its ticket, until it ends."""
+    def add(self, reply: Reply) -> None:
+        """Watch a request that has its handle, until it ends."""
         with self._lock:
-            self._live.append(live)
+            self._replies.append(reply)
         self._wake.set()
 
     def close(self) -> None:
@@ -61,25 +61,25 @@ class Watcher:
     def poll(self) -> bool:
         """One round; whether there is anything left to watch."""
         with self._lock:
-            self._live = [live for live in self._live if live.ticket and not live.ticket.ended]
-            started = [live for live in self._live if live.started]
-            waiting = [live for live in self._live if not live.started]
+            alive = [r for r in self._replies if r.handle and not r.handle.ended]
+            started = [r for r in alive if r.handle and r.handle.sequence.token_ids]
+            waiting = [r for r in alive if r not in started]
             asked = started + waiting[:_WAITING_PER_ROUND]
             # Those that were asked go to the end, so that all get their turn.
-            self._live = started + waiting[_WAITING_PER_ROUND:] + waiting[:_WAITING_PER_ROUND]
-        for live in asked:
-            self._ask(live)
+            self._replies = started + waiting[_WAITING_PER_ROUND:] + waiting[:_WAITING_PER_ROUND]
+        for reply in asked:
+            self._ask(reply)
         return bool(asked)
 
-    def _ask(self, live: Live) -> None:
+    def _ask(self, reply: Reply) -> None:
         try:
-            if live.channel.is_cancelled():
-                self._cancel(live)
+            if reply.channel.is_cancelled():
+                self._cancel(reply)
         # The others must be asked all the same; this one is not asked again.
         except Exception as error:
             self._failed(error)
             with self._lock:
-                self._live.remove(live)
+                self._replies.remove(reply)
 
     def _run(self) -> None:
         rounds = round(_PUBLISH_SECONDS / _BUSY_SECONDS)
