@@ -1,4 +1,4 @@
-"""What goes into generation and what comes out."""
+"""A request, its tokens as they come, and its result."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Reply:
     stream: bool
     max_candidates: int
     handle: RequestHandle | None = None
-    _events: list[TokenEvent] = dataclasses.field(default_factory=list)
+    _events: list[TokenEvent] = dataclasses.field(default_factory=list, init=False)
 
     def send(self, event: Event) -> None:
         """Send what an event means for the client.

@@ -79,7 +79,7 @@ class TritonPythonModel:
         self._observers = (self._metrics, self._log)
         self._scheduler = Scheduler(engine, self._settings.limits(), self._observers)
         self._responder = Responder(self._not_sent)
-        self._watcher = Watcher(self._cancel, self._publish, self._watch_failed)
+        self._watcher = Watcher(self._scheduler.cancel, self._publish, self._watch_failed)
         self._scheduler.start()
         self._watcher.start()
         self._log.write("loaded", numpy=np.__version__, **self._settings.to_parameters())
@@ -114,7 +114,7 @@ class TritonPythonModel:
         most = self._settings.max_candidates if served.return_candidates else 0
         reply = Reply(channel, served.stream, most)
         try:
-            reply.handle = self._scheduler.submit(
+            reply.handle = handle = self._scheduler.submit(
                 served.request,
                 on_event=lambda event: self._responder.put(reply, event),
                 deadline_seconds=served.deadline_seconds,
@@ -126,7 +126,7 @@ class TritonPythonModel:
         except OtterError as error:
             channel.fail(error)
         else:
-            self._watcher.add(reply)
+            self._watcher.add(handle, channel)
 
     def finalize(self) -> None:
         """Stop; the server calls this when the model is unloaded, after its last request."""
@@ -135,15 +135,12 @@ class TritonPythonModel:
         self._watcher.close()
         self._log.write("unloaded")
 
-    def _cancel(self, reply: Reply) -> None:
-        if reply.handle is not None:
-            self._scheduler.cancel(reply.handle)
-
     def _not_sent(self, reply: Reply, error: Exception) -> None:
         """A response could not be sent: nobody is there to read the others."""
         request_id = reply.handle.request_id if reply.handle else None
         self._log.write("not_sent", level="error", request_id=request_id, error=str(error))
-        self._cancel(reply)
+        if reply.handle is not None:
+            self._scheduler.cancel(reply.handle)
 
     def _watch_failed(self, error: Exception) -> None:
         self._log.write("watch_failed", level="error", error=f"{type(error).__name__}: {error}")

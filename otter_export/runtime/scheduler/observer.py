@@ -1,4 +1,4 @@
-"""What a scheduler tells about its work: a snapshot of counts, and hooks for metrics and logs."""
+"""Observing a scheduler: a snapshot of counts, and hooks for metrics and logs."""
 
 from __future__ import annotations
 
