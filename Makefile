@@ -43,7 +43,7 @@ test: $(STAMP) $(EXTRAS) $(SERVER)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 triton-test: $(STAMP) $(EXTRAS) $(SERVER)
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/server $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/serving/server $(ARGS)
 
 triton-server: $(STAMP) $(SERVER)
 

@@ -21,9 +21,8 @@ import numpy as np
 
 from otter_export import ArgsGreedy, Plain, Request, Result, load_engine
 from otter_export.runtime.engine import Engine
-from otter_export.runtime.limits import Limits
 from otter_export.runtime.methods.base import DecodingMethod
-from otter_export.runtime.scheduler import Scheduler
+from otter_export.runtime.scheduler import Limits, Scheduler
 
 PROMPTS = (
     "The movie was",

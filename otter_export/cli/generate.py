@@ -25,7 +25,7 @@ from otter_export.runtime.load import PROVIDERS
 from otter_export.runtime.methods import METHODS
 from otter_export.runtime.prompt_file import Defaults, read_prompts
 from otter_export.runtime.request import Request, Result, TokenEvent
-from otter_export.runtime.sequence import reward_signal
+from otter_export.runtime.scheduler.sequence import reward_signal
 
 
 @click.command()
@@ -111,24 +111,16 @@ def _generate(
     items = stream(engine, requests, batch_size=batch_size)
     view = TextView(texts, bounds, live)
     done: dict[int, Result] = {}
-    for index, item in _indexed(items):
+    for item in items:
         if isinstance(item, TokenEvent):
             view.token(item)
         else:
-            done[index] = item
-            view.finished(index, item)
+            done[item.request] = item
+            view.finished(item)
     results = [done[index] for index in range(len(requests))]
     if len(results) > 1:
         click.echo("\n" + summary(results, time.perf_counter() - started))
     return results
-
-
-def _indexed(items: Iterator[TokenEvent | Result]) -> Iterator[tuple[int, TokenEvent | Result]]:
-    """Items with the index of their request; a result follows its own last token."""
-    index = 0
-    for item in items:
-        index = item.request if isinstance(item, TokenEvent) else index
-        yield index, item
 
 
 def _text(engine: Engine, request: Request) -> str:
@@ -144,12 +136,12 @@ def _collect(engine: Engine, requests: list[Request], batch_size: int, what: str
     results: dict[int, Result] = {}
     total = sum(request.max_tokens for request in requests)
     with tqdm(total=total, desc=what, unit="token", delay=2, leave=False, disable=None) as bar:
-        for index, item in _indexed(items):
+        for item in items:
             if isinstance(item, TokenEvent):
                 bar.update()
             else:
-                results[index] = item
-                bar.update(requests[index].max_tokens - len(item.token_ids))
+                results[item.request] = item
+                bar.update(requests[item.request].max_tokens - len(item.token_ids))
     return [results[index] for index in range(len(requests))]
 
 

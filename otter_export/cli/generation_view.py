@@ -41,9 +41,9 @@ class TextView:
         if event.request == self._current and self._live:
             self._flush()
 
-    def finished(self, index: int, result: Result) -> None:
+    def finished(self, result: Result) -> None:
         """Take the end of a request."""
-        self._results[index] = result
+        self._results[result.request] = result
         while self._current in self._results:
             self._flush()
             click.echo("\n" + summary([self._results[self._current]]))

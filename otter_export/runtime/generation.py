@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from otter_export.errors import OtterError, RequestError
 from otter_export.runtime.engine import Engine
-from otter_export.runtime.limits import Limits
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from otter_export.runtime.methods.base import DecodingMethod
 from otter_export.runtime.request import Request, Result, TokenEvent
-from otter_export.runtime.scheduler import Scheduler
-from otter_export.runtime.ticket import Event
+from otter_export.runtime.scheduler import Event, Limits, Scheduler
 
 #: Requests decoded at a time unless told otherwise; more wait for a place.
 BATCH_SIZE = 32
@@ -55,13 +53,10 @@ def generate(
     """
     requests = _requests(prompts, method, max_tokens, stop, seed)
     results: dict[int, Result] = {}
-    last = 0
     for item in stream(engine, requests, batch_size=batch_size):
         if isinstance(item, Result):
-            results[last] = item
-            continue
-        last = item.request
-        if on_event is not None:
+            results[item.request] = item
+        elif on_event is not None:
             on_event(item)
     return [results[index] for index in range(len(requests))]
 

@@ -1,4 +1,4 @@
-"""What goes into generation and what comes out."""
+"""A request, its tokens as they come, and its result."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 from otter_export.errors import RequestError
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from otter_export.runtime.methods.base import DecodingMethod
-
-FINISH_REASONS = ("eos", "stop", "length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +95,7 @@ class Result:
     """One finished request.
 
     Args:
+        request: Index of the request.
         prompt: The prompt's text.
         prompt_ids: Its token ids.
         token_ids: Generated tokens, the end-of-sequence token included.
@@ -107,6 +106,7 @@ class Result:
         seconds: From the start of its prompt to its end.
     """
 
+    request: int
     prompt: str
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
@@ -117,8 +117,10 @@ class Result:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """One line of ``otter-export generate --json``."""
-        return dataclasses.asdict(self)
+        """One line of ``otter-export generate --json``: all fields but ``request``."""
+        fields = dataclasses.asdict(self)
+        del fields["request"]
+        return fields
 
 
 def _check_prompt(prompt: object) -> None:

@@ -13,10 +13,9 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol
 
-from otter_export.errors import CancelledError, DeadlineError, OtterError, QueueFullError
-from otter_export.runtime.observer import Observer, Stats
+from otter_export.errors import OtterError, QueueFullError
 from otter_export.runtime.request import Result, TokenEvent
-from otter_export.runtime.ticket import Ticket
+from otter_export.runtime.scheduler import Observer, RequestHandle, Stats
 
 #: Upper bounds of buckets, in seconds.
 FIRST_TOKEN_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
@@ -101,13 +100,13 @@ class Metrics(Observer):
         with self._lock:
             self._rejected[reason] = self._rejected.get(reason, 0) + 1
 
-    def token(self, ticket: Ticket, event: TokenEvent, seconds: float, first: bool) -> None:
+    def token(self, handle: RequestHandle, event: TokenEvent, seconds: float, first: bool) -> None:
         """Observe how long it took."""
         name = "otter_time_to_first_token_seconds" if first else "otter_time_per_token_seconds"
         with self._lock:
             self._histograms[name].observe(seconds)
 
-    def ended(self, ticket: Ticket, outcome: Result | OtterError, seconds: float) -> None:
+    def ended(self, handle: RequestHandle, outcome: Result | OtterError, seconds: float) -> None:
         """Observe how long it took."""
         with self._lock:
             self._histograms["otter_request_seconds"].observe(seconds)
@@ -150,15 +149,6 @@ class Metrics(Observer):
             for name, histogram in self._histograms.items():
                 values |= histogram.values(name)
         return values
-
-
-def outcome_name(outcome: Result | OtterError) -> str:
-    """``completed``, ``cancelled``, ``expired`` or ``failed``."""
-    if isinstance(outcome, Result):
-        return "completed"
-    if isinstance(outcome, CancelledError):
-        return "cancelled"
-    return "expired" if isinstance(outcome, DeadlineError) else "failed"
 
 
 def description(name: str) -> str:

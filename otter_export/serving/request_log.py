@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from otter_export.errors import OtterError
-from otter_export.runtime.observer import Observer
 from otter_export.runtime.request import Result
-from otter_export.runtime.ticket import Ticket
-from otter_export.serving.metrics import outcome_name
+from otter_export.runtime.scheduler import Observer, RequestHandle
+from otter_export.runtime.scheduler.observer import outcome_name
 
 
 class RequestLog(Observer):
@@ -50,12 +49,12 @@ class RequestLog(Observer):
         """A request was refused."""
         self.write("rejected", level="warning", request_id=request_id, error=_one_line(error))
 
-    def ended(self, ticket: Ticket, outcome: Result | OtterError, seconds: float) -> None:
+    def ended(self, handle: RequestHandle, outcome: Result | OtterError, seconds: float) -> None:
         """A request got its result or its error."""
         fields: dict[str, Any] = {
-            "request_id": ticket.request_id,
-            "method": ticket.request.method.name,
-            "prompt_tokens": ticket.prompt_tokens,
+            "request_id": handle.request_id,
+            "method": handle.request.method.name,
+            "prompt_tokens": handle.prompt_tokens,
             "seconds": round(seconds, 4),
         }
         if isinstance(outcome, Result):
@@ -63,7 +62,7 @@ class RequestLog(Observer):
         else:
             fields["error"] = _one_line(outcome)
         if self._prompts:
-            fields["prompt"] = ticket.request.prompt
+            fields["prompt"] = handle.request.prompt
             if isinstance(outcome, Result):
                 fields["text"] = outcome.text
         event = outcome_name(outcome)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy.typing as npt
 
 from otter_export.errors import OtterError
 from otter_export.runtime.request import Result, TokenEvent
-from otter_export.runtime.ticket import Event, Ticket
-from otter_export.serving.parsing import ServedRequest
-from otter_export.serving.replies import Outputs, result_outputs, token_outputs
+from otter_export.runtime.scheduler import Event, RequestHandle
+from otter_export.serving.tensors import output
+
+Outputs = dict[str, npt.NDArray[Any]]
 
 
 class Channel(Protocol):
@@ -36,21 +39,41 @@ class Channel(Protocol):
 
 
 @dataclasses.dataclass(eq=False)
-class Live:
-    """A request in work.
+class Reply:
+    """What one client hears.
 
     Args:
-        served: What was asked for.
         channel: The way back.
+        stream: Whether every token is a response, or all of them together.
         max_candidates: Most candidates per token to return; 0 returns none.
+
+    Attributes:
+        handle: The scheduler's, once it took the request.
     """
 
-    served: ServedRequest
     channel: Channel
+    stream: bool
     max_candidates: int
-    ticket: Ticket | None = None
-    started: bool = False
-    events: list[TokenEvent] = dataclasses.field(default_factory=list)
+    handle: RequestHandle | None = None
+    _events: list[TokenEvent] = dataclasses.field(default_factory=list, init=False)
+
+    def send(self, event: Event) -> None:
+        """Send what an event means for the client.
+
+        A stream gets a response per token, the last of which is final; others get one at the end.
+        """
+        if isinstance(event, TokenEvent):
+            if self.stream:
+                outputs = token_outputs(event, self.max_candidates)
+                self.channel.send(outputs, final=event.finish_reason is not None)
+            elif self.max_candidates:
+                self._events.append(event)
+        elif isinstance(event, Result):
+            if not self.stream:
+                outputs = result_outputs(event, self._events, self.max_candidates)
+                self.channel.send(outputs, final=True)
+        else:
+            self.channel.fail(event)
 
 
 class Responder:
@@ -60,16 +83,15 @@ class Responder:
         on_failure: Called with a request whose response could not be sent, and why.
     """
 
-    def __init__(self, on_failure: Callable[[Live, Exception], None]) -> None:
+    def __init__(self, on_failure: Callable[[Reply, Exception], None]) -> None:
         self._on_failure = on_failure
-        self._queue: queue.SimpleQueue[tuple[Live, Event] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Reply, Event] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="responder", daemon=True)
         self._thread.start()
 
-    def put(self, live: Live, event: Event) -> None:
+    def put(self, reply: Reply, event: Event) -> None:
         """Take an event; returns at once."""
-        live.started = True
-        self._queue.put((live, event))
+        self._queue.put((reply, event))
 
     def close(self) -> None:
         """Send everything that is left, then stop."""
@@ -78,27 +100,57 @@ class Responder:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            live, event = item
+            reply, event = item
             try:
-                respond(live, event)
+                reply.send(event)
             # Whatever the server raises for one request must not end the others'.
             except Exception as error:
-                self._on_failure(live, error)
+                self._on_failure(reply, error)
 
 
-def respond(live: Live, event: Event) -> None:
-    """Send what an event means for the client.
+def token_outputs(event: TokenEvent, max_candidates: int) -> Outputs:
+    """One response of a stream.
 
-    A stream gets a response per token, the last of which is final; others get one at the end.
+    Args:
+        event: The token.
+        max_candidates: Most candidates to return; 0 returns none.
     """
-    if isinstance(event, TokenEvent):
-        if live.served.stream:
-            outputs = token_outputs(event, live.max_candidates)
-            live.channel.send(outputs, final=event.finish_reason is not None)
-        elif live.max_candidates:
-            live.events.append(event)
-    elif isinstance(event, Result):
-        if not live.served.stream:
-            live.channel.send(result_outputs(event, live.events, live.max_candidates), final=True)
-    else:
-        live.channel.fail(event)
+    reason = event.finish_reason or ""
+    outputs = _outputs(event.text, [event.token_id], [event.reward], reason)
+    return outputs | (_candidates([event], max_candidates) if max_candidates else {})
+
+
+def result_outputs(result: Result, events: Sequence[TokenEvent], max_candidates: int) -> Outputs:
+    """The one response of a request that does not stream.
+
+    Args:
+        result: The result.
+        events: Its tokens, if candidates are wanted.
+        max_candidates: Most candidates per token to return; 0 returns none.
+    """
+    outputs = _outputs(
+        result.text, list(result.token_ids), list(result.rewards), result.finish_reason
+    )
+    return outputs | (_candidates(events, max_candidates) if max_candidates else {})
+
+
+def _outputs(text: str, tokens: list[int], rewards: list[float], reason: str) -> Outputs:
+    return {
+        "text_output": output("text_output", [text]),
+        "token_id": output("token_id", list(tokens)),
+        "reward": output("reward", list(rewards)),
+        "finish_reason": output("finish_reason", [reason]),
+    }
+
+
+def _candidates(events: Sequence[TokenEvent], most: int) -> Outputs:
+    """Candidates of all tokens one after the other; ``candidate_counts`` says where each begins."""
+    kept = [event.candidates[:most] for event in events]
+    flat = [candidate for candidates in kept for candidate in candidates]
+    return {
+        "candidate_counts": output("candidate_counts", [len(c) for c in kept]),
+        "candidate_ids": output("candidate_ids", [c.token_id for c in flat]),
+        "candidate_logits": output("candidate_logits", [c.logit for c in flat]),
+        "candidate_rewards": output("candidate_rewards", [c.reward for c in flat]),
+        "candidate_scores": output("candidate_scores", [c.score for c in flat]),
+    }

@@ -10,9 +10,9 @@ from typing import Any
 
 from otter_export.errors import ConfigError
 from otter_export.manifest import EngineManifest
-from otter_export.runtime.limits import Limits
 from otter_export.runtime.load import PROVIDERS
 from otter_export.runtime.methods import METHODS
+from otter_export.runtime.scheduler import Limits
 
 #: The method of requests that name none: by temperature, as clients expect it.
 AUTO = "auto"

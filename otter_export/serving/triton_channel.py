@@ -16,7 +16,7 @@ from otter_export.errors import (
     QueueFullError,
 )
 from otter_export.serving.metrics import GAUGES, Labels, description
-from otter_export.serving.replies import Outputs
+from otter_export.serving.responder import Outputs
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 

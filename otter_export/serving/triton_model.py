@@ -24,10 +24,9 @@ from otter_export.errors import EngineError, OtterError, RequestError, Unsupport
 from otter_export.runtime.load import open_engine
 from otter_export.runtime.scheduler import Scheduler
 from otter_export.serving.metrics import Metrics
-from otter_export.serving.observers import Observers
 from otter_export.serving.parsing import parse_request
 from otter_export.serving.request_log import RequestLog
-from otter_export.serving.responder import Live, Responder
+from otter_export.serving.responder import Reply, Responder
 from otter_export.serving.settings import Settings
 from otter_export.serving.tensors import INPUTS
 from otter_export.serving.triton_channel import TritonChannel, TritonMetrics
@@ -77,10 +76,10 @@ class TritonPythonModel:
         )
         self._metrics = Metrics()
         self._sink = TritonMetrics(context)
-        self._observers = Observers(self._metrics, self._log)
+        self._observers = (self._metrics, self._log)
         self._scheduler = Scheduler(engine, self._settings.limits(), self._observers)
         self._responder = Responder(self._not_sent)
-        self._watcher = Watcher(self._cancel, self._publish, self._watch_failed)
+        self._watcher = Watcher(self._scheduler.cancel, self._publish, self._watch_failed)
         self._scheduler.start()
         self._watcher.start()
         self._log.write("loaded", numpy=np.__version__, **self._settings.to_parameters())
@@ -108,15 +107,16 @@ class TritonPythonModel:
                 timeout_microseconds=request.timeout(),
             )
         except OtterError as error:
-            self._observers.rejected(request_id, error)
+            for observer in self._observers:
+                observer.rejected(request_id, error)
             channel.fail(error)
             return
         most = self._settings.max_candidates if served.return_candidates else 0
-        live = Live(served, channel, most)
+        reply = Reply(channel, served.stream, most)
         try:
-            live.ticket = self._scheduler.submit(
+            reply.handle = handle = self._scheduler.submit(
                 served.request,
-                on_event=lambda event: self._responder.put(live, event),
+                on_event=lambda event: self._responder.put(reply, event),
                 deadline_seconds=served.deadline_seconds,
                 request_id=request_id,
             )
@@ -126,7 +126,7 @@ class TritonPythonModel:
         except OtterError as error:
             channel.fail(error)
         else:
-            self._watcher.add(live)
+            self._watcher.add(handle, channel)
 
     def finalize(self) -> None:
         """Stop; the server calls this when the model is unloaded, after its last request."""
@@ -135,15 +135,12 @@ class TritonPythonModel:
         self._watcher.close()
         self._log.write("unloaded")
 
-    def _cancel(self, live: Live) -> None:
-        if live.ticket is not None:
-            self._scheduler.cancel(live.ticket)
-
-    def _not_sent(self, live: Live, error: Exception) -> None:
+    def _not_sent(self, reply: Reply, error: Exception) -> None:
         """A response could not be sent: nobody is there to read the others."""
-        request_id = live.ticket.request_id if live.ticket else None
+        request_id = reply.handle.request_id if reply.handle else None
         self._log.write("not_sent", level="error", request_id=request_id, error=str(error))
-        self._cancel(live)
+        if reply.handle is not None:
+            self._scheduler.cancel(reply.handle)
 
     def _watch_failed(self, error: Exception) -> None:
         self._log.write("watch_failed", level="error", error=f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""Looks after the requests in work: whose client is gone, and what the metrics are."""
+"""Polls for clients that are gone, and publishes metrics, on a thread of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from otter_export.serving.responder import Live
+from otter_export.runtime.scheduler import RequestHandle
+from otter_export.serving.responder import Channel
 
 #: How often requests are looked at while there are any. A step takes about as long or longer, so a
 #: cancelled request leaves before the next but one.
@@ -29,14 +30,14 @@ class Watcher:
 
     def __init__(
         self,
-        cancel: Callable[[Live], None],
+        cancel: Callable[[RequestHandle], None],
         publish: Callable[[], None],
         failed: Callable[[Exception], None],
     ) -> None:
         self._cancel = cancel
         self._publish = publish
         self._failed = failed
-        self._live: list[Live] = []
+        self._watched: list[tuple[RequestHandle, Channel]] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closed = False
@@ -46,10 +47,15 @@ class Watcher:
         """Begin."""
         self._thread.start()
 
-    def add(self, live: Live) -> None:
-        """Watch a request that has its ticket, until it ends."""
+    def add(self, handle: RequestHandle, channel: Channel) -> None:
+        """Watch a request until it ends.
+
+        Args:
+            handle: The scheduler's.
+            channel: The way back to its client.
+        """
         with self._lock:
-            self._live.append(live)
+            self._watched.append((handle, channel))
         self._wake.set()
 
     def close(self) -> None:
@@ -61,25 +67,27 @@ class Watcher:
     def poll(self) -> bool:
         """One round; whether there is anything left to watch."""
         with self._lock:
-            self._live = [live for live in self._live if live.ticket and not live.ticket.ended]
-            started = [live for live in self._live if live.started]
-            waiting = [live for live in self._live if not live.started]
-            asked = started + waiting[:_WAITING_PER_ROUND]
+            begun: list[tuple[RequestHandle, Channel]] = []
+            waiting: list[tuple[RequestHandle, Channel]] = []
+            for handle, channel in self._watched:
+                if not handle.ended:
+                    (begun if handle.sequence.token_ids else waiting).append((handle, channel))
+            asked = begun + waiting[:_WAITING_PER_ROUND]
             # Those that were asked go to the end, so that all get their turn.
-            self._live = started + waiting[_WAITING_PER_ROUND:] + waiting[:_WAITING_PER_ROUND]
-        for live in asked:
-            self._ask(live)
+            self._watched = begun + waiting[_WAITING_PER_ROUND:] + waiting[:_WAITING_PER_ROUND]
+        for handle, channel in asked:
+            self._ask(handle, channel)
         return bool(asked)
 
-    def _ask(self, live: Live) -> None:
+    def _ask(self, handle: RequestHandle, channel: Channel) -> None:
         try:
-            if live.channel.is_cancelled():
-                self._cancel(live)
+            if channel.is_cancelled():
+                self._cancel(handle)
         # The others must be asked all the same; this one is not asked again.
         except Exception as error:
             self._failed(error)
             with self._lock:
-                self._live.remove(live)
+                self._watched.remove((handle, channel))
 
     def _run(self) -> None:
         rounds = round(_PUBLISH_SECONDS / _BUSY_SECONDS)

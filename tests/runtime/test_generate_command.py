@@ -201,9 +201,9 @@ def test_a_reader_that_goes_away_is_no_error(engine_dir: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def _result(rewards: tuple[float, ...], seconds: float = 2.0) -> Result:
+def _result(rewards: tuple[float, ...], seconds: float = 2.0, request: int = 0) -> Result:
     ids = tuple(range(len(rewards)))
-    return Result("p", (1,), ids, "t", rewards, "eos", len(ids), seconds)
+    return Result(request, "p", (1,), ids, "t", rewards, "eos", len(ids), seconds)
 
 
 def test_the_summary_counts() -> None:
@@ -222,10 +222,10 @@ def test_texts_are_shown_in_order_however_they_come(capsys: pytest.CaptureFixtur
     view.token(token(0, "a1"))
     assert capsys.readouterr().out == "A:a1"
     view.token(token(1, "b2"))
-    view.finished(1, _result((0.0,)))
+    view.finished(_result((0.0,), request=1))
     view.token(token(0, "a2"))
     assert capsys.readouterr().out == "a2"
-    view.finished(0, _result((0.0,)))
+    view.finished(_result((0.0,)))
     out = capsys.readouterr().out.splitlines()
     assert out[1].startswith("[mean reward")
     assert out[3] == "B:b1b2"

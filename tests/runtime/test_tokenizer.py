@@ -9,7 +9,7 @@ import tokenizers
 
 from otter_export.errors import EngineError, RequestError
 from otter_export.runtime import tokenizer as module
-from otter_export.runtime.detokenize import Detokenizer
+from otter_export.runtime.detokenizer import Detokenizer
 from otter_export.runtime.tokenizer import JsonTokenizer
 
 

@@ -16,7 +16,7 @@ from otter_export.runtime.methods.base import (
     check_signal,
     check_top_k,
 )
-from otter_export.runtime.sampling import sample
+from otter_export.runtime.sampler import sample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

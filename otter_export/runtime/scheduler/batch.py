@@ -1,0 +1,93 @@
+"""Sequences that are decoded together: they join, take steps, and leave."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from otter_export.errors import EngineError
+from otter_export.runtime.engine import BoolArray, Engine, IntArray
+from otter_export.runtime.request import TokenEvent
+from otter_export.runtime.scheduler.sequence import Sequence
+
+
+class Batch:
+    """Runs one forward pass per step for all its sequences.
+
+    Every sequence brings its own prompt length, method, candidates, limits and random generator, so
+    a result does not depend on what else is in the batch. After an error of the engine the cache
+    cannot be trusted, and the batch is of no more use.
+
+    Args:
+        engine: The engine.
+
+    Attributes:
+        sequences: In the order of their rows in the cache.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._cache = engine.new_cache(0)
+        self.sequences: list[Sequence] = []
+
+    def join(self, joining: Collection[Sequence]) -> None:
+        """Let sequences join whose rows are in another cache; they are copied."""
+        sources = [(s.cache, s.cache_index) for s in joining if s.cache is not None]
+        self._engine.append(self._cache, sources)
+        for sequence in joining:
+            sequence.cache, sequence.cache_index = self._cache, len(self.sequences)
+            self.sequences.append(sequence)
+
+    def leave(self, gone: Collection[Sequence]) -> None:
+        """Take sequences out; the last ones move into their places."""
+        kept = [s for s in self.sequences if s not in gone]
+        if len(kept) == len(self.sequences):
+            return
+        order = self.sequences[: len(kept)]
+        behind = [s for s in self.sequences[len(kept) :] if s not in gone]
+        for index, sequence in enumerate(order):
+            if sequence in gone:
+                order[index] = behind.pop()
+        self.sequences = order
+        indices = [sequence.cache_index for sequence in order]
+        for index, sequence in enumerate(order):
+            sequence.cache_index = index
+        self._engine.select(self._cache, indices)
+
+    def step(self) -> list[TokenEvent]:
+        """Generate one token for every sequence; those that finish or fail leave."""
+        step = self._engine.forward(self._cache, *self._inputs())
+        events: list[TokenEvent] = []
+        kept: list[list[int]] = []
+        for b, sequence in enumerate(self.sequences):
+            try:
+                event, row = sequence.advance(step, b)
+                events.append(event)
+                kept.append([row] if event.finish_reason is None else [])
+            except EngineError as error:
+                sequence.error = error
+                kept.append([])
+        self._engine.commit(self._cache, step, kept)
+        self.leave({s for s, rows in zip(self.sequences, kept, strict=True) if not rows})
+        return events
+
+    def _inputs(self) -> tuple[IntArray, IntArray, BoolArray, int]:
+        """Token ids and positions ``[B, S]``, the tree ``[B, S, S]``, in which each sees itself, S.
+
+        Padding comes last, so that a candidate is at the same place however wide the step is.
+        """
+        width = max(len(sequence.proposal.feed) for sequence in self.sequences)
+        # Even, and so never one where it may be more: some kernels treat pairs of rows, or a single
+        # row, in their own way, and a result must not depend on who else is here.
+        if not all(sequence.feeds_one for sequence in self.sequences):
+            width += width % 2
+        shape = (len(self.sequences), width)
+        input_ids = np.zeros(shape, np.int64)
+        position_ids = np.empty(shape, np.int64)
+        for b, sequence in enumerate(self.sequences):
+            feed = sequence.proposal.feed
+            input_ids[b, : len(feed)] = feed
+            position_ids[b] = sequence.length
+        tree = np.broadcast_to(np.eye(width, dtype=np.bool_), (*shape, width))
+        return input_ids, position_ids, tree, width

@@ -1,0 +1,295 @@
+"""One sequence that is being generated: what it feeds, and what it makes of the answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import logging
+import time
+from collections.abc import Iterable
+
+import numpy as np
+
+from otter_export.config import Signal
+from otter_export.engine_io import OUTPUT_KINDS, Q_VALUE
+from otter_export.errors import EngineError, OtterError, RequestError
+from otter_export.manifest import EngineManifest
+from otter_export.runtime.detokenizer import Detokenizer, StopFinder
+from otter_export.runtime.engine import Cache, Engine, FloatArray, IntArray, Step
+from otter_export.runtime.request import Candidate, Request, Result, TokenEvent
+from otter_export.runtime.sampler import possible_winners, top_candidates
+
+_LOG = logging.getLogger(__name__)
+
+
+class State(enum.StrEnum):
+    """Where a request is; ``ended``: its last event was sent, or is being sent."""
+
+    QUEUED = "queued"
+    PREFILLING = "prefilling"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """Candidates for the next token, and what to feed to the engine for it.
+
+    Args:
+        feed: ``[c]``: token ids to feed: the winner alone if it is known, else all candidates.
+        candidates: ``[k]``: ids of the candidates.
+        logits: ``[k]``: their logits.
+        rewards: ``[k]``: their rewards, or None if the step brings them.
+        winner: Index of the winner among the candidates, or None if it takes the rewards of the
+            step.
+    """
+
+    feed: IntArray
+    candidates: IntArray
+    logits: FloatArray
+    rewards: FloatArray | None
+    winner: int | None
+
+
+class Sequence:
+    """What is generated for one request.
+
+    Once its prompt was fed, every token is `propose`, a forward pass over `Proposal.feed`, and
+    `advance`, which proposes again.
+
+    Args:
+        number: Of the request; its events have it.
+        request: The request.
+        engine: Where it will run; gives tokenizer and limits.
+
+    Attributes:
+        state: Where the request is.
+        prefilled: Tokens of the prompt that were fed.
+        cache: The cache that holds its rows, once its prompt was begun and until it ends.
+        cache_index: Its place among the cache's sequences.
+        proposal: What it wants to be fed next, once its prompt was fed.
+        token_ids: What was generated.
+        finish_reason: ``eos``, ``stop`` or ``length`` once it is finished.
+        error: Why it failed, or None.
+
+    Raises:
+        RequestError: The prompt is empty or too long, or the method does not fit the engine.
+        EngineError: There is no such signal.
+    """
+
+    def __init__(self, number: int, request: Request, engine: Engine) -> None:
+        manifest = engine.manifest
+        self.number = number
+        self.request = request
+        self.signal = reward_signal(manifest, request.method.signal)
+        self.prompt_ids = _encode(request.prompt, engine)
+        count = request.method.candidate_count
+        if count is not None and count > manifest.vocab_size:
+            raise RequestError(
+                f"top_k must be an integer from 1 to the vocabulary size {manifest.vocab_size}, "
+                f"got {count}"
+            )
+        # The token at which the engine's limit ends the sequence, if nothing else does before.
+        self._limit = min(request.max_tokens, manifest.max_sequence_length - len(self.prompt_ids))
+        self._eos = frozenset(manifest.eos_token_ids)
+        self._tokenizer = engine.tokenizer
+        self._generator = np.random.Generator(np.random.PCG64(request.seed))
+        self._detokenizer = Detokenizer(engine.tokenizer, self.prompt_ids)
+        self._stop = StopFinder(request.stop)
+        self._rewards: list[float] = []
+        self._texts: list[str] = []
+        self._forwards = 0
+        self._started = 0.0
+        self.state = State.QUEUED
+        self.prefilled = 0
+        self.cache: Cache | None = None
+        self.cache_index = 0
+        self.proposal: Proposal
+        self.token_ids: list[int] = []
+        self.finish_reason: str | None = None
+        self.error: OtterError | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache: the prompt and what was generated."""
+        return len(self.prompt_ids) + len(self.token_ids)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that it may have at its end."""
+        return len(self.prompt_ids) + self._limit
+
+    @property
+    def feeds_one(self) -> bool:
+        """Whether it feeds one token per step, always, because the winner is known by then."""
+        method = self.request.method
+        known = not method.needs_rewards or self.signal.kind == Q_VALUE
+        return known or method.candidate_count == 1
+
+    def start(self, cache: Cache, index: int) -> None:
+        """Its prompt is about to be fed into a cache: time starts."""
+        self.cache, self.cache_index = cache, index
+        self._started = time.perf_counter()
+
+    def propose(self, step: Step, b: int, row: int) -> None:
+        """Choose what to feed next; draws from the sequence's generator at most once.
+
+        Args:
+            step: The engine's answer; its row ``[b, row]`` is that of the last committed token.
+            b: Index of this sequence in the step.
+            row: Index of the row.
+
+        Raises:
+            EngineError: The answer is not finite.
+        """
+        method = self.request.method
+        logits, signal = step.logits[b, row], step.signals[self.signal.name][b, row]
+        # A value scores the token that was fed, a q_value each that can follow it.
+        next_rewards = signal if self.signal.kind == Q_VALUE else None
+        ids = top_candidates(logits, method.candidate_count)
+        if next_rewards is not None and method.needs_rewards:
+            rewards = self._finite(next_rewards[ids])
+            winner = method.choose(method.combine(logits[ids], rewards), self._generator)
+            self.proposal = Proposal(ids[winner : winner + 1], ids, logits[ids], rewards, winner)
+        elif not method.needs_rewards:
+            scores = method.combine(logits[ids], np.zeros_like(logits[ids]))
+            ids = ids[method.choose(scores, self._generator)][None]
+            known = None if next_rewards is None else next_rewards[ids]
+            self.proposal = Proposal(ids, ids, logits[ids], known, 0)
+        else:
+            if method.prunes and self.signal.bounds is not None:
+                ids = ids[possible_winners(method.combine, logits[ids], self.signal.bounds)]
+            self.proposal = Proposal(ids, ids, logits[ids], None, None)
+
+    def advance(self, step: Step, b: int) -> tuple[TokenEvent, int]:
+        """Take the engine's answer to the proposal: the first rows of sequence b.
+
+        Returns:
+            The token, and which of the rows is now part of the sequence.
+
+        Raises:
+            EngineError: The answer is not finite.
+        """
+        proposal, method = self.proposal, self.request.method
+        rewards, winner, row = proposal.rewards, proposal.winner, 0
+        if rewards is None:
+            rewards = step.signals[self.signal.name][b, : len(proposal.feed)]
+        self._forwards += 1
+        self._finite(rewards)
+        scores = method.combine(proposal.logits, rewards)
+        if winner is None:
+            winner = row = method.choose(scores, self._generator)
+        token, reward = int(proposal.candidates[winner]), float(rewards[winner])
+        self.token_ids.append(token)
+        self._rewards.append(reward)
+        text = self._take_text(token)
+        if self.finish_reason is None:
+            self.propose(step, b, row)
+        columns = (proposal.candidates, proposal.logits, rewards, scores)
+        candidates = tuple(
+            Candidate(int(t), float(z), float(r), float(s))
+            for t, z, r, s in zip(*columns, strict=True)
+        )
+        return TokenEvent(self.number, token, text, reward, candidates, self.finish_reason), row
+
+    def _finite(self, rewards: FloatArray) -> FloatArray:
+        if not np.isfinite(rewards).all():
+            raise EngineError(
+                f"the engine returned a {self.signal.name} that is NaN or infinite; check it with: "
+                "otter-export verify DIR"
+            )
+        return rewards
+
+    def _take_text(self, token: int) -> str:
+        """Text that the newest token makes certain; sets `finish_reason`."""
+        if token in self._eos:
+            self.finish_reason = "eos"
+            text = self._remaining_text()
+        else:
+            text, stopped = self._stop.push(self._detokenizer.push(token))
+            if stopped:
+                self.finish_reason = "stop"
+            elif len(self.token_ids) >= self._limit:
+                self.finish_reason = "length"
+                text += self._remaining_text()
+        self._texts.append(text)
+        return text
+
+    def _remaining_text(self) -> str:
+        # The end of an incomplete character cannot complete a stop word, unless U+FFFD is in one.
+        text, stopped = self._stop.push(self._detokenizer.finish())
+        return text if stopped else text + self._stop.finish()
+
+    def result(self) -> Result:
+        """The finished request."""
+        prompt = self.request.prompt
+        text = prompt if isinstance(prompt, str) else self._tokenizer.decode(self.prompt_ids)
+        return Result(
+            request=self.number,
+            prompt=text,
+            prompt_ids=tuple(self.prompt_ids),
+            token_ids=tuple(self.token_ids),
+            text="".join(self._texts),
+            rewards=tuple(self._rewards),
+            finish_reason=self.finish_reason or "length",
+            forwards=self._forwards,
+            seconds=time.perf_counter() - self._started,
+        )
+
+    def end(self) -> None:
+        """Nothing more is generated, and its cache is free, whoever still has the request."""
+        self.state, self.cache = State.ENDED, None
+
+
+def fail(sequences: Iterable[Sequence], error: Exception) -> None:
+    """The engine failed in a pass of these sequences; those that failed before keep their error."""
+    if not isinstance(error, OtterError):
+        _LOG.error("the engine failed", exc_info=error)
+        cause, error = error, EngineError(f"the engine failed: {type(error).__name__}: {error}")
+        error.__cause__ = cause
+    for sequence in sequences:
+        if sequence.error is None:
+            sequence.error = error
+
+
+def reward_signal(manifest: EngineManifest, name: str | None) -> Signal:
+    """The signal that is the reward; None takes the first that scores next tokens.
+
+    Raises:
+        EngineError: There is none, or the named one does not score next tokens.
+    """
+    usable = [s for s in manifest.signals if s.kind in OUTPUT_KINDS]
+    described = ", ".join(f"{s.name} ({s.kind})" for s in manifest.signals)
+    if name is None and usable:
+        return usable[0]
+    if name is not None and manifest.signal(name) in usable:
+        return manifest.signal(name)
+    raise EngineError(
+        f"decoding needs a signal of kind {' or '.join(OUTPUT_KINDS)}; "
+        f"{'asked for ' + name + '; ' if name else ''}the engine's signals: {described}"
+    )
+
+
+def _encode(prompt: object, engine: Engine) -> list[int]:
+    manifest = engine.manifest
+    ids = engine.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)  # type: ignore[call-overload]
+    if not ids and manifest.bos_token_id is not None:
+        ids = [manifest.bos_token_id]
+    if not ids:
+        raise RequestError(
+            "the prompt is empty, and this model has no beginning-of-sequence token to start from; "
+            "give at least one character"
+        )
+    outside = [token for token in ids if not 0 <= token < manifest.vocab_size]
+    if outside:
+        raise RequestError(
+            f"the prompt has token id {outside[0]}; the engine's vocabulary is 0 to "
+            f"{manifest.vocab_size - 1}"
+        )
+    if len(ids) >= manifest.max_sequence_length:
+        raise RequestError(
+            f"the prompt has {len(ids)} tokens; the engine takes at most "
+            f"{manifest.max_sequence_length - 1} and one to generate: shorten it, or build the "
+            "engine with a larger --max-seq-len"
+        )
+    return ids

@@ -1,0 +1,93 @@
+"""L4: the model of Triton's Python backend with a fake engine: its answers are the library's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from otter_export import ArgsGreedy, ArgsStochastic, Plain, generate
+from otter_export.runtime.request import Result
+from tests.runtime.fake_engine import FakeEngine
+from tests.serving.answers import outputs
+from tests.serving.conftest import Serve
+
+
+def alone(engine: FakeEngine, prompt: str, *arguments: Any, **options: Any) -> Result:
+    """What the library gives for the same request."""
+    return generate(FakeEngine(engine.manifest), prompt, *arguments, **options)[0]
+
+
+REQUESTS = [
+    ({"reward_weight": 2.5, "top_k": 4}, ArgsGreedy(weight=2.5, top_k=4)),
+    ({"temperature": 0.0}, ArgsGreedy()),
+    ({"method": "plain"}, Plain()),
+    ({"temperature": 0.7, "seed": 3}, ArgsStochastic(temperature=0.7)),
+    ({"method": "plain", "temperature": 1.5, "top_p": 0.9, "top_k": 12, "seed": 2**63}, None),
+]
+
+
+@pytest.mark.parametrize(("fields", "method"), REQUESTS)
+def test_answers_are_those_of_the_library(
+    serve: Serve, fields: dict[str, Any], method: Any
+) -> None:
+    served = serve()
+    method = method or Plain(temperature=1.5, top_p=0.9, top_k=12)
+    expected = alone(
+        served.engine, "The film", method, max_tokens=24, stop=("zz",), seed=fields.get("seed")
+    )
+    common = {"text_input": "The film", "max_tokens": 24, "stop_words": ["zz"], **fields}
+    whole = outputs(served.ask(**common).wait()[0])
+    assert whole == {
+        "text_output": [expected.text],
+        "token_id": list(expected.token_ids),
+        "reward": pytest.approx(expected.rewards, rel=1e-7),  # FP32 tensors of FP32 values
+        "finish_reason": [expected.finish_reason],
+    }
+    stream = [outputs(r) for r in served.ask(stream=True, **common).wait()]
+    assert "".join(r["text_output"][0] for r in stream) == expected.text
+    assert [r["token_id"][0] for r in stream] == list(expected.token_ids)
+    assert [r["finish_reason"][0] for r in stream[:-1]] == [""] * (len(stream) - 1)
+    assert stream[-1]["finish_reason"] == [expected.finish_reason]
+
+
+def test_token_ids_are_a_prompt_too(serve: Serve) -> None:
+    served = serve()
+    text = outputs(served.ask(text_input="abc", max_tokens=5).wait()[0])
+    ids = outputs(served.ask(input_ids=list(b"abc"), max_tokens=5).wait()[0])
+    assert text == ids
+
+
+def test_candidates_come_with_logits_rewards_and_scores(serve: Serve) -> None:
+    served = serve()
+    asked = {"text_input": "abc", "max_tokens": 6, "top_k": 4, "return_candidates": True}
+    whole = outputs(served.ask(**asked).wait()[0])
+    stream = [outputs(r) for r in served.ask(stream=True, **asked).wait()]
+    for name in ("ids", "logits", "rewards", "scores", "counts"):
+        key = f"candidate_{name}"
+        assert whole[key] == [value for response in stream for value in response[key]]
+    assert sum(whole["candidate_counts"]) == len(whole["candidate_ids"])
+    logits, rewards = (np.array(whole[f"candidate_{n}"]) for n in ("logits", "rewards"))
+    # float64 sums of values that travelled as float32: exact.
+    assert np.array_equal(logits + rewards, whole["candidate_scores"])
+    starts = np.cumsum([0, *whole["candidate_counts"][:-1]])
+    for start, count, token in zip(
+        starts, whole["candidate_counts"], whole["token_id"], strict=True
+    ):
+        best = start + int(np.argmax(whole["candidate_scores"][start : start + count]))
+        assert whole["candidate_ids"][best] == token
+
+
+def test_a_crowd_gets_the_answers_of_each_alone(serve: Serve) -> None:
+    served = serve(max_batch_size=4)
+    asked = [
+        {"text_input": f"prompt {i}", "max_tokens": 3 + i, "top_k": 1 + i % 5, "seed": i}
+        | ({"temperature": 0.5 + i / 10} if i % 3 else {})
+        for i in range(12)
+    ]
+    solo = [outputs(served.ask(**fields).wait()[0]) for fields in asked]
+    crowd = [served.ask(stream=bool(i % 2), **fields) for i, fields in enumerate(asked)]
+    for expected, sender in zip(solo, crowd, strict=True):
+        got = [outputs(r) for r in sender.wait()]
+        assert [t for r in got for t in r["token_id"]] == expected["token_id"]

@@ -1,0 +1,235 @@
+"""L4: the model of Triton's Python backend with a fake engine: ends, limits, metrics, logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from otter_export.errors import EngineError
+from otter_export.serving.settings import Settings
+from tests.runtime.fake_engine import FakeEngine, make_manifest
+from tests.serving.answers import LONG, endless, error, outputs
+from tests.serving.backend import InferenceRequest, InferenceResponse, TritonError
+from tests.serving.conftest import Serve, arguments, arrays
+
+
+def test_a_client_that_is_gone_frees_its_place(serve: Serve) -> None:
+    served = serve(endless(), max_batch_size=1)
+    first = served.ask(text_input="a", max_tokens=LONG, stream=True, method="plain")
+    second = served.ask(text_input="b", max_tokens=2)
+    while not first.sent:
+        time.sleep(0.001)
+    first.cancelled = True
+    assert error(first.wait()).code() == TritonError.CANCELLED
+    assert len(first.sent) < LONG
+    assert len(outputs(second.wait()[0])["token_id"]) == 2
+
+
+def test_a_waiting_request_can_be_cancelled(serve: Serve) -> None:
+    served = serve(endless(), max_batch_size=1)
+    running = served.ask(text_input="a", max_tokens=LONG, stream=True, method="plain")
+    waiting = [served.ask(text_input="b", max_tokens=2) for _ in range(40)]
+    for sender in waiting:
+        sender.cancelled = True
+    for sender in waiting:
+        assert error(sender.wait()).code() == TritonError.CANCELLED
+    running.cancelled = True
+    running.wait()
+
+
+def test_one_more_than_the_queue_holds_is_refused_at_once(serve: Serve) -> None:
+    served = serve(endless(), max_batch_size=1, max_queue=2)
+    running = served.ask(text_input="a", max_tokens=LONG, stream=True, method="plain")
+    while not running.sent:
+        time.sleep(0.001)
+    waiting = [served.ask(text_input="b", max_tokens=1) for _ in range(2)]
+    refused = error(served.ask(text_input="c", max_tokens=1).sent)
+    assert refused.code() == TritonError.UNAVAILABLE
+    assert "2 requests wait already" in refused.message()
+    running.cancelled = True
+    assert all(len(outputs(w.wait()[0])["token_id"]) == 1 for w in waiting)
+
+
+@pytest.mark.parametrize("how", ["input", "timeout", "setting"])
+def test_deadlines_end_a_request(serve: Serve, how: str) -> None:
+    served = serve(endless(), default_deadline_ms=40 if how == "setting" else 0)
+    options: dict[str, Any] = {"input": {"deadline_ms": 40}, "timeout": {"microseconds": 40_000}}
+    sender = served.ask(
+        text_input="a", max_tokens=LONG, stream=True, method="plain", **options.get(how, {})
+    )
+    expired = error(sender.wait())
+    assert expired.code() == TritonError.UNAVAILABLE
+    assert "seconds were over" in expired.message()
+
+
+def test_a_mistake_is_one_error_and_harms_nobody(serve: Serve) -> None:
+    served = serve()
+    fine = served.ask(text_input="abc", max_tokens=20)
+    wrong = [
+        served.ask(),
+        served.ask(text_input="abc", signal="kindness"),
+        served.ask(text_input="abc", top_k=65),
+        served.ask(text_input="abc" * 200),
+        served.ask(input_ids=[300]),
+    ]
+    for sender in wrong:
+        (only,) = sender.wait()
+        assert error([only]).code() == TritonError.INVALID_ARG
+        assert "\n" not in error([only]).message()
+    assert outputs(fine.wait()[0])["token_id"]
+
+
+def test_a_broken_request_object_does_not_end_the_call(serve: Serve) -> None:
+    served = serve()
+
+    class Broken(InferenceRequest):
+        def parameters(self) -> str:
+            return "{not json"
+
+    broken = Broken({})
+    fine = InferenceRequest({"text_input": np.array([[b"abc"]], object)})
+    served.model.execute([broken, fine])
+    assert error(broken.sender.wait()).code() == TritonError.INTERNAL
+    assert outputs(fine.sender.wait()[0])["token_id"]
+
+
+def test_an_engine_that_fails_ends_requests_with_its_error(serve: Serve) -> None:
+    class Failing(FakeEngine):
+        def forward(self, *arguments: Any) -> Any:
+            raise EngineError("the engine returned logits that are NaN")
+
+    served = serve(Failing(make_manifest()))
+    failed = error(served.ask(text_input="abc").wait())
+    assert (failed.code(), failed.message()) == (
+        TritonError.INTERNAL,
+        "the engine returned logits that are NaN",
+    )
+
+
+def test_metrics_add_up(serve: Serve) -> None:
+    served = serve()
+    rewards: list[float] = []
+    for i in range(3):
+        whole = outputs(served.ask(text_input=f"p{i}", max_tokens=5, method="plain").wait()[0])
+        rewards += whole["reward"]
+    served.ask(text_input="a", top_k=0)
+    served.model.finalize()
+    assert served.metric("otter_requests_total", outcome="completed") == 3
+    assert served.metric("otter_rejected_total", reason="invalid") == 1
+    assert served.metric("otter_tokens_total") == len(rewards)
+    assert served.metric("otter_prompt_tokens_total") == 6
+    assert served.metric("otter_candidates_total") == len(rewards)
+    assert served.metric("otter_forwards_total") == 3 + len(rewards)
+    assert served.metric("otter_reward_sum") == pytest.approx(sum(rewards))
+    assert served.metric("otter_mean_reward") == pytest.approx(sum(rewards) / len(rewards))
+    assert served.metric("otter_queue_length") == served.metric("otter_running") == 0
+    first, later = "otter_time_to_first_token_seconds", "otter_time_per_token_seconds"
+    assert served.metric(f"{first}_count") == 3
+    assert served.metric(f"{later}_count") == len(rewards) - 3
+    assert served.metric(f"{first}_bucket", le="+Inf") == 3
+
+
+def test_log_lines_are_json_without_prompts(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = serve()
+    served.ask(name="r1", text_input="a secret", max_tokens=3).wait()
+    served.ask(name="r2", text_input="another secret", method="nucleus")
+    served.model.finalize()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert "secret" not in json.dumps(lines)
+    events = {line.get("request_id"): line for line in lines}
+    assert events["r1"]["event"] == "completed" and events["r1"]["tokens"] == 3
+    assert events["r2"]["event"] == "rejected" and "nucleus" in events["r2"]["error"]
+    assert {line["model"] for line in lines} == {"otter"}
+
+
+def test_log_has_prompts_if_asked_to(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    served = serve(log_prompts=True)
+    served.ask(name="r1", text_input="a secret", max_tokens=3).wait()
+    served.model.finalize()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["prompt"] for line in lines if line["event"] == "completed"] == ["a secret"]
+
+
+def test_unloading_ends_what_is_left(serve: Serve) -> None:
+    served = serve(max_batch_size=2)
+    senders = [served.ask(text_input=f"p{i}", max_tokens=40) for i in range(6)]
+    served.model.finalize()
+    assert all(outputs(sender.wait(0)[0])["token_id"] for sender in senders)
+
+
+def test_a_bad_configuration_is_the_reason_why_a_model_does_not_load(serve: Serve) -> None:
+    served = serve()
+    config = arguments(Settings())
+    config["model_config"] = config["model_config"].replace("max_queue", "max_qeue")
+    exception = sys.modules["triton_python_backend_utils"].TritonModelException
+    with pytest.raises(exception, match="unknown parameter 'max_qeue'; did you mean max_queue"):
+        type(served.model)().initialize(config)
+
+
+def test_a_response_that_cannot_be_sent_ends_its_own_request_only(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = serve(endless(), max_batch_size=2)
+    broken = InferenceRequest(arrays({"text_input": "a", "max_tokens": LONG, "stream": True}), "r1")
+
+    def send(response: InferenceResponse | None, flags: int = 0) -> None:
+        raise RuntimeError("the connection is gone")
+
+    broken.sender.send = send  # type: ignore[method-assign]
+    fine = served.ask(text_input="b", max_tokens=20)
+    served.model.execute([broken])
+    assert len(outputs(fine.wait()[0])["token_id"]) == 20
+    served.model.finalize()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    events = [line["event"] for line in lines if line.get("request_id") == "r1"]
+    assert "not_sent" in events and "cancelled" in events and "completed" not in events
+
+
+def test_a_question_that_fails_does_not_end_the_watch(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = serve(endless(), max_batch_size=2)
+    odd = InferenceRequest(arrays({"text_input": "a", "max_tokens": 60}))
+    gone = InferenceRequest(arrays({"text_input": "b", "max_tokens": LONG}))
+
+    def is_cancelled() -> bool:
+        raise RuntimeError("no answer")
+
+    odd.sender.is_cancelled = is_cancelled  # type: ignore[method-assign]
+    served.model.execute([odd, gone])
+    gone.sender.cancelled = True
+    assert error(gone.sender.wait()).code() == TritonError.CANCELLED
+    assert len(outputs(odd.sender.wait()[0])["token_id"]) == 60
+    assert capsys.readouterr().err.count("watch_failed") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "visible", "chosen"),
+    [
+        ("GPU", "1", None, "1"),
+        ("GPU", "1", "4,6", "6"),
+        ("GPU", "2", "4,6", "2"),
+        ("CPU", "0", "4,6", "4,6"),
+    ],
+)
+def test_a_gpu_instance_sees_its_own_device(
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    number: str,
+    visible: str | None,
+    chosen: str,
+) -> None:
+    served = serve()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    module = sys.modules[type(served.model).__module__]
+    module._choose_device({"model_instance_kind": kind, "model_instance_device_id": number})
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == chosen
