@@ -72,7 +72,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 
     def load(engine: FakeEngine | None = None, **settings: Any) -> Served:
         used = engine or FakeEngine(make_manifest(max_sequence_length=512))
-        monkeypatch.setattr(module, "load_engine", lambda path, **_: used)
+        monkeypatch.setattr(module, "open_engine", lambda path, **_: used)
         model = module.TritonPythonModel()
         model.initialize(arguments(Settings(**settings)))
         loaded.append(model)
