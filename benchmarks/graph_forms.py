@@ -29,7 +29,7 @@ from otter_export.graph.base import base_graph
 from otter_export.graph.passes.flatten_tokens import FlattenTokens
 from otter_export.graph.passes.read_only_cache import ReadOnlyCache
 from otter_export.graph.passes.reuse_statistics import ReuseStatistics
-from otter_export.graph.pipeline import Lowering, onnxruntime_passes, run_passes
+from otter_export.graph.pipeline import onnxruntime, run_passes
 from otter_export.graph.widen import widen
 
 Passes = list[ir.passes.InPlacePass]
@@ -83,7 +83,9 @@ def save(checkpoint: Checkpoint, precision: str, form: Form, directory: Path) ->
     model = base_graph(checkpoint.base)
     if form.widened:
         widen(model, checkpoint)
-    run_passes(model, form.edit(onnxruntime_passes(checkpoint.base, Lowering(precision))))
+    pipeline = onnxruntime()
+    passes = pipeline.passes(checkpoint.base, pipeline.precisions[precision])
+    run_passes(model, form.edit(passes))
     directory.mkdir()
     save_model(model, directory)
 

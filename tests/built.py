@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.onnx import TARGET, save_model
-from otter_export.targets import BuildRequest
+from otter_export.converters.target import BuildRequest
 from tests import tiny
 
 Array = np.ndarray[Any, Any]

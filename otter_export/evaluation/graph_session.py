@@ -11,6 +11,15 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
+from otter_export.engine_io import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    LOGITS,
+    LOGITS_TO_KEEP,
+    POSITION_IDS,
+    is_cache,
+    present_of,
+)
 from otter_export.errors import EngineError
 from otter_export.evaluation.steps import candidates, consecutive
 from otter_export.manifest import EngineManifest
@@ -76,21 +85,13 @@ def base_logits(graph: Any, prompt: Sequence[int], width: int) -> list[npt.NDArr
     past = {
         value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), _dtype(value))
         for value in graph.get_inputs()
-        if "key_values" in value.name
+        if is_cache(value.name)
     }
     first = _run(graph, consecutive(prompt, 0), past, 0)
-    new_rows = [v.name for v in graph.get_outputs() if "present" in v.name]
-    # ``present.N.key`` continues ``past_key_values.N.key``, ``otter_present`` ``otter_key_values``.
-    renamed = {
-        name: name.replace("otter_present", "otter_key_values").replace(
-            "present", "past_key_values"
-        )
-        for name in new_rows
-    }
-    kept = {renamed[name]: first[name] for name in new_rows}
+    kept = {name: first[present_of(name)] for name in past}
     fed = [prompt[i % len(prompt)] for i in range(width)]
     second = _run(graph, candidates(fed, len(prompt)), kept, len(prompt))
-    return [first["logits"], second["logits"]]
+    return [first[LOGITS], second[LOGITS]]
 
 
 def _run(
@@ -99,10 +100,10 @@ def _run(
     ids, positions, tree = step
     prefix = np.ones((*ids.shape, length), np.bool_)
     inputs = {
-        "input_ids": ids,
-        "position_ids": positions,
-        "attention_mask": np.concatenate((prefix, tree), axis=2),
-        "logits_to_keep": np.array([ids.shape[1]], np.int64),
+        INPUT_IDS: ids,
+        POSITION_IDS: positions,
+        ATTENTION_MASK: np.concatenate((prefix, tree), axis=2),
+        LOGITS_TO_KEEP: np.array([ids.shape[1]], np.int64),
         **past,
     }
     names = [value.name for value in graph.get_outputs()]

@@ -28,7 +28,7 @@ def verifiable(
     """
     if manifest.target == "onnx":
         return manifest, options
-    if manifest.options.get("builder") not in MODULES:
+    if manifest.built_for.builder not in MODULES:
         raise UnsupportedError(
             f"{directory} is of target {manifest.target} and runs in TensorRT-LLM, which verify "
             "does not drive; see docs/tensorrt_llm.md"

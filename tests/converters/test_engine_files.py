@@ -13,7 +13,7 @@ from tests import tiny
 
 pytest.importorskip("mobius")
 
-from otter_export.converters.engine_files import source_of
+from otter_export.converters.engine_directory import source_of
 
 
 def shard(checkpoint: Path) -> None:

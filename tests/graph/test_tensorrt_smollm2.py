@@ -16,9 +16,8 @@ import torch
 from examples.sentiment import material, recipe
 from otter_export import insert
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters.tensorrt_graph import tensorrt_graph
 from otter_export.errors import OtterError
-from otter_export.graph.pipeline import TensorRtForm
+from otter_export.graph.pipeline import lower, tensorrt
 from otter_export.insert import ChannelOptions
 from otter_export.modeling.otter_model import load_reference
 from otter_export.runtime.tokenizer import JsonTokenizer
@@ -55,7 +54,7 @@ def _widths() -> list[int]:
 
 @pytest.fixture(scope="module")
 def graph(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> InPlaceGraph:
-    model = tensorrt_graph(checkpoint, TensorRtForm(64))
+    model = lower(checkpoint, tensorrt(64), "fp16")
     return InPlaceGraph.of(model, tmp_path_factory.mktemp("graph"))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from otter_export.converters.triton_package import copy_package, modules
+from otter_export.converters.triton.package import copy_package, modules
 from otter_export.runtime.backends import BACKENDS
 from otter_export.runtime.methods import METHODS
 from tests.triton import backend
