@@ -25,6 +25,7 @@ from benchmarks.alternative_forms import AttentionOp, JoinedBase
 from benchmarks.stack_siblings import StackSiblings
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.onnx import save_model
+from otter_export.engine_io import is_cache, present_of
 from otter_export.graph.base import base_graph
 from otter_export.graph.passes.flatten_tokens import FlattenTokens
 from otter_export.graph.passes.read_only_cache import ReadOnlyCache
@@ -118,14 +119,11 @@ def prefilled(session: Any, prefix: int) -> Arrays:
     empty = {
         value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
         for value in session.get_inputs()
-        if "key_values" in value.name
+        if is_cache(value.name)
     }
     names = [value.name for value in session.get_outputs()]
     outputs = dict(zip(names, session.run(None, step(session, prefix, empty)), strict=True))
-    return {
-        name: outputs[name.replace("past_key_values", "present").replace("key_values", "present")]
-        for name in empty
-    }
+    return {name: outputs[present_of(name)] for name in empty}
 
 
 def bound(session: Any, feed: Arrays) -> Any:

@@ -57,6 +57,11 @@ class EngineShapes:
     max_candidates: int
 
     @property
+    def has_tree(self) -> bool:
+        """Whether a step may have several candidates of one position."""
+        return self.max_candidates > 1
+
+    @property
     def capacity(self) -> int:
         """Slots of the cache: a full step fits behind a full prefix."""
         return self.max_sequence_length + self.max_step

@@ -28,7 +28,14 @@ from otter_export.converters.tensorrt_llm.config import (
 from otter_export.converters.tensorrt_llm.emitted import copy_emitted
 from otter_export.converters.tensorrt_llm.layout import Layout
 from otter_export.converters.tensorrt_llm.weights import RankTensors, tensor_row
-from otter_export.engine_io import INPUT_IDS, LOGITS, TENSORRT_LLM, TensorSpec, signal_dims
+from otter_export.engine_io import (
+    INPUT_IDS,
+    LOGITS,
+    TENSORRT_LLM,
+    TENSORRT_LLM_INPUTS,
+    TensorSpec,
+    signal_dims,
+)
 from otter_export.errors import EngineError
 from otter_export.manifest import EngineManifest
 from otter_export.precision import Precision
@@ -109,11 +116,6 @@ class LlmBuild:
         return RankTensors(self.checkpoint, self.layout, rank, self.precision.dtype.safetensors)
 
     @property
-    def has_tree(self) -> bool:
-        """Whether the engine takes tree inputs: one candidate a step needs none."""
-        return self.shapes.max_candidates > 1
-
-    @property
     def command(self) -> list[str]:
         """``trtllm-build``, as run inside the engine directory."""
         return build_command(CHECKPOINT, EMITTED[0], self.shapes)
@@ -128,18 +130,11 @@ class LlmBuild:
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What a client of a step sets; TensorRT-LLM's runtime adds the inputs of its cache."""
         words = -(-(self.shapes.max_candidates + 1) // 32)
-        shapes: dict[str, tuple[int | str, ...]] = {
-            INPUT_IDS: ("tokens",),
-            "last_token_ids": ("rows",),
-        }
-        if self.has_tree:
-            shapes |= {
-                "spec_decoding_generation_lengths": ("batch",),
-                "spec_decoding_position_offsets": ("batch", "step"),
-                "spec_decoding_packed_mask": ("tokens", words),
-                "spec_decoding_use": (1,),
-            }
-        return tuple(TensorSpec(name, "int32", shape) for name, shape in shapes.items())
+        names = (INPUT_IDS, *TENSORRT_LLM_INPUTS)
+        shapes: list[tuple[int | str, ...]] = [("tokens",), ("rows",)]
+        if self.shapes.has_tree:
+            shapes += [("batch",), ("batch", "step"), ("tokens", words), (1,)]
+        return tuple(TensorSpec(n, "int32", s) for n, s in zip(names, shapes, strict=False))
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -181,7 +176,7 @@ class LlmBuild:
             self.checkpoint,
             self.layout,
             self.precision,
-            self.shapes.max_candidates if self.has_tree else 0,
+            self.shapes.max_candidates if self.shapes.has_tree else 0,
         )
         (directory / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         names = [CONFIG_FILE]
@@ -252,7 +247,7 @@ def build_command(checkpoint: str, model_file: str, shapes: EngineShapes) -> lis
         "kv_cache_type": "paged",
         "context_fmha": "enable",
     }
-    if shapes.max_candidates > 1:
+    if shapes.has_tree:
         flags |= {"speculative_decoding_mode": "medusa", "max_draft_len": shapes.max_candidates}
     return [PROGRAM, *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
 

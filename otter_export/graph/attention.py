@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from otter_export.engine_io import ATTENTION_MASK
 from otter_export.errors import UnsupportedError
-from otter_export.graph.emit import Dimensions, Emitter
+from otter_export.graph.emit import Dimensions, Emitter, attributes_of
 
 
 def replace_mask(graph: ir.Graph, shape: Dimensions) -> ir.Value:
@@ -56,7 +56,8 @@ def split_heads(
     if rotation is None:
         return x
     # num_heads is for three-dimensional inputs only (opset 23).
-    attributes = {n: a.value for n, a in rotation.attributes.items() if n != "num_heads"}
+    attributes = attributes_of(rotation)
+    attributes.pop("num_heads", None)
     inputs = [x, *rotation.inputs[1:]]
     return e.op("RotaryEmbedding", inputs, f"{name}.rotated", shape=dims, **attributes)
 

@@ -72,6 +72,11 @@ class Emitter:
         return add_initializer(self.graph, name, ir.tensor(np.asarray(values, dtype), name=name))
 
 
+def attributes_of(node: ir.Node) -> dict[str, Any]:
+    """A node's attributes by name, to be given to another."""
+    return {name: attribute.value for name, attribute in node.attributes.items()}
+
+
 def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """The initializer of that name; a new one has this value."""
     existing = graph.initializers.get(name)

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from otter_export.engine_io import CHANNEL_CACHE
 from otter_export.errors import UnsupportedError
+from otter_export.graph.emit import attributes_of
 from otter_export.graph.rule import Rule, Widening, layer_of
 
 
@@ -36,7 +37,7 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
         )
         graph.inputs.append(cache)
         caches.append(cache)
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    attributes = attributes_of(node)
     attributes["q_num_heads"] = config.num_attention_heads
     attributes["kv_num_heads"] = config.num_key_value_heads
     names = [f"{node.outputs[0].name}.otter"]

@@ -185,7 +185,8 @@ def test_without_the_extra_that_builds_graphs(
     machine: Machine, tiny_checkpoint: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.versions = RTX
-    monkeypatch.delitem(sys.modules, "otter_export.converters.tensorrt.native", raising=False)
+    for module in ("tensorrt.native", "onnx"):
+        monkeypatch.delitem(sys.modules, f"otter_export.converters.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "mobius", None)
     result = cli("build", tiny_checkpoint, "--target", "trt", "--dry-run")
     assert result.status == 2
