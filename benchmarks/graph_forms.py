@@ -25,11 +25,12 @@ from benchmarks.alternative_forms import AttentionOp, JoinedBase
 from benchmarks.stack_siblings import StackSiblings
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.onnx import save_model
+from otter_export.engine_io import is_cache, present_of
 from otter_export.graph.base import base_graph
 from otter_export.graph.passes.flatten_tokens import FlattenTokens
 from otter_export.graph.passes.read_only_cache import ReadOnlyCache
 from otter_export.graph.passes.reuse_statistics import ReuseStatistics
-from otter_export.graph.pipeline import Lowering, onnxruntime_passes, run_passes
+from otter_export.graph.pipeline import onnxruntime, run_passes
 from otter_export.graph.widen import widen
 
 Passes = list[ir.passes.InPlacePass]
@@ -83,7 +84,9 @@ def save(checkpoint: Checkpoint, precision: str, form: Form, directory: Path) ->
     model = base_graph(checkpoint.base)
     if form.widened:
         widen(model, checkpoint)
-    run_passes(model, form.edit(onnxruntime_passes(checkpoint.base, Lowering(precision))))
+    pipeline = onnxruntime()
+    passes = pipeline.passes(checkpoint.base, pipeline.precisions[precision])
+    run_passes(model, form.edit(passes))
     directory.mkdir()
     save_model(model, directory)
 
@@ -116,14 +119,11 @@ def prefilled(session: Any, prefix: int) -> Arrays:
     empty = {
         value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
         for value in session.get_inputs()
-        if "key_values" in value.name
+        if is_cache(value.name)
     }
     names = [value.name for value in session.get_outputs()]
     outputs = dict(zip(names, session.run(None, step(session, prefix, empty)), strict=True))
-    return {
-        name: outputs[name.replace("past_key_values", "present").replace("key_values", "present")]
-        for name in empty
-    }
+    return {name: outputs[present_of(name)] for name in empty}
 
 
 def bound(session: Any, feed: Arrays) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +11,8 @@ import mobius
 import onnx_ir as ir
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters.engine_files import (
-    builder,
-    channel_widths,
-    copy_tokenizer,
-    describe_files,
-    source_of,
-    token_ids,
-)
-from otter_export.engine_io import TensorSpec
-from otter_export.errors import UnsupportedError
-from otter_export.graph.base import base_graph
-from otter_export.graph.emit import static_shape
-from otter_export.graph.pipeline import (
-    PRECISIONS,
-    Lowering,
-    hub_dtype,
-    onnxruntime_passes,
-    run_passes,
-)
-from otter_export.graph.widen import widen
-from otter_export.manifest import EngineManifest
-from otter_export.targets import (
+from otter_export.converters.engine_directory import copy_tokenizer, engine_manifest
+from otter_export.converters.target import (
     Availability,
     BuildPlan,
     BuildRequest,
@@ -41,10 +20,16 @@ from otter_export.targets import (
     max_sequence_length,
     option,
 )
+from otter_export.engine_io import READ_ONLY, TensorSpec
+from otter_export.graph.emit import static_shape
+from otter_export.graph.pipeline import lower, onnxruntime
+from otter_export.manifest import EngineManifest
+from otter_export.precision import ONNX_RUNTIME
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
-CACHE_FORM = "read_only"
+#: What builds graphs.
+LIBRARIES = {"mobius_onnx": mobius.__version__, "onnx_ir": ir.__version__}
 #: Tensors below this size stay inside the protobuf.
 _EXTERNAL_BYTES = 1024
 
@@ -66,7 +51,7 @@ class OnnxTarget:
 
     name: str = "onnx"
     summary: str = "ONNX Runtime on CPU or CUDA; fp32, fp16, int8 and int4 weights"
-    precisions: tuple[str, ...] = PRECISIONS["cpu"]
+    precisions: tuple[str, ...] = tuple(ONNX_RUNTIME["cpu"])
     options: type[OnnxOptions] = OnnxOptions
 
     def availability(self) -> tuple[Availability, ...]:
@@ -76,54 +61,32 @@ class OnnxTarget:
     def plan(self, checkpoint: Checkpoint, request: BuildRequest) -> BuildPlan:
         """Build the graph, lower it, and leave the weights to be streamed by ``write``."""
         length = max_sequence_length(checkpoint, request)
-        model = lowered_graph(checkpoint, request)
+        provider = request.options_as(OnnxOptions).execution_provider
+        model = lower(checkpoint, onnxruntime(provider), request.precision)
         inputs, outputs = tensor_specs(model.graph.inputs), tensor_specs(model.graph.outputs)
-        counts = collections.Counter(node.op_type for node in model.graph)
 
         def write(directory: Path, progress: Progress | None) -> EngineManifest:
             names = copy_tokenizer(checkpoint, directory)
             save_model(model, directory, progress)
-            names = [MODEL_FILE, DATA_FILE, *names]
-            return _manifest(checkpoint, request, length, (inputs, outputs), directory, names)
+            return engine_manifest(
+                checkpoint,
+                directory,
+                [MODEL_FILE, DATA_FILE, *names],
+                libraries=LIBRARIES,
+                target=self.name,
+                precision=request.precision,
+                execution_provider=provider,
+                cache_form=READ_ONLY,
+                model_file=MODEL_FILE,
+                max_sequence_length=length,
+                inputs=inputs,
+                outputs=outputs,
+            )
 
-        return BuildPlan(
-            weights=weight_rows(model),
-            inputs=inputs,
-            outputs=outputs,
-            details={"nodes": sum(counts.values()), "ops": dict(counts.most_common())},
-            write=write,
-        )
+        return BuildPlan(weight_rows(model), inputs, outputs, node_counts(model), write)
 
 
 TARGET = OnnxTarget()
-
-
-def lowered_graph(
-    checkpoint: Checkpoint,
-    request: BuildRequest,
-    *,
-    widened: bool = True,
-    after_each: Callable[[str, ir.Model], None] | None = None,
-) -> ir.Model:
-    """The engine's graph; ``widened=False`` gives the base alone, lowered by the same passes.
-
-    Raises:
-        UnsupportedError: The precision does not exist for this execution provider.
-    """
-    provider = request.options_as(OnnxOptions).execution_provider
-    accepted = PRECISIONS.get(provider)
-    if accepted is None:
-        raise UnsupportedError(f"--ep {provider}: target onnx knows {', '.join(PRECISIONS)}")
-    if request.precision not in accepted:
-        raise UnsupportedError(
-            f"--precision {request.precision} is not available for target onnx on "
-            f"{provider}; available: {', '.join(accepted)}"
-        )
-    lowering = Lowering(request.precision, provider)
-    model = base_graph(checkpoint.base, hub_dtype(lowering))
-    if widened:
-        widen(model, checkpoint)
-    return run_passes(model, onnxruntime_passes(checkpoint.base, lowering), after_each)
 
 
 def save_model(model: ir.Model, directory: Path, progress: Progress | None = None) -> None:
@@ -143,35 +106,6 @@ def save_model(model: ir.Model, directory: Path, progress: Progress | None = Non
     )
 
 
-def _manifest(
-    checkpoint: Checkpoint,
-    request: BuildRequest,
-    length: int,
-    io: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]],
-    directory: Path,
-    names: list[str],
-) -> EngineManifest:
-    bos, eos = token_ids(checkpoint)
-    return EngineManifest(
-        target=TARGET.name,
-        precision=request.precision,
-        execution_provider=request.options_as(OnnxOptions).execution_provider,
-        cache_form=CACHE_FORM,
-        model_file=MODEL_FILE,
-        base=dataclasses.asdict(checkpoint.base.dimensions),
-        channel=channel_widths(checkpoint),
-        signals=checkpoint.config.signals,
-        max_sequence_length=length,
-        bos_token_id=bos,
-        eos_token_ids=eos,
-        inputs=io[0],
-        outputs=io[1],
-        files=describe_files(directory, names),
-        builder=builder(mobius_onnx=mobius.__version__, onnx_ir=ir.__version__),
-        source=source_of(checkpoint),
-    )
-
-
 def tensor_specs(values: Any) -> tuple[TensorSpec, ...]:
     """The inputs or outputs of a graph, as ``engine.json`` has them."""
     return tuple(
@@ -188,6 +122,12 @@ def _dimension(dimension: ir.SymbolicDim) -> str:
     """Mobius's dimension names, in this format's words."""
     names = {"sequence_len": "step", "past_sequence_len": "past"}
     return names.get(str(dimension.value), str(dimension.value))
+
+
+def node_counts(model: ir.Model) -> dict[str, Any]:
+    """How many nodes a graph has, and of which ops."""
+    counts = collections.Counter(node.op_type for node in model.graph)
+    return {"nodes": sum(counts.values()), "ops": dict(counts.most_common())}
 
 
 def weight_rows(model: ir.Model) -> tuple[tuple[str, str, tuple[int, ...], int], ...]:

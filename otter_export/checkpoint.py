@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +83,21 @@ class BaseModel:
     def sites(self) -> Sites:
         """Where a channel is inserted."""
         return sites(self.family, self.dimensions, self.data)
+
+    @functools.cached_property
+    def special_token_ids(self) -> tuple[int | None, tuple[int, ...]]:
+        """``(bos, eos ids)``: generation_config.json where it says so, else config.json."""
+        path = self.directory / "generation_config.json"
+        generation = read_json(path) if path.is_file() else {}
+        data: dict[str, Any] = {**self.data}
+        data.update({k: v for k, v in dict(generation).items() if v is not None})
+
+        def valid(value: object) -> TypeGuard[int]:
+            return type(value) is int and 0 <= value < self.dimensions.vocab_size
+
+        eos, bos = data.get("eos_token_id"), data.get("bos_token_id")
+        listed = eos if isinstance(eos, list) else [eos]
+        return (bos if valid(bos) else None), tuple(i for i in listed if valid(i))
 
     def stored_name(self, name: str) -> str | None:
         """The stored name of a base tensor, or None; handles the family's optional prefix."""

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.onnx import TARGET, save_model
-from otter_export.targets import BuildRequest
+from otter_export.converters.target import BuildRequest
+from otter_export.engine_io import CACHES, is_cache
 from tests import tiny
 
 Array = np.ndarray[Any, Any]
@@ -98,7 +99,7 @@ class Graph:
         return {
             i.name: (i.shape[1], i.shape[3], kinds[i.type])
             for i in self.session.get_inputs()
-            if "key_values" in i.name
+            if is_cache(i.name)
         }
 
     def __call__(
@@ -144,11 +145,11 @@ class Graph:
 
 def new_rows(outputs: dict[str, Array]) -> dict[str, Array]:
     """The new cache rows of a step, under the names of the inputs that they extend."""
-    renamed = {"present": "past_key_values", "otter_present": "otter_key_values"}
     return {
-        ".".join([renamed[name.partition(".")[0]], name.partition(".")[2]]): value
+        name.replace(names.present, names.past): value
+        for names in CACHES
         for name, value in outputs.items()
-        if name.partition(".")[0] in renamed
+        if name.startswith(f"{names.present}.")
     }
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from otter_export.converters import TARGETS
+from otter_export.converters.target import supports_family
 from otter_export.families import FAMILIES
 from otter_export.runtime.methods import METHODS
-from otter_export.targets import TARGETS, supports_family
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN = "<!-- tables: by `python tools/tables.py`; a test compares them with the registries -->"

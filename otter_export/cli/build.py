@@ -16,9 +16,9 @@ from otter_export.checkpoint import Checkpoint
 from otter_export.cli.progress import byte_bar
 from otter_export.cli.table import human_bytes, peak_memory, table
 from otter_export.cli.target_options import DEFAULT_TARGET, TargetCommand, chosen_target
+from otter_export.converters.target import BuildPlan, BuildRequest
 from otter_export.errors import OtterError
 from otter_export.output_directory import check_replaceable, output_directory
-from otter_export.targets import BuildPlan, BuildRequest
 
 
 @click.command(

@@ -13,10 +13,10 @@ import click
 
 from otter_export.cli.table import table
 from otter_export.config import ACTIVATION_BOUNDS, ACTIVATIONS, SIGNAL_KINDS, Signal
+from otter_export.converters.target import Availability, Target
 from otter_export.errors import MissingDependencyError
 from otter_export.families import FAMILIES
 from otter_export.registry import Registry
-from otter_export.targets import Availability, Target
 
 Entry = dict[str, str]
 
@@ -31,7 +31,7 @@ _SIGNAL_PURPOSE = {
 
 def _targets() -> list[Entry]:
     """A row for each target, and one for each of its builders where it has several."""
-    return _registered("otter_export.targets:TARGETS", _target)
+    return _registered("otter_export.converters:TARGETS", _target)
 
 
 def _methods() -> list[Entry]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from otter_export.converters import TARGETS
+from otter_export.converters.target import Target
 from otter_export.errors import MissingDependencyError, UnsupportedError
-from otter_export.targets import TARGETS, Target
 
 _TARGET = "otter_export.target"
 _OPTIONS = "otter_export.target_options"

@@ -10,7 +10,12 @@ import click
 
 from otter_export.cli.progress import byte_bar
 from otter_export.cli.table import human_bytes
-from otter_export.converters.triton import CONTAINER, MARKER, plan_repository, write_repository
+from otter_export.converters.triton.repository import (
+    CONTAINER,
+    MARKER,
+    plan_repository,
+    write_repository,
+)
 from otter_export.errors import OtterError
 from otter_export.output_directory import check_replaceable, output_directory
 from otter_export.runtime.load import PROVIDERS

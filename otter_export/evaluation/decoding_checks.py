@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from otter_export.engine_io import OUTPUT_KINDS
+from otter_export.engine_io import LOGITS, OUTPUT_KINDS
 from otter_export.evaluation import limits
 from otter_export.evaluation.check import CheckResult, Limit, decide, not_run
 from otter_export.evaluation.counting_engine import CountingEngine
 from otter_export.evaluation.parity import Difference, difference, top
 from otter_export.evaluation.steps import (
-    LOGITS,
     Rows,
     chunks,
     feed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from otter_export.converters.engine_files import source_of
+from otter_export.converters.engine_directory import source_of
 from otter_export.evaluation.check import CheckResult, none_may_differ
 from otter_export.evaluation.stored_weights import mismatches
 from otter_export.evaluation.subject import Subject

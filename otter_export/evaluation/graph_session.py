@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from otter_export import engine_io
+from otter_export.engine_io import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    LOGITS,
+    LOGITS_TO_KEEP,
+    POSITION_IDS,
+    is_cache,
+    present_of,
+)
 from otter_export.evaluation.steps import candidates, consecutive
 from otter_export.manifest import EngineManifest
 from otter_export.runtime.engine import BoolArray, IntArray
@@ -50,13 +58,13 @@ def base_logits(graph: Any, prompt: Sequence[int], width: int) -> list[npt.NDArr
     past = {
         value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), _dtype(value))
         for value in graph.get_inputs()
-        if engine_io.is_cache(value.name)
+        if is_cache(value.name)
     }
     first = _run(graph, consecutive(prompt, 0), past, 0)
-    kept = {name: first[engine_io.present_of(name)] for name in past}
+    kept = {name: first[present_of(name)] for name in past}
     fed = [prompt[i % len(prompt)] for i in range(width)]
     second = _run(graph, candidates(fed, len(prompt)), kept, len(prompt))
-    return [first[engine_io.LOGITS], second[engine_io.LOGITS]]
+    return [first[LOGITS], second[LOGITS]]
 
 
 def _run(
@@ -65,10 +73,10 @@ def _run(
     ids, positions, tree = step
     prefix = np.ones((*ids.shape, length), np.bool_)
     inputs = {
-        engine_io.INPUT_IDS: ids,
-        engine_io.POSITION_IDS: positions,
-        engine_io.ATTENTION_MASK: np.concatenate((prefix, tree), axis=2),
-        engine_io.LOGITS_TO_KEEP: np.array([ids.shape[1]], np.int64),
+        INPUT_IDS: ids,
+        POSITION_IDS: positions,
+        ATTENTION_MASK: np.concatenate((prefix, tree), axis=2),
+        LOGITS_TO_KEEP: np.array([ids.shape[1]], np.int64),
         **past,
     }
     names = [value.name for value in graph.get_outputs()]

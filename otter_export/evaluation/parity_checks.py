@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from otter_export.converters.onnx import MODEL_FILE, OnnxOptions, lowered_graph, save_model
+from otter_export.converters.onnx import MODEL_FILE, save_model
+from otter_export.engine_io import LOGITS
 from otter_export.evaluation import limits, parity
 from otter_export.evaluation.check import CheckResult, Limit, decide, not_run, shortened
 from otter_export.evaluation.graph_session import base_logits
 from otter_export.evaluation.parity import Disagreement, Floats, difference, top_agreement
-from otter_export.evaluation.steps import LOGITS, stack
+from otter_export.evaluation.steps import stack
 from otter_export.evaluation.subject import CANDIDATES, Subject
+from otter_export.graph.pipeline import lower, onnxruntime
 from otter_export.runtime.executors.onnxruntime import open_session
-from otter_export.targets import BuildRequest
 
 #: Prompts on which the base is compared, each as a whole and as a step of candidates.
 _BASE_PROMPTS = 2
@@ -126,19 +127,19 @@ def base(subject: Subject) -> CheckResult:
     widened = [base_logits(graph, prompt, CANDIDATES) for prompt in prompts]
     del graph
     with tempfile.TemporaryDirectory(prefix="otter-verify-") as name:
-        options = OnnxOptions(manifest.execution_provider)
-        request = BuildRequest(manifest.precision, options=options)
-        save_model(lowered_graph(subject.checkpoint, request, widened=False), Path(name))
+        pipeline = onnxruntime(manifest.execution_provider)
+        alone = lower(subject.checkpoint, pipeline, manifest.precision, widened=False)
+        save_model(alone, Path(name))
         graph = open_session(Path(name) / MODEL_FILE, subject.provider)
-        alone = [base_logits(graph, prompt, CANDIDATES) for prompt in prompts]
+        expected = [base_logits(graph, prompt, CANDIDATES) for prompt in prompts]
         del graph
-    wrong = [_differing(a, b) for a, b in zip(_flat(widened), _flat(alone), strict=True)]
+    wrong = [_differing(a, b) for a, b in zip(_flat(widened), _flat(expected), strict=True)]
     return decide(
         "base",
         "logits that differ from the unwidened graph's",
         sum(wrong),
         Limit(0, "no base value is computed from the channel"),
-        {"logits": sum(a.size for a in _flat(alone)), "forms": 2},
+        {"logits": sum(a.size for a in _flat(expected)), "forms": 2},
     )
 
 

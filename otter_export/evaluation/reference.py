@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from otter_export.checkpoint import Checkpoint
+from otter_export.engine_io import LOGITS
 from otter_export.errors import EngineError
-from otter_export.evaluation.steps import LOGITS
 from otter_export.evaluation.stored_weights import StoredWeights
 from otter_export.modeling.otter_model import OtterModel, load_reference
 from otter_export.runtime.engine import FloatArray

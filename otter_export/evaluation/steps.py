@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from otter_export.engine_io import LOGITS
 from otter_export.runtime.engine import BoolArray, Cache, Engine, FloatArray, IntArray, Step
 
 #: Output name to its rows of one sequence: ``logits [n, V]``, a signal ``[n]`` or ``[n, V]``.
 Rows = Mapping[str, FloatArray]
-LOGITS = "logits"
 
 
 def rows(step: Step) -> dict[str, FloatArray]:

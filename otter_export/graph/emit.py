@@ -69,14 +69,19 @@ class Emitter:
 
     def constant(self, values: Any, name: str, dtype: Any = np.int64) -> ir.Value:
         """A small initializer, shared by name."""
-        existing = self.graph.initializers.get(name)
-        if existing is not None:
-            return existing
         return add_initializer(self.graph, name, ir.tensor(np.asarray(values, dtype), name=name))
 
 
+def attributes_of(node: ir.Node) -> dict[str, Any]:
+    """A node's attributes by name, to be given to another."""
+    return {name: attribute.value for name, attribute in node.attributes.items()}
+
+
 def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """Register a new initializer with its value."""
+    """The initializer of that name; a new one has this value."""
+    existing = graph.initializers.get(name)
+    if existing is not None:
+        return existing
     value = ir.Value(
         name=name,
         shape=ir.Shape(static_shape(tensor)),

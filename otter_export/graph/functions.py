@@ -78,3 +78,10 @@ def register_functions(model: ir.Model) -> None:
         function.overload = name.partition(":")[2]
         model.functions[function.identifier()] = function
     model.graph.opset_imports[DOMAIN] = 1
+
+
+def epsilon_of(norm: ir.Node) -> float:
+    """A norm's epsilon."""
+    attribute = norm.attributes.get("epsilon")
+    # 1e-5 is the operators' default (RMSNormalization-23, LayerNormalization-17).
+    return 1e-5 if attribute is None else attribute.as_float()

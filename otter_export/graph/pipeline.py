@@ -4,73 +4,106 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from otter_export.checkpoint import BaseModel
-from otter_export.errors import OtterError
+from otter_export.checkpoint import BaseModel, Checkpoint
+from otter_export.errors import OtterError, UnsupportedError
 from otter_export.family import Space
+from otter_export.graph.base import base_graph
 from otter_export.graph.passes.flatten_tokens import FlattenTokens
 from otter_export.graph.passes.float_logits import FloatLogits
 from otter_export.graph.passes.fold_transposes import FoldTransposes
 from otter_export.graph.passes.fuse_projections import FuseProjections
 from otter_export.graph.passes.half_storage import HalfStorage
 from otter_export.graph.passes.in_place_cache import InPlaceCache
-from otter_export.graph.passes.keep_last_logits import KeepLastLogits
-from otter_export.graph.passes.keep_rows import KeepRows
+from otter_export.graph.passes.keep_rows import KeepLastLogits, KeepRows
 from otter_export.graph.passes.merge_reshapes import MergeReshapes
-from otter_export.graph.passes.quantize_weights import QuantizeWeights, WeightFormat
+from otter_export.graph.passes.quantize_weights import QuantizeWeights
 from otter_export.graph.passes.read_only_cache import ReadOnlyCache
 from otter_export.graph.passes.reuse_statistics import ReuseStatistics
 from otter_export.graph.passes.separate_masks import SeparateMasks
 from otter_export.graph.passes.tie_embedding import TieEmbedding
-from otter_export.graph.passes.weight_only import CodeFormat, WeightOnly
+from otter_export.graph.passes.weight_only import WeightOnly
 from otter_export.graph.passes.write_out_norms import WriteOutNorms
+from otter_export.graph.widen import widen
+from otter_export.precision import (
+    ONNX_RUNTIME,
+    TENSORRT,
+    Precision,
+    Precisions,
+    WeightFormat,
+    choose_precision,
+)
 
-#: Precisions of the ONNX Runtime target by execution provider.
-PRECISIONS = {"cpu": ("fp32", "fp16", "int8", "int4"), "cuda": ("fp32", "fp16")}
-#: Precisions of the TensorRT target; weights alone are quantised.
-TENSORRT_PRECISIONS = ("fp16", "bf16", "int8", "int4")
-#: Precision to the formats of projections and of the language model head. 8 bits for the
-#: head, then zero points, help int4 most (docs/graph.md has numbers).
-_FORMATS = {
-    "int8": (WeightFormat(8), WeightFormat(8)),
-    "int4": (WeightFormat(4, symmetric=False), WeightFormat(8)),
-}
-#: The same for TensorRT, which has no zero points; the second is also that of projections which
-#: read the inner width. They are a quarter of the weights and most of the error of 4 bits.
-_CODE_FORMATS = {
-    "int8": (CodeFormat(8, None), CodeFormat(8, None)),
-    "int4": (CodeFormat(4, 32), CodeFormat(8, None)),
-}
+Passes = list[ir.passes.InPlacePass]
+AfterEach = Callable[[str, ir.Model], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Lowering:
-    """What a pipeline is asked for."""
+class Pipeline:
+    """One way to lower a hub graph.
 
-    precision: str = "fp32"
-    execution_provider: str = "cpu"
-
-
-def hub_dtype(lowering: Lowering) -> str:
-    """Activations are float16 on a GPU at fp16; a CPU computes in float32 whatever is stored."""
-    on_gpu = lowering.execution_provider == "cuda"
-    return "f16" if on_gpu and lowering.precision == "fp16" else "f32"
-
-
-def onnxruntime_passes(base: BaseModel, lowering: Lowering) -> list[ir.passes.InPlacePass]:
-    """The pipeline of the ``onnx`` target, hub form to engine form.
-
-    The unwidened base graph goes through the same list, which is how base outputs are compared.
+    Args:
+        where: The target, for messages.
+        precisions: What it computes in and stores, by name.
+        passes: The passes of a base in a precision, in order. The unwidened base graph goes through
+            the same list, which is how base outputs are compared.
     """
-    on_cpu = lowering.execution_provider == "cpu"
+
+    where: str
+    precisions: Precisions
+    passes: Callable[[BaseModel, Precision], Passes]
+
+
+def lower(
+    checkpoint: Checkpoint,
+    pipeline: Pipeline,
+    precision: str,
+    *,
+    widened: bool = True,
+    after_each: AfterEach | None = None,
+) -> ir.Model:
+    """Build a graph, widen it and lower it; its weights are read when the model is saved.
+
+    Args:
+        checkpoint: Base and channel.
+        pipeline: `onnxruntime` or `tensorrt`.
+        precision: One of the pipeline's.
+        widened: False gives the base alone, lowered by the same passes.
+        after_each: Called with each pass's name and the model, to dump or check it.
+
+    Raises:
+        UnsupportedError: The pipeline has no such precision, or the base or its channel cannot be
+            built.
+    """
+    chosen = choose_precision(pipeline.precisions, precision, pipeline.where)
+    model = base_graph(checkpoint.base, chosen.dtype.hub)
+    if widened:
+        widen(model, checkpoint)
+    return run_passes(model, pipeline.passes(checkpoint.base, chosen), after_each)
+
+
+def onnxruntime(provider: str = "cpu") -> Pipeline:
+    """The pipeline of target ``onnx``, hub form to engine form.
+
+    Raises:
+        UnsupportedError: There is no such execution provider.
+    """
+    if provider not in ONNX_RUNTIME:
+        raise UnsupportedError(f"--ep {provider}: target onnx knows {', '.join(ONNX_RUNTIME)}")
+    passes = functools.partial(_onnxruntime_passes, on_cpu=provider == "cpu")
+    return Pipeline(f"target onnx on {provider}", ONNX_RUNTIME[provider], passes)
+
+
+def _onnxruntime_passes(base: BaseModel, precision: Precision, *, on_cpu: bool) -> Passes:
     embedding = f"{base.family.embeddings[0][0]}.weight"
     # 1. What is computed: logits of the rows that are wanted; caches read, not copied.
-    passes: list[ir.passes.InPlacePass] = [KeepLastLogits(), FloatLogits(), ReadOnlyCache()]
+    passes: Passes = [KeepLastLogits(), FloatLogits(), ReadOnlyCache()]
     # 2. Statistics before flattening, while residual Adds are still recognisable.
     if on_cpu:
         passes.append(ReuseStatistics())
@@ -80,50 +113,37 @@ def onnxruntime_passes(base: BaseModel, lowering: Lowering) -> list[ir.passes.In
         # Functions of com.otter become their bodies; after flattening, which knows them by name.
         passes.append(common.InlinePass())
     # 4. Precision: before transposes are folded, since quantisation reads [out, in].
-    if lowering.precision in _FORMATS:
-        passes.append(QuantizeWeights(_stored_quantized(base, lowering.precision)))
+    if precision.projections is not None:
+        passes.append(QuantizeWeights(_formats(base, precision)))
     passes.append(FoldTransposes())
     if base.dimensions.tie_word_embeddings:
         passes.append(TieEmbedding(embedding, f"{embedding}_t"))
-    if on_cpu and lowering.precision != "fp32":
-        passes.append(HalfStorage(_stored_half(lowering.precision, embedding)))
+    if precision.half == "matrices":
+        passes.append(HalfStorage(_is_base_matrix))
+    elif precision.half == "embedding":  # it is gathered, not multiplied
+        passes.append(HalfStorage(embedding.__eq__))
     # 5. What the passes left behind.
-    passes += [
-        common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
-        common.RemoveUnusedOpsetsPass(),
-    ]
-    return passes
+    return passes + _without_what_is_unused()
 
 
-@dataclasses.dataclass(frozen=True)
-class TensorRtForm:
-    """What the TensorRT pipeline is asked for.
+def tensorrt(capacity: int, *, plugin: bool = False) -> Pipeline:
+    """The pipeline of target ``trt``, hub form to the ONNX file that TensorRT parses.
+
+    ONNX Runtime runs the same file, which is how its numerics are tested without a GPU.
 
     Args:
         capacity: Rows of every cache: the longest sequence and the longest step together.
-        precision: One of `TENSORRT_PRECISIONS`.
         plugin: Whether fused projections name our plugin; else their plain form is built.
     """
-
-    capacity: int
-    precision: str = "fp16"
-    plugin: bool = False
+    passes = functools.partial(_tensorrt_passes, capacity=capacity, plugin=plugin)
+    return Pipeline("target trt", TENSORRT, passes)
 
 
-def tensorrt_hub_dtype(form: TensorRtForm) -> str:
-    """Activations, caches and what is not quantised are half precision."""
-    return "bf16" if form.precision == "bf16" else "f16"
-
-
-def tensorrt_passes(base: BaseModel, form: TensorRtForm) -> list[ir.passes.InPlacePass]:
-    """The pipeline of the ``trt`` target, hub form to the ONNX file that TensorRT parses.
-
-    ONNX Runtime runs the same file, which is how its numerics are tested without a GPU.
-    """
+def _tensorrt_passes(
+    base: BaseModel, precision: Precision, *, capacity: int, plugin: bool
+) -> Passes:
     # 1. What is computed: chosen rows' logits; caches of static capacity, updated in place.
-    passes: list[ir.passes.InPlacePass] = [KeepRows(), FloatLogits(), InPlaceCache(form.capacity)]
-    passes.append(SeparateMasks())
+    passes: Passes = [KeepRows(), FloatLogits(), InPlaceCache(capacity), SeparateMasks()]
     # 2. Norms of both streams over one set of statistics, as plain ops.
     passes += [
         WriteOutNorms(),
@@ -131,26 +151,28 @@ def tensorrt_passes(base: BaseModel, form: TensorRtForm) -> list[ir.passes.InPla
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     ]
     # 3. Products: codes, or the plugin; both read [out, in], so transposes are folded after them.
-    if form.precision in _CODE_FORMATS:
-        passes.append(WeightOnly(_stored_in_codes(base, form.precision)))
-    elif form.plugin:
+    if precision.projections is not None:
+        passes.append(WeightOnly(_formats(base, precision)))
+    elif plugin:
         passes.append(FuseProjections(_base_weights(base)))
     # Many Transposes of weights make the builder slow, and end it with more than 24 layers.
     passes.append(FoldTransposes(shared=False))
     # 4. What the passes left behind.
-    passes += [
-        common.CommonSubexpressionEliminationPass(),
+    return [*passes, common.CommonSubexpressionEliminationPass(), *_without_what_is_unused()]
+
+
+def _without_what_is_unused() -> Passes:
+    return [
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
     ]
-    return passes
 
 
 def run_passes(
     model: ir.Model,
-    passes: list[ir.passes.InPlacePass],
-    after_each: Callable[[str, ir.Model], None] | None = None,
+    passes: Passes,
+    after_each: AfterEach | None = None,
 ) -> ir.Model:
     """Run passes in order; a failure names the pass and those before it.
 
@@ -196,37 +218,23 @@ def _embedding_tables(base: BaseModel) -> frozenset[str]:
     return frozenset([f"{n}.weight" for n in names] + [f"{n}.otter.table" for n in names])
 
 
-def _is_channel(name: str) -> bool:
-    return ".otter." in name or name.startswith("signals.")
+def _is_base_matrix(name: str) -> bool:
+    is_channel = ".otter." in name or name.startswith("signals.")
+    return not is_channel and name.endswith((".weight", ".weight_t"))
 
 
-def _head_weight(base: BaseModel) -> str:
-    """The initializer that the language model head reads; a tied one is the embedding's."""
-    tied = base.dimensions.tie_word_embeddings
-    return f"{base.family.embeddings[0][0] if tied else base.family.output_head}.weight"
-
-
-def _stored_quantized(base: BaseModel, precision: str) -> Callable[[str], WeightFormat | None]:
-    """Projections in one format, the head in another; the channel as it is."""
-    projection, head = _FORMATS[precision]
-    source = _head_weight(base)
-
-    def choose(name: str) -> WeightFormat | None:
-        if _is_channel(name):
-            return None
-        return head if name == source else projection
-
-    return choose
-
-
-def _stored_in_codes(base: BaseModel, precision: str) -> Callable[[str], CodeFormat | None]:
-    """Base projections and the head; at int4 those that read the inner width have 8 bits."""
-    projection, sensitive = _CODE_FORMATS[precision]
+def _formats(base: BaseModel, precision: Precision) -> Callable[[str], WeightFormat | None]:
+    """The format of each base projection and of the head, by the name of its initializer."""
     formats = {
-        f"{site.graph_name}.weight": sensitive if site.reads is Space.INNER else projection
+        f"{site.graph_name}.weight": (
+            precision.inner if site.reads is Space.INNER else precision.projections
+        )
         for site in base.sites.projections
     }
-    formats[_head_weight(base)] = sensitive
+    # A tied head reads the embedding's.
+    tied = base.dimensions.tie_word_embeddings
+    head = base.family.embeddings[0][0] if tied else base.family.output_head
+    formats[f"{head}.weight"] = precision.head
     return formats.get
 
 
@@ -234,10 +242,3 @@ def _base_weights(base: BaseModel) -> dict[str, str]:
     """Name of every ``A`` to the name of the ``W`` that it widens."""
     sites = base.sites.projections
     return {f"{site.name}.otter.from_base": f"{site.graph_name}.weight" for site in sites}
-
-
-def _stored_half(precision: str, embedding: str) -> Callable[[str], bool]:
-    """fp16: every base matrix; int8 and int4: the embedding, which is gathered, not multiplied."""
-    if precision == "fp16":
-        return lambda name: not _is_channel(name) and name.endswith((".weight", ".weight_t"))
-    return lambda name: name == embedding

@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from otter_export.checkpoint import Checkpoint, expected_tensors
+from otter_export.engine_io import BASE_CACHE
 from otter_export.errors import UnsupportedError
 from otter_export.family import ProjectionSite
 from otter_export.graph.emit import Emitter, add_initializer, lazy_tensor
+from otter_export.graph.weights import source_initializer
 
-_LAYER = re.compile(r"past_key_values\.(\d+)\.key")
+_LAYER = re.compile(rf"{BASE_CACHE.past}\.(\d+)\.key")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +78,6 @@ class Widening:
 
     def tensor(self, name: str, like: ir.Value) -> ir.Value:
         """The inserted tensor ``name`` as an initializer of ``like``'s dtype; made on first use."""
-        existing = self.model.graph.initializers.get(name)
-        if existing is not None:
-            return existing
         dtype = like.dtype or ir.DataType.FLOAT
         shape = self._shapes[name]
         tensor = lazy_tensor(name, dtype, shape, lambda: self.checkpoint.float32(name))
@@ -106,16 +105,6 @@ def parameter_stem(value: ir.Value | None) -> str:
     return value.name.rpartition(".")[0]
 
 
-def source_initializer(value: ir.Value | None) -> ir.Value | None:
-    """The initializer behind a value, seen through a Transpose; None if there is none."""
-    if value is None:
-        return None
-    producer = value.producer()
-    if producer is not None and producer.op_type == "Transpose":
-        value = producer.inputs[0]
-    return value if value is not None and value.is_initializer() else None
-
-
 def layer_of(past: ir.Value | None) -> int:
     """N of a graph input ``past_key_values.N.key``.
 
@@ -124,5 +113,5 @@ def layer_of(past: ir.Value | None) -> int:
     """
     match = _LAYER.fullmatch(str(past.name) if past is not None else "")
     if match is None:
-        raise UnsupportedError("an Attention without past_key_values.N inputs cannot be widened")
+        raise UnsupportedError(f"an Attention without {BASE_CACHE.past}.N inputs cannot be widened")
     return int(match[1])

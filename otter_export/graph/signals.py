@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from otter_export.config import Signal
+from otter_export.engine_io import LOGITS, OUTPUT_KINDS, signal_dims
 from otter_export.errors import UnsupportedError
 from otter_export.graph.emit import Emitter
 from otter_export.graph.rule import Widening
@@ -20,14 +21,15 @@ def add_signal(state: Widening, signal: Signal) -> None:
     Raises:
         UnsupportedError: The kind has no head in the graph.
     """
-    if signal.kind not in ("value", "q_value"):
+    if signal.kind not in OUTPUT_KINDS:
         raise UnsupportedError(
-            f"signal {signal.name!r} has kind {signal.kind!r}; this release builds value, q_value"
+            f"signal {signal.name!r} has kind {signal.kind!r}; this release builds "
+            f"{', '.join(OUTPUT_KINDS)}"
         )
     graph = state.model.graph
     n = state.final_state
     assert n is not None
-    logits = next(v for v in graph.outputs if v.name == "logits").producer()
+    logits = next(v for v in graph.outputs if v.name == LOGITS).producer()
     assert logits is not None
     e = Emitter(graph, logits)
     stem = f"signals.{signal.name}"
@@ -39,14 +41,12 @@ def add_signal(state: Widening, signal: Signal) -> None:
         z = e.op("Cast", [z], f"{stem}.cast", dtype=ir.DataType.FLOAT, to=ir.DataType.FLOAT)
     if signal.activation in _ACTIVATIONS:
         z = e.op(_ACTIVATIONS[signal.activation], [z], f"{stem}.{signal.activation}")
-    dims: list[int | str] = ["batch", "step"]
-    if signal.kind == "value":
+    dims = signal_dims(signal.kind, state.checkpoint.base.dimensions.vocab_size)
+    if not dims:
         axes = e.constant([-1], "otter.axis_last")
         z = e.op("Squeeze", [z, axes], f"{stem}.squeeze")
-    else:
-        dims.append(state.checkpoint.base.dimensions.vocab_size)
     z.name = signal.name
-    z.shape = ir.Shape(dims)
+    z.shape = ir.Shape(["batch", "step", *dims])
     graph.outputs.append(z)
 
 
@@ -55,6 +55,6 @@ def head_nodes(graph: ir.Graph) -> list[ir.Node]:
     found = []
     for node in graph:
         name = str(node.outputs[0].name)
-        if node.op_type == "MatMul" and (name == "logits" or name.startswith("signals.")):
+        if node.op_type == "MatMul" and (name == LOGITS or name.startswith("signals.")):
             found.append(node)
     return found

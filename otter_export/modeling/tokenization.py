@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from otter_export.checkpoint import BaseModel
-from otter_export.config import read_json
 from otter_export.errors import CheckpointError
 from otter_export.modeling.data import Tokenizer
 
@@ -30,11 +28,4 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 def end_token_id(base: BaseModel) -> int | None:
     """The id that ends a text, by generation_config.json, else config.json; the first of many."""
-    path = base.directory / "generation_config.json"
-    generation: Any = read_json(path) if path.is_file() else {}
-    for source in (generation, base.data):
-        value = source.get("eos_token_id")
-        value = value[0] if isinstance(value, list) and value else value
-        if type(value) is int and 0 <= value < base.dimensions.vocab_size:
-            return value
-    return None
+    return next(iter(base.special_token_ids[1]), None)

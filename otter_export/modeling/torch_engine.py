@@ -13,7 +13,6 @@ import torch
 
 from otter_export import __version__, engine_io
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters.engine_files import token_ids
 from otter_export.errors import CheckpointError, EngineError, RequestError
 from otter_export.manifest import EngineManifest
 from otter_export.modeling.otter_model import OtterModel, load_base
@@ -223,7 +222,7 @@ def _load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> Otte
 
 def _manifest(checkpoint: Checkpoint, options: TorchOptions) -> EngineManifest:
     """What ``engine.json`` would say if this engine had a directory."""
-    bos, eos = token_ids(checkpoint)
+    bos, eos = checkpoint.base.special_token_ids
     channel = dataclasses.asdict(checkpoint.config)
     return EngineManifest(
         target="torch",

@@ -9,7 +9,8 @@ import pytest
 
 from otter_export.cli.build import build
 from otter_export.cli.target_options import _flag, _named_target
-from otter_export.targets import TARGETS, Availability, BuildRequest, NoOptions, option
+from otter_export.converters import TARGETS
+from otter_export.converters.target import Availability, BuildRequest, NoOptions, option
 from tests.command_line import Cli
 
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters.onnx import lowered_graph
+from otter_export.graph.pipeline import lower, onnxruntime
 from otter_export.modeling.otter_model import load_reference
-from otter_export.targets import BuildRequest
 from tests import built, tiny
 
 Array = np.ndarray[Any, Any]
@@ -33,7 +32,7 @@ class Built:
     def make(cls, root: Path, checkpoint: Checkpoint) -> Built:
         """Build an engine under ``root``."""
         engine = built.build(checkpoint, root / "engine")
-        base = lowered_graph(checkpoint, BuildRequest(), widened=False)
+        base = lower(checkpoint, onnxruntime(), "fp32", widened=False)
         return cls(
             checkpoint,
             engine,

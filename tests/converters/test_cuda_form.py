@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
-from otter_export.converters.onnx import OnnxOptions, lowered_graph
-from otter_export.targets import BuildRequest
+from otter_export.converters.onnx import OnnxOptions
+from otter_export.graph.pipeline import lower, onnxruntime
 from tests import built, tiny
 from tests.converters.conftest import Built, tokens
 
@@ -74,8 +74,7 @@ def test_the_graph_is_valid_onnx(
 def test_fp16_inside_and_float32_where_clients_and_norms_need_it(
     family: str, families: dict[str, Built]
 ) -> None:
-    request = BuildRequest("fp16", options=OnnxOptions("cuda"))
-    model = lowered_graph(families[family].checkpoint, request)
+    model = lower(families[family].checkpoint, onnxruntime("cuda"), "fp16")
     types = {v.name: v.dtype and v.dtype.name for v in (*model.graph.inputs, *model.graph.outputs)}
     assert {types[name] for name in ("logits", "reward", "next")} == {"FLOAT"}
     assert {t for name, t in types.items() if "key_values" in str(name)} == {"FLOAT16"}

@@ -20,8 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.config import Signal
-from otter_export.converters.onnx import lowered_graph
-from otter_export.targets import BuildRequest
+from otter_export.graph.pipeline import lower, onnxruntime
 from tests import built, tiny
 from tests.converters.conftest import Built, tokens
 
@@ -145,7 +144,7 @@ def test_bfloat16_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", list(tiny.CONFIGS))
 def test_the_engine_file_holds_nothing_twice(family: str, families: dict[str, Built]) -> None:
     """A tied embedding is one tensor; so is every weight."""
-    model = lowered_graph(families[family].checkpoint, BuildRequest())
+    model = lower(families[family].checkpoint, onnxruntime(), "fp32")
     seen: dict[str, str] = {}
     for name, value in model.graph.initializers.items():
         assert value.const_value is not None

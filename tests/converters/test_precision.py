@@ -18,9 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.config import Signal
-from otter_export.converters.onnx import lowered_graph
+from otter_export.graph.pipeline import lower, onnxruntime
 from otter_export.modeling.otter_model import load_reference
-from otter_export.targets import BuildRequest
 from tests import built
 from tests.converters.conftest import tokens
 from tests.graph.test_weight_passes import INT4, INT8, dequantized
@@ -88,7 +87,7 @@ def test_engine_equals_torch_on_rounded_weights(
 ) -> None:
     ids = tokens(2, 16)
     engine = built.Graph.load(built.build(wide, tmp_path / "engine", precision=precision))(ids)
-    model = lowered_graph(wide, BuildRequest(precision=precision))
+    model = lower(wide, onnxruntime(), precision)
     for node in model.graph:
         if node.op_type == "MatMulNBits":
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", _FLOAT32_ACCURACY)
@@ -105,10 +104,11 @@ def test_engine_equals_torch_on_rounded_weights(
 def test_base_logits_equal_the_unwidened_graph_bit_for_bit(
     precision: str, wide: Checkpoint, tmp_path: Path
 ) -> None:
-    request = BuildRequest(precision=precision)
     ids = tokens(2, 16)
     widened, base = (
-        built.Graph.of(lowered_graph(wide, request, widened=wide_), tmp_path / str(wide_))(ids)
+        built.Graph.of(lower(wide, onnxruntime(), precision, widened=wide_), tmp_path / str(wide_))(
+            ids
+        )
         for wide_ in (True, False)
     )
     np.testing.assert_array_equal(widened["logits"], base["logits"])
@@ -118,7 +118,7 @@ def test_base_logits_equal_the_unwidened_graph_bit_for_bit(
 def test_base_matrices_shrink_and_the_channel_does_not(
     precision: str, base_bytes: float, wide: Checkpoint
 ) -> None:
-    model = lowered_graph(wide, BuildRequest(precision=precision))
+    model = lower(wide, onnxruntime(), precision)
     name = {"fp16": "weight_t_half"}.get(precision, f"weight_{precision}")
     weight = model.graph.initializers[f"model.layers.0.mlp.down_proj.{name}"].const_value
     assert weight is not None and weight.nbytes == 128 * 256 * base_bytes

@@ -13,14 +13,19 @@ from hypothesis import strategies as st
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.evaluation.stored_weights import StoredWeights, checkpoint_weights, mismatches
-from otter_export.graph.passes.quantize_weights import WeightFormat, quantize
+from otter_export.graph.passes.quantize_weights import quantize
+from otter_export.precision import WeightFormat
 from tests.evaluation.conftest import Build
 from tests.evaluation.spoil import Edit, edit_graph, edit_weight
 from tests.tiny import CONFIGS
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 Q = "model.layers.1.self_attn.q_proj.weight"
-FORMATS = (WeightFormat(8), WeightFormat(4), WeightFormat(4, symmetric=False))
+FORMATS = (
+    WeightFormat(8, 128),
+    WeightFormat(4, 128),
+    WeightFormat(4, 128, symmetric=False),
+)
 
 
 def opened(engine: Path, family: str = "llama") -> tuple[StoredWeights, Checkpoint]:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters.tensorrt import TARGET
-from otter_export.converters.tensorrt_options import TensorRTOptions
+from otter_export.converters.target import BuildRequest
+from otter_export.converters.tensorrt.options import TensorRTOptions
+from otter_export.converters.tensorrt.target import TARGET
 from otter_export.cuda import CudaDevice
 from otter_export.errors import EngineError, MissingDependencyError, UnsupportedError
 from otter_export.evaluation.kept_graph import verifiable
@@ -21,7 +22,6 @@ from otter_export.evaluation.stored_weights import StoredWeights, checkpoint_wei
 from otter_export.evaluation.subject import Options
 from otter_export.evaluation.verification import verify
 from otter_export.manifest import EngineManifest
-from otter_export.targets import BuildRequest
 from tests import built, tiny
 from tests.evaluation.conftest import PROMPTS
 

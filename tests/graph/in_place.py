@@ -17,6 +17,7 @@ import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 
 from otter_export.converters.onnx import save_model
+from otter_export.engine_io import is_cache, present_of
 
 Array = np.ndarray[Any, Any]
 Caches = dict[str, Array]
@@ -59,7 +60,7 @@ class InPlaceGraph:
         return next(int(v.shape[2]) for v in self._cache_inputs())
 
     def _cache_inputs(self) -> list[ir.Value]:
-        return [v for v in self.model.graph.inputs if "key_values." in str(v.name)]
+        return [v for v in self.model.graph.inputs if is_cache(v.name)]
 
     def new_caches(self, batch: int, garbage: float = 0.0) -> Caches:
         """Caches in which every slot holds random values of this size."""
@@ -116,11 +117,5 @@ class InPlaceGraph:
         }
         names = [str(v.name) for v in self.model.graph.outputs]
         found = dict(zip(names, self.session.run(None, feed), strict=True))
-        after = {
-            name.replace("otter_present", "otter_key_values").replace(
-                "present", "past_key_values"
-            ): v
-            for name, v in found.items()
-            if "present." in name
-        }
-        return {name: v for name, v in found.items() if "present." not in name}, after
+        after = {name: found[present_of(name)] for name in caches}
+        return {name: v for name, v in found.items() if not is_cache(name)}, after

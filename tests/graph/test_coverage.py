@@ -12,16 +12,10 @@ from pathlib import Path
 import pytest
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.graph.pipeline import (
-    PRECISIONS,
-    TENSORRT_PRECISIONS,
-    Lowering,
-    TensorRtForm,
-    onnxruntime_passes,
-    tensorrt_passes,
-)
+from otter_export.converters import TARGETS
+from otter_export.graph.pipeline import onnxruntime, tensorrt
 from otter_export.graph.rules import RULES
-from otter_export.targets import TARGETS
+from otter_export.precision import ONNX_RUNTIME, TENSORRT
 from tests import tiny
 from tests.graph import test_rules
 
@@ -47,16 +41,16 @@ def test_every_pass_of_every_pipeline_has_its_tests(checkpoints: dict[str, Check
     used = {
         type(one).__name__
         for checkpoint in checkpoints.values()
-        for provider, precisions in PRECISIONS.items()
-        for precision in precisions
-        for one in onnxruntime_passes(checkpoint.base, Lowering(precision, provider))
+        for provider, precisions in ONNX_RUNTIME.items()
+        for precision in precisions.values()
+        for one in onnxruntime(provider).passes(checkpoint.base, precision)
     }
     used |= {
         type(one).__name__
         for checkpoint in checkpoints.values()
-        for precision in TENSORRT_PRECISIONS
+        for precision in TENSORRT.values()
         for plugin in (False, True)
-        for one in tensorrt_passes(checkpoint.base, TensorRtForm(32, precision, plugin))
+        for one in tensorrt(32, plugin=plugin).passes(checkpoint.base, precision)
     }
     text = "".join(path.read_text() for path in TESTS.glob("test_*_passes.py"))
     tested = set(re.findall(r"(\w+)\([^()]*(?:\([^()]*\))?[^()]*\)\(", text))
@@ -74,7 +68,7 @@ def test_every_pass_file_is_in_a_pipeline() -> None:
 def test_every_family_target_and_precision_is_built_and_compared() -> None:
     """Names what tests/converters and test_tensorrt_*.py build; see there.
 
-    ``trtllm`` writes no graph: tests/tensorrt_llm.
+    ``trtllm`` writes no graph: tests/converters/tensorrt_llm.
     """
     from tests.converters import test_cuda_form, test_parity, test_precision
     from tests.graph import test_tensorrt_parser, test_tensorrt_precisions
@@ -83,9 +77,9 @@ def test_every_family_target_and_precision_is_built_and_compared() -> None:
     assert {case.family for case in test_parity.CASES} == set(tiny.CONFIGS)
     built = {("cpu", "fp32"), *(("cpu", p) for p in test_precision.PRECISIONS)}
     built |= {("cuda", p) for p in test_cuda_form.PRECISIONS}
-    assert built == {(ep, p) for ep, precisions in PRECISIONS.items() for p in precisions}
-    assert {*test_tensorrt_precisions.STORED, "fp16", "bf16"} == set(TENSORRT_PRECISIONS)
-    assert set(test_tensorrt_parser.PRECISIONS) == set(TENSORRT_PRECISIONS)
+    assert built == {(ep, p) for ep, precisions in ONNX_RUNTIME.items() for p in precisions}
+    assert {*test_tensorrt_precisions.STORED, "fp16", "bf16"} == set(TENSORRT)
+    assert set(test_tensorrt_parser.PRECISIONS) == set(TENSORRT)
 
 
 @pytest.mark.parametrize("op", list(RULES))

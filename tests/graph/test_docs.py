@@ -8,15 +8,9 @@ from pathlib import Path
 import pytest
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.graph.pipeline import (
-    PRECISIONS,
-    TENSORRT_PRECISIONS,
-    Lowering,
-    TensorRtForm,
-    onnxruntime_passes,
-    tensorrt_passes,
-)
+from otter_export.graph.pipeline import onnxruntime, tensorrt
 from otter_export.graph.rules import RULES
+from otter_export.precision import ONNX_RUNTIME, TENSORRT
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +21,11 @@ def page(repository: Path) -> str:
 def pipelines(provider: str, llama: Checkpoint) -> list[list[str]]:
     """Names of the passes for each precision, in order."""
     if provider == "trt":
-        forms = [TensorRtForm(32, precision) for precision in TENSORRT_PRECISIONS]
-        forms.append(TensorRtForm(32, plugin=True))
-        lists = [tensorrt_passes(llama.base, form) for form in forms]
+        runs = [(tensorrt(32), name) for name in TENSORRT]
+        runs.append((tensorrt(32, plugin=True), "fp16"))
     else:
-        lists = [
-            onnxruntime_passes(llama.base, Lowering(precision, provider))
-            for precision in PRECISIONS[provider]
-        ]
+        runs = [(onnxruntime(provider), name) for name in ONNX_RUNTIME[provider]]
+    lists = [line.passes(llama.base, line.precisions[name]) for line, name in runs]
     return [[type(one).__name__ for one in passes] for passes in lists]
 
 

@@ -15,7 +15,7 @@ import pytest
 from otter_export.errors import UnsupportedError
 from otter_export.graph.passes.flatten_tokens import FlattenTokens
 from otter_export.graph.passes.float_logits import FloatLogits
-from otter_export.graph.passes.keep_last_logits import KeepLastLogits
+from otter_export.graph.passes.keep_rows import KeepLastLogits
 from otter_export.graph.passes.merge_reshapes import MergeReshapes
 from otter_export.graph.passes.read_only_cache import ReadOnlyCache
 from otter_export.graph.passes.reuse_statistics import ReuseStatistics

@@ -19,12 +19,12 @@ import torch
 from hypothesis import strategies as st
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters.tensorrt_graph import tensorrt_graph
 from otter_export.errors import UnsupportedError
 from otter_export.graph.base import base_graph
-from otter_export.graph.pipeline import TensorRtForm, run_passes, tensorrt_passes
+from otter_export.graph.pipeline import lower, run_passes, tensorrt
 from otter_export.graph.widen import widen
 from otter_export.modeling.otter_model import load_reference
+from otter_export.precision import TENSORRT
 from tests import built, tiny
 from tests.converters.test_steps import random_tree
 from tests.graph.in_place import InPlaceGraph
@@ -60,7 +60,7 @@ def forms(
 ) -> dict[str, Made]:
     made = {}
     for family, checkpoint in checkpoints.items():
-        model = tensorrt_graph(checkpoint, TensorRtForm(CAPACITY))
+        model = lower(checkpoint, tensorrt(CAPACITY), "fp16")
         graph = InPlaceGraph.of(model, tmp_path_factory.mktemp(family))
         made[family] = Made(checkpoint, graph, load_reference(checkpoint))
     return made
@@ -102,7 +102,7 @@ def test_the_same_passes_in_float32_equal_the_reference(made: Made, tmp_path: Pa
     """No half precision anywhere: the form itself, to the tolerance of the onnx target."""
     checkpoint = made.checkpoint
     model = widen(base_graph(checkpoint.base, "f32"), checkpoint)
-    run_passes(model, tensorrt_passes(checkpoint.base, TensorRtForm(CAPACITY)))
+    run_passes(model, tensorrt(CAPACITY).passes(checkpoint.base, TENSORRT["fp16"]))
     ids = tokens(2, 20)
     equal(InPlaceGraph.of(model, tmp_path)(ids)[0], made.torch(ids), 1e-4)
 
@@ -266,8 +266,8 @@ def test_plugin_form_equals_plain_form(made: Made, tmp_path: Path) -> None:
 
     Without its own fusions, which take MatMul and Add together where it sees a weight.
     """
-    model = tensorrt_graph(made.checkpoint, TensorRtForm(CAPACITY, plugin=True))
-    plain = tensorrt_graph(made.checkpoint, TensorRtForm(CAPACITY))
+    model = lower(made.checkpoint, tensorrt(CAPACITY, plugin=True), "fp16")
+    plain = lower(made.checkpoint, tensorrt(CAPACITY), "fp16")
     fused = [node for node in model.graph if node.op_type == "OtterLinear"]
     assert len(fused) == len(made.checkpoint.base.sites.projections)
     for node in fused:
@@ -287,7 +287,7 @@ def test_bfloat16_in_the_evaluator_of_onnx(made: Made, tmp_path: Path) -> None:
 
     bfloat16 has 8 bits, 8 times the rounding of float16 per op: 7e-2 is the largest measured.
     """
-    model = tensorrt_graph(made.checkpoint, TensorRtForm(CAPACITY, precision="bf16"))
+    model = lower(made.checkpoint, tensorrt(CAPACITY), "bf16")
     types = {v.dtype for v in model.graph.inputs if "key_values" in str(v.name)}
     weights = {v.dtype for v in model.graph.initializers.values() if len(v.shape or ()) == 2}
     assert types == weights == {ir.DataType.BFLOAT16}
@@ -299,7 +299,7 @@ def test_bfloat16_in_the_evaluator_of_onnx(made: Made, tmp_path: Path) -> None:
 
 def test_base_logits_do_not_depend_on_the_channel(made: Made, tmp_path: Path) -> None:
     """The unwidened base, lowered by the same passes, gives the same bits."""
-    model = tensorrt_graph(made.checkpoint, TensorRtForm(CAPACITY), widened=False)
+    model = lower(made.checkpoint, tensorrt(CAPACITY), "fp16", widened=False)
     ids = tokens(2, 12)
     found = InPlaceGraph.of(model, tmp_path)(ids)[0]["logits"]
     np.testing.assert_array_equal(found, made.half(ids)[0]["logits"])
@@ -307,13 +307,13 @@ def test_base_logits_do_not_depend_on_the_channel(made: Made, tmp_path: Path) ->
 
 def test_an_unknown_precision_is_an_error(llama: Checkpoint) -> None:
     with pytest.raises(UnsupportedError, match=r"fp32 is not .* fp16, bf16, int8, int4"):
-        tensorrt_graph(llama, TensorRtForm(CAPACITY, precision="fp32"))
+        lower(llama, tensorrt(CAPACITY), "fp32")
 
 
 def test_a_checkpoint_with_a_table(table_llama: Checkpoint, tmp_path: Path) -> None:
     """The channel's own embedding table; one value signal."""
     assert table_llama.config.signals == (tiny.REWARD,)
-    graph = InPlaceGraph.of(tensorrt_graph(table_llama, TensorRtForm(CAPACITY)), tmp_path)
+    graph = InPlaceGraph.of(lower(table_llama, tensorrt(CAPACITY), "fp16"), tmp_path)
     ids = tokens(2, 9)
     with torch.no_grad():
         expected = load_reference(table_llama)(torch.from_numpy(ids)).signals["reward"].numpy()

@@ -18,11 +18,11 @@ import pytest
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.onnx import save_model
-from otter_export.converters.tensorrt_graph import tensorrt_graph
-from otter_export.graph.pipeline import TENSORRT_PRECISIONS, TensorRtForm
+from otter_export.graph.pipeline import lower, tensorrt
+from otter_export.precision import TENSORRT
 from tests import tiny
 
-PRECISIONS = TENSORRT_PRECISIONS
+PRECISIONS = tuple(TENSORRT)
 CAPACITY = 48
 FORMS = [(precision, False) for precision in PRECISIONS] + [("fp16", True), ("bf16", True)]
 _TYPES = {"fp16": "HALF", "bf16": "BF16", "int8": "HALF", "int4": "HALF"}
@@ -50,7 +50,7 @@ def reports(
                 directory = root / f"{family}-{precision}-{plugin}"
                 directory.mkdir()
                 save_model(
-                    tensorrt_graph(checkpoint, TensorRtForm(CAPACITY, precision, plugin)), directory
+                    lower(checkpoint, tensorrt(CAPACITY, plugin=plugin), precision), directory
                 )
                 files[family, precision, plugin] = str(directory / "model.onnx")
         script = str(Path(__file__).with_name("parse_networks.py"))

@@ -19,9 +19,10 @@ from otter_export.graph.passes.fuse_projections import FuseProjections
 from otter_export.graph.passes.in_place_cache import KVCache
 from otter_export.graph.passes.keep_rows import KeepRows
 from otter_export.graph.passes.separate_masks import SeparateMasks
-from otter_export.graph.passes.weight_only import CodeFormat, WeightOnly, encode
+from otter_export.graph.passes.weight_only import WeightOnly, encode
 from otter_export.graph.passes.write_out_norms import WriteOutNorms
 from otter_export.graph.pipeline import run_passes
+from otter_export.precision import WeightFormat
 from tests.graph.test_layout_passes import IDS, attention_model, heads_model
 from tests.graph.text import ops, parse, randn, run
 
@@ -262,19 +263,19 @@ def test_fuse_projections_leaves_other_sums_alone(change: str, names: dict[str, 
     tail = "y = Relu (u) r = Relu (ua) z = Add (s, r)" if change == "shared" else PLAIN[1]
     model = parse(PROJECTION.format("", tail), functions=True, **WEIGHTS)
     if change == "codes":
-        WeightOnly(lambda name: CodeFormat(8, None) if name == "p.weight" else None)(model)
+        WeightOnly(lambda name: WeightFormat(8, None) if name == "p.weight" else None)(model)
     before = ops(model)
     assert not FuseProjections(names)(model).modified
     assert ops(model) == before
 
 
-INT8, INT4 = CodeFormat(8, None), CodeFormat(4, 32)
+INT8, INT4 = WeightFormat(8, None), WeightFormat(4, 32)
 DENSE = """g (float[T, 96] x, float[6, 96] w) => (float[T, 6] y)
     { t = Transpose <perm = [1, 0]> (w) y = MatMul (x, t) }"""
 
 
-@pytest.mark.parametrize("stored", [INT8, INT4, CodeFormat(8, 64)])
-def test_weight_only_is_the_stated_arithmetic(stored: CodeFormat) -> None:
+@pytest.mark.parametrize("stored", [INT8, INT4, WeightFormat(8, 64)])
+def test_weight_only_is_the_stated_arithmetic(stored: WeightFormat) -> None:
     """Scales and rounding written out here, one block after the other."""
     weight = randn(6, 96)
     weight[0] = 0

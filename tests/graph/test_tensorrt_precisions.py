@@ -18,9 +18,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters.tensorrt_graph import tensorrt_graph
 from otter_export.graph.passes.weight_only import encode
-from otter_export.graph.pipeline import TensorRtForm
+from otter_export.graph.pipeline import lower, tensorrt
 from otter_export.modeling.otter_model import load_reference
 from tests import built, tiny
 from tests.graph.in_place import InPlaceGraph
@@ -77,7 +76,7 @@ def torch_outputs(checkpoint: Checkpoint, ids: np.ndarray[Any, Any]) -> dict[str
 def test_codes_equal_torch_on_rounded_weights(
     checkpoint: Checkpoint, precision: str, tmp_path: Path
 ) -> None:
-    model = tensorrt_graph(checkpoint, TensorRtForm(32, precision))
+    model = lower(checkpoint, tensorrt(32), precision)
     ids = np.random.default_rng(0).integers(3, 128, (2, 16))
     # ONNX Runtime's own fusion of the pair would also round the activations to 8 bits.
     found, _ = InPlaceGraph.of(model, tmp_path / "graph", optimize=False)(ids)
@@ -95,7 +94,7 @@ def test_codes_equal_torch_on_rounded_weights(
 @pytest.mark.parametrize("precision", list(STORED))
 def test_what_is_stored_in_codes(checkpoint: Checkpoint, precision: str) -> None:
     """Every base projection and the head; no table, no norm, nothing of the channel."""
-    graph = tensorrt_graph(checkpoint, TensorRtForm(32, precision, plugin=True)).graph
+    graph = lower(checkpoint, tensorrt(32, plugin=True), precision).graph
     codes = {
         str(name): value.dtype
         for name, value in graph.initializers.items()

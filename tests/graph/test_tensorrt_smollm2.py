@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters.tensorrt_graph import tensorrt_graph
-from otter_export.graph.pipeline import TensorRtForm
+from otter_export.graph.pipeline import lower, tensorrt
 from otter_export.modeling.otter_model import load_reference
 from otter_export.runtime.tokenizer import JsonTokenizer
 from tests import built, smollm2
@@ -35,7 +34,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def graph(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> InPlaceGraph:
-    model = tensorrt_graph(checkpoint, TensorRtForm(64))
+    model = lower(checkpoint, tensorrt(64), "fp16")
     return InPlaceGraph.of(model, tmp_path_factory.mktemp("graph"))
 
 

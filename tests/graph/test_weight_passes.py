@@ -17,12 +17,11 @@ from otter_export.graph.emit import lazy_tensor
 from otter_export.graph.passes.fold_transposes import FoldTransposes
 from otter_export.graph.passes.half_storage import HalfStorage
 from otter_export.graph.passes.quantize_weights import (
-    BLOCK_SIZE,
     QuantizeWeights,
-    WeightFormat,
     quantize,
 )
 from otter_export.graph.passes.tie_embedding import TieEmbedding
+from otter_export.precision import WeightFormat
 from tests.graph.text import ops, parse, randn, run
 
 Array = np.ndarray[Any, Any]
@@ -83,8 +82,10 @@ def test_half_storage_casts_matrices_and_gathered_rows() -> None:
     assert not HalfStorage(lambda name: ".otter." not in name)(model).modified
 
 
-INT8, INT4 = WeightFormat(8), WeightFormat(4, symmetric=False)
-FORMATS = (INT8, INT4, WeightFormat(4))
+#: As in the tables of precisions.
+BLOCK_SIZE = 128
+INT8, INT4 = WeightFormat(8, BLOCK_SIZE), WeightFormat(4, BLOCK_SIZE, symmetric=False)
+FORMATS = (INT8, INT4, WeightFormat(4, BLOCK_SIZE))
 
 
 @pytest.mark.parametrize("columns", [256, 320, 100])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from otter_export.converters.triton import CONTAINER
+from otter_export.converters.triton.repository import CONTAINER
 from otter_export.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from otter_export.serving.settings import Settings
 from otter_export.serving.tensors import INPUTS, OUTPUTS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from otter_export.engine_io import INPUT_IDS, LOGITS_TO_KEEP
 from otter_export.graph.emit import Emitter
 
 #: Ops that work on each token's row alone, so that they do not care about the leading dimensions.
@@ -68,12 +69,12 @@ class _Layout:
         self._restored: dict[ir.Value, ir.Value] = {}
         self._flattened: dict[ir.Value, ir.Value] = {}
         e = Emitter(graph, graph[0], before=True)
-        ids = next(v for v in graph.inputs if v.name == "input_ids")
+        ids = next(v for v in graph.inputs if v.name == INPUT_IDS)
         self._all = e.constant([-1], "otter.dim.-1")
         self._batch = e.op("Shape", [ids], "otter.rows.batch", start=0, end=1)
         step = e.op("Shape", [ids], "otter.rows.step", start=1, end=2)
         self._second = {"step": step}
-        keep = [v for v in graph.inputs if v.name == "logits_to_keep"]
+        keep = [v for v in graph.inputs if v.name == LOGITS_TO_KEEP]
         if keep:
             self._second["kept"] = keep[0]
         self._shapes = {

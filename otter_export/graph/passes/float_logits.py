@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from otter_export.engine_io import LOGITS
 from otter_export.graph.emit import Emitter
 
 
@@ -22,13 +23,13 @@ class FloatLogits(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the pass in place."""
         graph = model.graph
-        index = next(i for i, v in enumerate(graph.outputs) if v.name == "logits")
+        index = next(i for i, v in enumerate(graph.outputs) if v.name == LOGITS)
         old = graph.outputs[index]
         producer = old.producer()
         if producer is None or old.dtype in (None, ir.DataType.FLOAT):
             return ir.passes.PassResult(model, modified=False)
-        old.name = "logits.narrow"
+        old.name = f"{LOGITS}.narrow"
         e = Emitter(graph, producer)
         to = ir.DataType.FLOAT
-        graph.outputs[index] = e.op("Cast", [old], "logits", dtype=to, shape=old.shape, to=to)
+        graph.outputs[index] = e.op("Cast", [old], LOGITS, dtype=to, shape=old.shape, to=to)
         return ir.passes.PassResult(model, modified=True)

@@ -48,9 +48,6 @@ class FoldTransposes(ir.passes.InPlacePass):
 
 def _transposed(graph: ir.Graph, weight: ir.Value) -> ir.Value:
     name = f"{weight.name}_t"
-    existing = graph.initializers.get(name)
-    if existing is not None:
-        return existing
     tensor = value_of(weight)
     shape = static_shape(tensor)[::-1]
     lazy = lazy_tensor(name, tensor.dtype, shape, lambda: np.transpose(tensor.numpy()))

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from otter_export.graph.emit import Emitter
 from otter_export.graph.functions import BIAS, DOMAIN
-from otter_export.graph.rule import source_initializer
+from otter_export.graph.weights import multiplied_weight
 
 
 class FuseProjections(ir.passes.InPlacePass):
@@ -89,10 +89,10 @@ class _Projection:
 
 def _product(value: ir.Value | None) -> _Product | None:
     node = None if value is None else value.producer()
-    if node is None or node.op_type != "MatMul" or node.outputs[0].is_graph_output():
+    weight = multiplied_weight(node)
+    if node is None or weight is None or node.outputs[0].is_graph_output():
         return None
-    weight = source_initializer(node.inputs[1])
-    return None if weight is None or weight is node.inputs[1] else _Product(node, weight)
+    return _Product(node, weight)
 
 
 def _has_one_reader(product: _Product) -> bool:

@@ -57,9 +57,6 @@ class HalfStorage(ir.passes.InPlacePass):
 
 def _half(graph: ir.Graph, value: ir.Value) -> ir.Value:
     name = f"{value.name}_half"
-    existing = graph.initializers.get(name)
-    if existing is not None:
-        return existing
     tensor = value_of(value)
     lazy = lazy_tensor(name, ir.DataType.FLOAT16, static_shape(tensor), tensor.numpy)
     return add_initializer(graph, name, lazy)

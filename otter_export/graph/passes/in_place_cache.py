@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from otter_export.errors import UnsupportedError
+from otter_export.engine_io import INPUT_IDS, POSITION_IDS, WRITE_INDICES
+from otter_export.graph.attention import replace_attention, replace_mask, scale_of, split_heads
 from otter_export.graph.emit import Emitter
 
-MASK = "attention_mask"
-WRITE_INDICES = "write_indices"
 _SEQUENCE_AXIS = -2
 
 
@@ -50,21 +49,14 @@ class InPlaceCache(ir.passes.InPlacePass):
 
     def _inputs(self, graph: ir.Graph) -> tuple[ir.Value, ir.Value]:
         """The new mask in the place of the padding mask, and the write indices at the end."""
-        index = next(i for i, v in enumerate(graph.inputs) if v.name == MASK)
-        graph.inputs[index].name = "padding_mask.unused"
-        mask = ir.Value(
-            name=MASK,
-            shape=ir.Shape(["batch", 1, "step", self._capacity]),
-            type=ir.TensorType(ir.DataType.BOOL),
-        )
-        graph.inputs[index] = mask
+        mask = replace_mask(graph, ["batch", 1, "step", self._capacity])
         for value in graph.inputs:
-            if value.name in ("input_ids", "position_ids"):
+            if value.name in (INPUT_IDS, POSITION_IDS):
                 value.shape = ir.Shape(["batch", "step"])
         slots = ir.Value(
             name=WRITE_INDICES, shape=ir.Shape(["batch"]), type=ir.TensorType(ir.DataType.INT64)
         )
-        graph.inputs.insert(index + 1, slots)
+        graph.inputs.insert(list(graph.inputs).index(mask) + 1, slots)
         return mask, slots
 
     def _lower(self, graph: ir.Graph, node: ir.Node, mask: ir.Value, slots: ir.Value) -> None:
@@ -76,66 +68,37 @@ class InPlaceCache(ir.passes.InPlacePass):
         kv_heads, size = (int(past_key.shape[i]) for i in (1, 3))  # type: ignore[arg-type]
         prefix = str(node.outputs[0].name)
         e = Emitter(graph, node, before=True)
-        query = _heads(e, q, heads, size, f"{prefix}.q")
+
+        def split(value: ir.Value, count: int, name: str) -> ir.Value:
+            shape = e.constant([0, 0, count, size], f"otter.split.{count}.{size}")
+            return split_heads(e, value, shape, f"{prefix}.{name}", ["batch", count, "step", size])
+
+        scale = scale_of(node, "in-place")
+        query = split(q, heads, "q")
         presents = []
         for value, past, kind in ((k, past_key, "k"), (v, past_value, "v")):
-            rows = _heads(e, value, kv_heads, size, f"{prefix}.{kind}")
+            rows = split(value, kv_heads, kind)
             past.shape = ir.Shape(["batch", kv_heads, self._capacity, size])
-            presents.append(self._update(e, past, rows, slots, f"{prefix}.{kind}.cache"))
+            presents.append(
+                e.op(
+                    "TensorScatter",
+                    [past, rows, slots],
+                    f"{prefix}.{kind}.cache",
+                    shape=past.shape,
+                    axis=_SEQUENCE_AXIS,
+                    mode="linear",
+                )
+            )
         y = e.op(
             "Attention",
             [query, *presents, mask],
             f"{prefix}.rows",
             shape=["batch", heads, "step", size],
-            **_attributes(node),
+            **({} if scale is None else {"scale": scale}),
         )
         y = e.op("Transpose", [y], f"{prefix}.turned", perm=[0, 2, 1, 3])
         width = heads * size
         shape = e.constant([0, 0, width], f"otter.join.{width}")
         joined: list[int | str] = ["batch", "step", width]
         y = e.op("Reshape", [y, shape], f"{prefix}.joined", shape=joined)
-        ir.convenience.replace_all_uses_with(node.outputs[0], y)
-        for old, new in zip(node.outputs[1:3], presents, strict=True):
-            new.name, old.name = old.name, f"{old.name}.unused"
-            graph.outputs[list(graph.outputs).index(old)] = new
-        graph.remove(node, safe=True)
-
-    def _update(
-        self, e: Emitter, past: ir.Value, rows: ir.Value, slots: ir.Value, name: str
-    ) -> ir.Value:
-        return e.op(
-            "TensorScatter",
-            [past, rows, slots],
-            name,
-            shape=past.shape,
-            axis=_SEQUENCE_AXIS,
-            mode="linear",
-        )
-
-
-def _attributes(node: ir.Node) -> dict[str, float]:
-    """What the new Attention keeps of the old one."""
-    softcap = node.attributes.get("softcap")
-    if softcap is not None and softcap.as_float() != 0.0:
-        raise UnsupportedError(f"node {node.name!r}: attention with softcap has no in-place form")
-    scale = node.attributes.get("scale")
-    return {} if scale is None else {"scale": scale.as_float()}
-
-
-def _heads(e: Emitter, value: ir.Value, count: int, size: int, name: str) -> ir.Value:
-    """``[B, S, count*e]`` to ``[B, count, S, e]``, rotated after the split if it was before."""
-    rotation = value.producer()
-    if rotation is not None and rotation.op_type != "RotaryEmbedding":
-        rotation = None
-    flat = value if rotation is None else rotation.inputs[0]
-    shape = e.constant([0, 0, count, size], f"otter.split.{count}.{size}")
-    x = e.op("Reshape", [flat, shape], f"{name}.split")
-    four: list[int | str] = ["batch", count, "step", size]
-    x = e.op("Transpose", [x], f"{name}.heads", perm=[0, 2, 1, 3], shape=four)
-    if rotation is None:
-        return x
-    # num_heads is for three-dimensional inputs only (opset 23).
-    attributes = {n: a.value for n, a in rotation.attributes.items() if n != "num_heads"}
-    return e.op(
-        "RotaryEmbedding", [x, *rotation.inputs[1:]], f"{name}.rotated", shape=four, **attributes
-    )
+        replace_attention(graph, node, y, presents)

@@ -6,7 +6,8 @@ import math
 
 import onnx_ir as ir
 
-from otter_export.errors import UnsupportedError
+from otter_export.engine_io import INPUT_IDS
+from otter_export.graph.attention import replace_attention, replace_mask, scale_of, split_heads
 from otter_export.graph.emit import Emitter
 
 #: Added to masked scores: exp underflows to exactly 0, and a row of nothing else stays finite.
@@ -37,7 +38,8 @@ class ReadOnlyCache(ir.passes.InPlacePass):
         attentions = [n for n in graph if n.op_type == "Attention"]
         if not attentions:
             return ir.passes.PassResult(model, modified=False)
-        shared = _Shared(graph, attentions[0], _replace_mask_input(graph))
+        mask = replace_mask(graph, ["batch", "step", "past + step"])
+        shared = _Shared(graph, attentions[0], mask)
         for node in attentions:
             _lower(graph, node, shared)
         graph.opset_imports["com.microsoft"] = 1
@@ -48,7 +50,7 @@ class _Shared:
     """Values that all layers use, at the head of the graph."""
 
     def __init__(self, graph: ir.Graph, first: ir.Node, mask: ir.Value) -> None:
-        ids = next(v for v in graph.inputs if v.name == "input_ids")
+        ids = next(v for v in graph.inputs if v.name == INPUT_IDS)
         past_key = first.inputs[4]
         assert past_key is not None
         dtype = past_key.dtype or ir.DataType.FLOAT
@@ -95,7 +97,7 @@ def _lower(graph: ir.Graph, node: ir.Node, shared: _Shared) -> None:
     kv_heads = node.attributes["kv_num_heads"].as_int()
     assert past_key.shape is not None
     size = int(past_key.shape[3])  # type: ignore[arg-type]
-    scale, group = _scale(node, size), heads // kv_heads
+    scale, group = scale_of(node, "read-only"), heads // kv_heads
     prefix = str(node.outputs[0].name)
     e = Emitter(graph, node, before=True)
 
@@ -106,16 +108,16 @@ def _lower(graph: ir.Graph, node: ir.Node, shared: _Shared) -> None:
             f"{prefix}.{name}",
             domain="com.microsoft",
             transB=1,
-            alpha=scale,
+            alpha=1.0 / math.sqrt(size) if scale is None else scale,
         )
 
-    query = _heads(e, q, heads, size, shared, f"{prefix}.q")
+    def split(value: ir.Value, count: int, name: str) -> ir.Value:
+        return split_heads(e, value, shared.shape("B", "S", count, size), f"{prefix}.{name}")
+
+    query = split(q, heads, "q")
     if group > 1:
         query = e.op("Reshape", [query, shared.shape("B", kv_heads, -1, size)], f"{prefix}.grouped")
-    rows = [
-        _heads(e, value, kv_heads, size, shared, f"{prefix}.{name}")
-        for value, name in ((k, "k"), (v, "v"))
-    ]
+    rows = [split(value, kv_heads, name) for value, name in ((k, "k"), (v, "v"))]
     both = [scores(past_key, "past_scores"), scores(rows[0], "new_scores")]
     s = e.op("Concat", both, f"{prefix}.scores", axis=-1)
     s = e.op("Add", [s, shared.bias(group)], f"{prefix}.masked")
@@ -134,56 +136,6 @@ def _lower(graph: ir.Graph, node: ir.Node, shared: _Shared) -> None:
     shape = shared.shape("B", "S", heads * size)
     joined = ["batch", "step", heads * size]
     y = e.op("Reshape", [y, shape], f"{prefix}.joined", shape=joined)
-    _rewire(graph, node, y, rows, kv_heads, size)
-
-
-def _heads(
-    e: Emitter, value: ir.Value, count: int, size: int, shared: _Shared, name: str
-) -> ir.Value:
-    """``[B, S, count*e]`` to ``[B, count, S, e]``, rotated after the split if it was before."""
-    rotation = value.producer()
-    if rotation is not None and rotation.op_type != "RotaryEmbedding":
-        rotation = None
-    flat = value if rotation is None else rotation.inputs[0]
-    x = e.op("Reshape", [flat, shared.shape("B", "S", count, size)], f"{name}.split")
-    x = e.op("Transpose", [x], f"{name}.heads", perm=[0, 2, 1, 3])
-    if rotation is None:
-        return x
-    # num_heads is for three-dimensional inputs only (opset 23).
-    attributes = {n: a.value for n, a in rotation.attributes.items() if n != "num_heads"}
-    return e.op("RotaryEmbedding", [x, *rotation.inputs[1:]], f"{name}.rotated", **attributes)
-
-
-def _rewire(
-    graph: ir.Graph, node: ir.Node, y: ir.Value, rows: list[ir.Value], kv_heads: int, size: int
-) -> None:
-    """Use the new values; the new rows take over the names of the present outputs."""
-    ir.convenience.replace_all_uses_with(node.outputs[0], y)
-    for old, new in zip(node.outputs[1:3], rows, strict=True):
-        index = list(graph.outputs).index(old)
-        new.name, old.name = old.name, f"{old.name}.unused"
-        new.type, new.shape = old.type, ir.Shape(["batch", kv_heads, "step", size])
-        graph.outputs[index] = new
-    graph.remove(node, safe=True)
-
-
-def _scale(node: ir.Node, size: int) -> float:
-    softcap = node.attributes.get("softcap")
-    if softcap is not None and softcap.as_float() != 0.0:
-        raise UnsupportedError(f"node {node.name!r}: attention with softcap has no read-only form")
-    scale = node.attributes.get("scale")
-    return 1.0 / math.sqrt(size) if scale is None else scale.as_float()
-
-
-def _replace_mask_input(graph: ir.Graph) -> ir.Value:
-    """A bool mask ``[batch, step, past + step]`` in the place of the padding mask."""
-    index = next(i for i, v in enumerate(graph.inputs) if v.name == "attention_mask")
-    old = graph.inputs[index]
-    old.name = "padding_mask.unused"
-    mask = ir.Value(
-        name="attention_mask",
-        shape=ir.Shape(["batch", "step", "past + step"]),
-        type=ir.TensorType(ir.DataType.BOOL),
-    )
-    graph.inputs[index] = mask
-    return mask
+    for row in rows:
+        row.shape = ir.Shape(["batch", kv_heads, "step", size])
+    replace_attention(graph, node, y, rows)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from otter_export.graph.emit import Emitter
+from otter_export.graph.emit import Emitter, attributes_of
+from otter_export.graph.functions import epsilon_of
 
 
 class ReuseStatistics(ir.passes.InPlacePass):
@@ -43,7 +44,7 @@ def _lower_rms(graph: ir.Graph, node: ir.Node) -> None:
     x, gamma = node.inputs[0], node.inputs[1]
     assert x is not None
     stem = str(node.outputs[0].name)
-    epsilon = node.attributes["epsilon"].as_float()
+    epsilon = epsilon_of(node)
     statistics = _consumer(x, "InverseRms")
     add = x.producer()
     e = Emitter(graph, node, before=True)
@@ -85,7 +86,7 @@ def _lower_layer_norm(graph: ir.Graph, node: ir.Node) -> None:
         "LayerNormalization",
         list(node.inputs),
         [f"{stem}.norm", f"{stem}.mean", f"{stem}.inverse_std"],
-        **{name: attribute.value for name, attribute in node.attributes.items()},
+        **attributes_of(node),
     )
     for value in (mean, r):
         value.type = ir.TensorType(ir.DataType.FLOAT)

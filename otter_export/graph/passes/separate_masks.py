@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from otter_export.engine_io import ATTENTION_MASK, CHANNEL_CACHE
 from otter_export.graph.emit import Emitter
-from otter_export.graph.passes.in_place_cache import MASK
-
-_CHANNEL_CACHE = "otter_key_values."
 
 
 class SeparateMasks(ir.passes.InPlacePass):
@@ -29,7 +27,7 @@ class SeparateMasks(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the pass in place."""
         graph = model.graph
-        mask = next((v for v in graph.inputs if v.name == MASK), None)
+        mask = next((v for v in graph.inputs if v.name == ATTENTION_MASK), None)
         uses = [] if mask is None else [u for u in mask.uses() if _is_channel(u.node)]
         if mask is None or not uses:
             return ir.passes.PassResult(model, modified=False)
@@ -47,4 +45,4 @@ def _is_channel(node: ir.Node) -> bool:
         return False
     update = node.inputs[1].producer()
     past = update.inputs[0] if update is not None and update.op_type == "TensorScatter" else None
-    return past is not None and str(past.name).startswith(_CHANNEL_CACHE)
+    return past is not None and str(past.name).startswith(f"{CHANNEL_CACHE.past}.")

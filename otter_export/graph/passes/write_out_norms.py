@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from otter_export.graph.emit import Emitter
-from otter_export.graph.functions import DOMAIN, register_functions
+from otter_export.graph.functions import DOMAIN, epsilon_of, register_functions
 
 _FLOAT = ir.DataType.FLOAT
 #: Norm to the function of com.otter that computes its statistics in float32.
@@ -61,7 +61,6 @@ def _statistics(
 ) -> tuple[ir.Value | None, ir.Value]:
     """``(mean or None, 1/sigma)``, which the channel's norm then reads too."""
     function = _STATISTICS[node.op_type]
-    epsilon = node.attributes.get("epsilon")
     names = [f"{stem}.inverse_rms"]
     if function == "MeanInverseStd":
         names = [f"{stem}.mean", f"{stem}.inverse_std"]
@@ -71,8 +70,7 @@ def _statistics(
         names,
         domain=DOMAIN,
         dtype=_FLOAT,
-        # 1e-5 is the operators' default (RMSNormalization-23, LayerNormalization-17).
-        epsilon=1e-5 if epsilon is None else epsilon.as_float(),
+        epsilon=epsilon_of(node),
     )
     for value in values:
         value.type = ir.TensorType(_FLOAT)

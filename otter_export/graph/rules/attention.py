@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from otter_export.engine_io import CHANNEL_CACHE
 from otter_export.errors import UnsupportedError
+from otter_export.graph.emit import attributes_of
 from otter_export.graph.rule import Rule, Widening, layer_of
 
 
@@ -27,7 +29,7 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
     for kind, base in (("key", past_key), ("value", past_value)):
         assert base.shape is not None
         cache = ir.Value(
-            name=f"otter_key_values.{layer}.{kind}",
+            name=f"{CHANNEL_CACHE.past}.{layer}.{kind}",
             type=base.type,
             shape=ir.Shape(
                 [base.shape[0], config.num_key_value_heads, base.shape[2], config.head_dim]
@@ -35,11 +37,11 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
         )
         graph.inputs.append(cache)
         caches.append(cache)
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    attributes = attributes_of(node)
     attributes["q_num_heads"] = config.num_attention_heads
     attributes["kv_num_heads"] = config.num_key_value_heads
     names = [f"{node.outputs[0].name}.otter"]
-    names += [f"otter_present.{layer}.{kind}" for kind in ("key", "value")]
+    names += [f"{CHANNEL_CACHE.present}.{layer}.{kind}" for kind in ("key", "value")]
     inputs = [state.channel[q], state.channel[k], state.channel[v], mask, *caches]  # type: ignore[index]
     shape = state.shape(node.outputs[0], config.num_attention_heads * config.head_dim)
     outputs = state.emitter(node).nodes("Attention", inputs, names, shape=shape, **attributes)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from otter_export.graph.emit import attributes_of
 from otter_export.graph.rule import Rule, Widening
 
 
@@ -13,10 +14,9 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
     """f(x) => f(x')."""
     x = node.inputs[0]
     assert x is not None
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     channel, name = state.channel[x], f"{node.outputs[0].name}.otter"
     outputs = state.emitter(node).op(
-        node.op_type, [channel], name, shape=channel.shape, **attributes
+        node.op_type, [channel], name, shape=channel.shape, **attributes_of(node)
     )
     return [outputs]
 

@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from otter_export.errors import UnsupportedError
 from otter_export.family import channel_width
-from otter_export.graph.rule import Rule, Widening, parameter_stem, source_initializer
+from otter_export.graph.rule import Rule, Widening, parameter_stem
+from otter_export.graph.weights import source_initializer
 
 
 def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:

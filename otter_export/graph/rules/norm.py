@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from otter_export.errors import UnsupportedError
 from otter_export.graph.emit import Emitter
-from otter_export.graph.functions import DOMAIN
+from otter_export.graph.functions import DOMAIN, epsilon_of
 from otter_export.graph.rule import Rule, Widening, parameter_stem
 
 _FLOAT = ir.DataType.FLOAT
@@ -28,7 +28,7 @@ def _apply_rms(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
         f"{stem}.otter.inverse_rms",
         domain=DOMAIN,
         dtype=_FLOAT,
-        epsilon=_epsilon(node),
+        epsilon=epsilon_of(node),
     )
     scaled = e.op("Mul", [_wide(e, state.channel[x], stem), r], f"{stem}.otter.scaled")
     return [_affine(e, state, node, stem, scaled)]
@@ -48,7 +48,7 @@ def _apply_layer(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
         [f"{stem}.otter.mean", f"{stem}.otter.inverse_std"],
         domain=DOMAIN,
         dtype=_FLOAT,
-        epsilon=_epsilon(node),
+        epsilon=epsilon_of(node),
     )
     r.type = ir.TensorType(_FLOAT)
     centred = e.op("Sub", [_wide(e, state.channel[x], stem), mean], f"{stem}.otter.centred")
@@ -81,12 +81,6 @@ def _stem(node: ir.Node, state: Widening) -> str:
     if not state.is_norm(stem):
         raise UnsupportedError(f"node {node.name!r}: {stem!r} is none of the family's norms")
     return stem
-
-
-def _epsilon(node: ir.Node) -> float:
-    attribute = node.attributes.get("epsilon")
-    # 1e-5 is the operators' default (opset 23 RMSNormalization, opset 17 LayerNormalization).
-    return 1e-5 if attribute is None else attribute.as_float()
 
 
 RMS_RULE = Rule("RMSNormalization", _apply_rms, "d' -> d', statistics of d")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from otter_export.errors import UnsupportedError
+from otter_export.graph.emit import attributes_of
 from otter_export.graph.rule import Rule, Widening
 
 
@@ -14,7 +15,7 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
     """RotaryEmbedding(q, cos, sin){num_heads=H} => RotaryEmbedding(q', cos, sin){num_heads=H'}."""
     x = node.inputs[0]
     assert x is not None
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    attributes = attributes_of(node)
     heads = attributes.get("num_heads", 0)
     base = state.checkpoint.base.dimensions
     # Query and key differ in their number of heads only.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from otter_export.converters.triton_package import copy_package, modules
-from otter_export.runtime.executors import BACKENDS
+from otter_export.converters.triton.package import copy_package, modules
+from otter_export.runtime.executors import EXECUTORS
 from otter_export.runtime.methods import METHODS
 from tests.serving import backend
 
@@ -41,7 +41,7 @@ def test_nothing_travels_that_building_or_training_needs() -> None:
 
 
 def test_every_method_and_backend_travels() -> None:
-    for registry in (METHODS, BACKENDS):
+    for registry in (METHODS, EXECUTORS):
         for name in registry:
             module = registry._paths[name].partition(":")[0]
             assert module in modules(), f"{registry.kind} {name} is missing"

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from otter_export.converters import triton as converter
+from otter_export.converters.triton import repository as converter
 from otter_export.errors import DeadlineError, QueueFullError
 from otter_export.runtime.request import Request
 from otter_export.runtime.scheduler import Limits, Scheduler
 from tests.runtime.fake_engine import FakeEngine
 
-PROBE = Path(converter.__file__).resolve().parent / "triton_model" / "probe.py"
+PROBE = Path(converter.__file__).resolve().parent / "model" / "probe.py"
 ALIVE = (200, {"token_id": 7, "reward": 0.25})
 DEAD = (500, {"error": "Stub process 'otter_0_0' is not healthy."})
 

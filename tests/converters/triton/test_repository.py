@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from otter_export.cli import main
-from otter_export.converters.triton import plan_repository, requirements
+from otter_export.converters.triton.repository import plan_repository, requirements
 from otter_export.manifest import EngineManifest
 from otter_export.serving.settings import Settings
 from otter_export.serving.tensors import INPUTS, OUTPUTS

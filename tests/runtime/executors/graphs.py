@@ -12,9 +12,10 @@ from otter_export.checkpoint import Checkpoint
 from otter_export.converters.onnx import save_model
 from otter_export.engine_io import TensorSpec
 from otter_export.graph.base import base_graph
-from otter_export.graph.pipeline import TensorRtForm, run_passes, tensorrt_passes
+from otter_export.graph.pipeline import run_passes, tensorrt
 from otter_export.graph.widen import widen
 from otter_export.manifest import EngineManifest
+from otter_export.precision import TENSORRT
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.executors.onnxruntime import load_kept_graph
 from otter_export.runtime.step_engine import StepEngine
@@ -51,7 +52,7 @@ def make_pair(root: Path, family: str, seed: int, hub_dtype: str) -> Pair:
     onnx.__dict__["tokenizer"] = ByteTokenizer()
     model = base_graph(checkpoint.base, hub_dtype)
     widen(model, checkpoint)
-    run_passes(model, tensorrt_passes(checkpoint.base, TensorRtForm(CAPACITY)))
+    run_passes(model, tensorrt(CAPACITY).passes(checkpoint.base, TENSORRT["fp16"]))
     manifest = in_place_manifest(onnx.manifest, model)
     (root / "trt").mkdir()
     save_model(model, root / "trt")

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from otter_export import ArgsGreedy, Request, generate, load_engine
-from otter_export.converters.tensorrt import TARGET
-from otter_export.converters.tensorrt_options import TensorRTOptions
+from otter_export.converters.target import BuildRequest
+from otter_export.converters.tensorrt.options import TensorRTOptions
+from otter_export.converters.tensorrt.target import TARGET
 from otter_export.cuda import CudaDevice
 from otter_export.errors import EngineError, MissingDependencyError
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.prefill import prefill
-from otter_export.targets import BuildRequest
 from tests import built, tiny
 from tests.runtime.fake_engine import ByteTokenizer
 

@@ -1,0 +1,82 @@
+"""What every engine directory holds beside the model: tokenizer files and ``engine.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from otter_export import __version__
+from otter_export import config as config_file
+from otter_export.checkpoint import TOKENIZER_FILES, Checkpoint
+from otter_export.errors import CheckpointError
+from otter_export.manifest import EngineManifest, describe_file
+
+#: Sizes of the channel that ``engine.json`` has.
+_CHANNEL_WIDTHS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+
+
+def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> list[str]:
+    """Copy the base's tokenizer files; returns their names.
+
+    Raises:
+        CheckpointError: There is no tokenizer.json, the only file that the runtime reads.
+    """
+    source = checkpoint.base.directory
+    if not (source / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{source} has no tokenizer.json; save the fast tokenizer there: "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    for name in names:
+        shutil.copyfile(source / name, directory / name)
+    return names
+
+
+def engine_manifest(
+    checkpoint: Checkpoint,
+    directory: Path,
+    files: Sequence[str],
+    *,
+    libraries: Mapping[str, str] | None = None,
+    **fields: Any,
+) -> EngineManifest:
+    """The manifest of an engine whose files are written.
+
+    Args:
+        checkpoint: What was built.
+        directory: The engine directory.
+        files: Names of everything in it.
+        libraries: Versions of what built it.
+        fields: The fields of `EngineManifest` that are the target's own.
+    """
+    bos, eos = checkpoint.base.special_token_ids
+    config = checkpoint.config
+    return EngineManifest(
+        base=dataclasses.asdict(checkpoint.base.dimensions),
+        channel={width: getattr(config, width) for width in _CHANNEL_WIDTHS},
+        signals=config.signals,
+        bos_token_id=bos,
+        eos_token_ids=eos,
+        files=tuple(describe_file(directory, name) for name in files),
+        builder={"name": "otter-export", "version": __version__, **(libraries or {})},
+        source=source_of(checkpoint),
+        **fields,
+    )
+
+
+def source_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Where an engine came from, without absolute paths of the machine that built it."""
+    shards = {info.file.name for info in checkpoint.tensors.values()}
+    names = {config_file.FILE_NAME, checkpoint.tensors.source.name, *shards}
+    hashes = {name: describe_file(checkpoint.directory, name).sha256 for name in sorted(names)}
+    return {"checkpoint": checkpoint.directory.resolve().name, "sha256": hashes}

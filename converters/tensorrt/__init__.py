@@ -1,0 +1,1 @@
+"""Target ``trt``: TensorRT, TensorRT-RTX or TensorRT-LLM (docs/tensorrt.md)."""

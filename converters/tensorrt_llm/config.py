@@ -1,0 +1,162 @@
+"""``config.json`` of a TensorRT-LLM checkpoint, and what of a base can be expressed in it.
+
+Also used by target ``trtllm``, whose attention kernels are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from otter_export.checkpoint import BaseModel, Checkpoint
+from otter_export.converters.tensorrt_llm.layout import Layout
+from otter_export.engine_io import OUTPUT_KINDS
+from otter_export.errors import UnsupportedError
+from otter_export.precision import TENSORRT_LLM, Precision, choose_precision
+
+FAMILIES = ("llama", "qwen2")
+#: Rotary scalings that transformers and TensorRT-LLM compute alike from the same fields.
+ROTARY = ("default", "linear", "llama3")
+ARCHITECTURE = "OtterForCausalLM"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """A base's rotary embedding: base frequency, and scaling as config.json has it, or None."""
+
+    theta: float
+    scaling: Mapping[str, Any] | None
+
+
+def check_supported(checkpoint: Checkpoint, precision: str, where: str) -> Precision:
+    """The precision of that name; refuses what the emitted models do not compute.
+
+    Args:
+        checkpoint: To be converted.
+        precision: As given.
+        where: Target or builder, for the message.
+
+    Raises:
+        UnsupportedError: Names the setting and what is accepted.
+    """
+    base = checkpoint.base
+    source = base.directory / "config.json"
+    chosen = choose_precision(TENSORRT_LLM, precision, where)
+    if base.family.name not in FAMILIES:
+        raise UnsupportedError(
+            f"{source}: family {base.family.name} has no emitted model for {where}; "
+            f"available: {', '.join(FAMILIES)}. Use target onnx or another builder"
+        )
+    activation = base.data.get("hidden_act", "silu")
+    if activation != "silu":
+        raise UnsupportedError(
+            f"{source}: hidden_act = {activation!r} is not supported by {where}; accepted: 'silu'"
+        )
+    for signal in checkpoint.config.signals:
+        if signal.kind not in OUTPUT_KINDS:
+            raise UnsupportedError(
+                f"signal {signal.name!r} has kind {signal.kind!r}; {where} builds "
+                f"{', '.join(OUTPUT_KINDS)}"
+            )
+    rotary(base)
+    return chosen
+
+
+def rotary(base: BaseModel) -> Rotary:
+    """Read the rotary embedding's settings, in transformers' old and new form.
+
+    Raises:
+        UnsupportedError: A kind of scaling, or a partial rotation, that is not expressed here.
+    """
+    source = base.directory / "config.json"
+    settings = base.data.get("rope_parameters") or base.data.get("rope_scaling") or {}
+    nested = not isinstance(settings, Mapping) or any(
+        isinstance(value, Mapping) for value in settings.values()
+    )
+    kind = "one per layer type" if nested else _kind(settings)
+    if kind not in ROTARY:
+        raise UnsupportedError(
+            f"{source} asks for rotary scaling {kind!r}; accepted: {', '.join(ROTARY)}"
+        )
+    for factors in (base.data, settings):
+        if factors.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise UnsupportedError(
+                f"{source}: partial_rotary_factor = {factors['partial_rotary_factor']!r}; only "
+                "whole heads are rotated here (1.0)"
+            )
+    theta = settings.get("rope_theta", base.data.get("rope_theta", 10000.0))
+    if kind == "default":
+        return Rotary(float(theta), None)
+    scaling = {k: v for k, v in settings.items() if k not in ("rope_theta", "type", "rope_type")}
+    return Rotary(float(theta), {"type": kind, "rope_type": kind, **scaling})
+
+
+def checkpoint_config(
+    checkpoint: Checkpoint, layout: Layout, precision: Precision, max_candidates: int
+) -> dict[str, Any]:
+    """``config.json`` of the checkpoint; one for all ranks.
+
+    ``max_candidates`` is 0 for an engine without tree inputs.
+    Head counts are those of base and channel together, since they size TensorRT-LLM's attention
+    layers and KV cache. What the emitted model file needs to know of the channel is in ``otter``.
+    """
+    base, config = checkpoint.base, checkpoint.config
+    d, turning = base.dimensions, rotary(checkpoint.base)
+    first = f"{base.family.layers}.0"
+    return {
+        "architecture": ARCHITECTURE,
+        "dtype": precision.dtype.name,
+        "logits_dtype": "float32",
+        "vocab_size": d.vocab_size,
+        "hidden_size": d.hidden_size,
+        "intermediate_size": d.intermediate_size,
+        "num_hidden_layers": d.num_hidden_layers,
+        "num_attention_heads": layout.attention_heads,
+        "num_key_value_heads": layout.key_value_heads,
+        "head_size": d.head_dim,
+        "hidden_act": "silu",
+        "norm_epsilon": norm_epsilon(base),
+        "position_embedding_type": "rope_gpt_neox",
+        "max_position_embeddings": d.max_position_embeddings,
+        "rotary_base": turning.theta,
+        "rotary_scaling": None if turning.scaling is None else dict(turning.scaling),
+        "attn_bias": base.has(f"{first}.self_attn.q_proj.bias"),
+        "mlp_bias": base.has(f"{first}.mlp.gate_proj.bias"),
+        "use_parallel_embedding": False,
+        "mapping": {"world_size": layout.tp_size, "tp_size": layout.tp_size, "pp_size": 1},
+        "quantization": {"quant_algo": None, "kv_cache_quant_algo": None},
+        **({"max_draft_len": max_candidates} if max_candidates else {}),
+        "otter": {
+            **channel_sizes(checkpoint),
+            "heads_divided": layout.heads_divided,
+            "inner_divided": layout.inner_divided,
+            "dense_bias": base.has(f"{first}.self_attn.o_proj.bias"),
+            "embedding": config.embedding,
+            "signals": [
+                {"name": s.name, "kind": s.kind, "activation": s.activation} for s in config.signals
+            ],
+        },
+    }
+
+
+def channel_sizes(checkpoint: Checkpoint) -> dict[str, int]:
+    """Widths of the channel, and the heads of the base apart from it."""
+    config, d = checkpoint.config, checkpoint.base.dimensions
+    return {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "base_attention_heads": d.num_attention_heads,
+        "base_key_value_heads": d.num_key_value_heads,
+    }
+
+
+def norm_epsilon(base: BaseModel) -> float:
+    """The norms' epsilon; transformers' default for the supported families is 1e-6."""
+    return float(base.data.get("rms_norm_eps", 1e-6))
+
+
+def _kind(settings: Mapping[str, Any]) -> object:
+    return settings.get("rope_type", settings.get("type", "default"))
