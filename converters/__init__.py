@@ -1,4 +1,4 @@
-"""What an Otter checkpoint is built into, and the repository that serves it.
+"""Targets of a build, and the model repository that serves an engine.
 
 Installed as ``otter_export.converters``. A new target is a file or a folder here and a line below;
 `otter_export.converters.target` has its contract. Importing this package stays cheap.

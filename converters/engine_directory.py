@@ -1,4 +1,4 @@
-"""What every engine directory holds beside the model: tokenizer files and ``engine.json``."""
+"""The files of every engine directory beside the model: tokenizer and ``engine.json``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a base family is: a table of its layers' parameters, by Hugging Face name.
+"""Base families: a table of the layers' parameters each, by Hugging Face name.
 
 A family is data. From it follow the names and shapes of all inserted tensors (`sites`), which
 modules the torch reference replaces, and how a base parameter reaches the ONNX graph. The tables

@@ -1,4 +1,4 @@
-"""What a checkpoint or an engine is, from JSON files and safetensors headers only."""
+"""A checkpoint or an engine in numbers, from JSON files and safetensors headers only."""
 
 from __future__ import annotations
 

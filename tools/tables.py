@@ -1,8 +1,14 @@
-"""Write the README's tables from the registries: ``python tools/tables.py [--check]``."""
+"""Write the tables of README and docs from the code: ``python tools/tables.py [--check]``.
+
+The README's come from the registries, the list of files in docs/architecture.md from the modules'
+docstrings.
+"""
 
 from __future__ import annotations
 
+import ast
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from otter_export.converters import TARGETS
@@ -10,12 +16,11 @@ from otter_export.converters.target import supports_family
 from otter_export.families import FAMILIES
 from otter_export.runtime.methods import METHODS
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-BEGIN = "<!-- tables: by `python tools/tables.py`; a test compares them with the registries -->"
-END = "<!-- tables end -->"
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("otter_export", "converters", "plugins")
 
 
-def tables() -> str:
+def registries() -> str:
     """Families by targets, and decoding methods, as Markdown."""
     names = TARGETS.names()
     targets = " | ".join(f"`--target {name}`" for name in names)
@@ -33,21 +38,65 @@ def tables() -> str:
     return "\n".join(lines)
 
 
-def updated(text: str) -> str:
-    """The README with its tables renewed."""
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n{tables()}\n{END}{tail}"
+def files() -> str:
+    """Every module with the first line of its docstring, a table for each folder."""
+    folders: dict[Path, list[str]] = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py"), key=lambda p: (p.parent, p.name)):
+            docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            summary = docstring.partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+            folder = path.parent.relative_to(ROOT)
+            folders.setdefault(folder, []).append(f"| `{path.name}` | {summary} |")
+    tables = [
+        "\n".join([f"**`{folder.as_posix()}/`**", "", "| file | |", "|---|---|", *rows])
+        for folder, rows in folders.items()
+    ]
+    return "\n\n".join(tables)
+
+
+#: Page, the comment before a table and the one behind it, and what makes the table.
+TABLES: tuple[tuple[str, str, str, Callable[[], str]], ...] = (
+    (
+        "README.md",
+        "<!-- tables: by `python tools/tables.py`; a test compares them with the registries -->",
+        "<!-- tables end -->",
+        registries,
+    ),
+    (
+        "docs/architecture.md",
+        "<!-- files: by `python tools/tables.py`, from the modules' docstrings; "
+        "a test compares them -->",
+        "<!-- files end -->",
+        files,
+    ),
+)
+
+
+def updated(page: str, text: str) -> str:
+    """A page with its tables renewed.
+
+    Args:
+        page: Its path in the checkout.
+        text: Its content.
+    """
+    for name, begin, end, make in TABLES:
+        if name == page:
+            head, _, rest = text.partition(begin)
+            _, _, tail = rest.partition(end)
+            text = f"{head}{begin}\n{make()}\n{end}{tail}"
+    return text
 
 
 def main() -> int:
-    """Rewrite the README, or with ``--check`` say whether it is up to date."""
-    old = README.read_text(encoding="utf-8")
-    new = updated(old)
-    if "--check" in sys.argv:
-        return int(old != new)
-    README.write_text(new, encoding="utf-8")
-    return 0
+    """Rewrite the pages, or with ``--check`` say whether they are up to date."""
+    stale = 0
+    for page in dict.fromkeys(name for name, *_ in TABLES):
+        old = (ROOT / page).read_text(encoding="utf-8")
+        new = updated(page, old)
+        stale |= int(old != new)
+        if "--check" not in sys.argv:
+            (ROOT / page).write_text(new, encoding="utf-8")
+    return stale if "--check" in sys.argv else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Is the network that TensorRT parsed the graph that was written?
+"""Comparison of the network that TensorRT parsed with the graph that was written.
 
 TensorRT says nothing when it takes a graph differently: a plugin that it does not find is replaced
 by the function of the same name, an attention that it does not know becomes products and a softmax.

@@ -1,4 +1,4 @@
-"""What the builder's process is asked for and what it answers: plain data, as JSON."""
+"""The job of the builder's process and its answer: plain data, as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is installed, from package metadata and the CUDA driver: TensorRT is not imported."""
+"""Installed libraries and GPUs, from package metadata and the driver: no TensorRT is imported."""
 
 from __future__ import annotations
 

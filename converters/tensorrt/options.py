@@ -1,4 +1,4 @@
-"""What target ``trt`` can be asked for, and the sizes that follow; imports nothing heavy."""
+"""Options of target ``trt``, and the sizes that follow; imports nothing heavy."""
 
 from __future__ import annotations
 

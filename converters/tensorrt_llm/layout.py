@@ -1,4 +1,4 @@
-"""How a widened Llama is divided among tensor-parallel ranks (TensorRT-LLM, both routes).
+"""Division of a widened Llama among tensor-parallel ranks (TensorRT-LLM, both routes).
 
 Base and channel are divided apart, block by block, and only then put side by side: a slice of the
 joined ``[W; A]`` would give one rank rows of W alone. Norm statistics, the hidden states x and x',

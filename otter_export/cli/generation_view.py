@@ -1,4 +1,4 @@
-"""How ``otter-export generate`` shows text to people."""
+"""The text of ``otter-export generate``, as people see it."""
 
 from __future__ import annotations
 

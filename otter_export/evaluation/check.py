@@ -1,4 +1,4 @@
-"""What one check of `otter-export verify` finds."""
+"""The result of one check of `otter-export verify`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a TensorRT engine can be verified: its graph, which ``--keep-onnx`` leaves in it."""
+"""The graph of a TensorRT engine, which ``--keep-onnx`` leaves in it and ``verify`` reads."""
 
 from __future__ import annotations
 

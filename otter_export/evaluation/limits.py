@@ -1,4 +1,4 @@
-"""How much a number may differ, by what the engine computes in; measured on SmolLM2-135M."""
+"""Limits of what may differ, by what the engine computes in; measured on SmolLM2-135M."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is verified: an engine, its checkpoint and prompts, with all that several checks need."""
+"""The subject of a verification: an engine, its checkpoint and prompts, and what checks share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `otter-export verify` does: the list of checks, and how it is run."""
+"""Verification of an engine: the list of checks, and their run."""
 
 from __future__ import annotations
 

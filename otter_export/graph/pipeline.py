@@ -1,4 +1,4 @@
-"""Which passes each target gets, in order. Read this file to know what a build does."""
+"""Pipelines: the passes that each target gets, in order. Read this to know what a build does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rotary embeddings are built: those whose tables were compared with transformers'.
+"""Checks of rotary embeddings: those are built whose tables were compared with transformers'.
 
 mobius-onnx writes cos and sin as tables of ``max_position_embeddings`` rows. For other kinds of
 scaling (``yarn``, ``dynamic``, ``longrope``) its tables, or the idea of one table for all lengths,

@@ -1,4 +1,4 @@
-"""What a widening rule is, and the state of the walk that applies them (see widen.py)."""
+"""The contract of a widening rule, and the state of the walk that applies them (see widen.py)."""
 
 from __future__ import annotations
 

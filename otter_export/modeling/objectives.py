@@ -1,4 +1,4 @@
-"""What training minimises, and what it is judged by; objectives do not care about signal kinds."""
+"""Training objectives: losses, and the metrics that judge them; the same for all signal kinds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a finished run leaves in the checkpoint: the tensors, a JSON report and a picture."""
+"""The results of a training run in the checkpoint: tensors, a JSON report and a picture."""
 
 from __future__ import annotations
 

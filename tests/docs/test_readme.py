@@ -16,8 +16,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def test_the_tables_are_those_of_the_registries() -> None:
     pytest.importorskip("onnx_ir")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert tables.updated(text) == text, "run: python tools/tables.py"
-    assert tables.updated(text.replace("| llama |", "| lama |")) == text
+    assert tables.updated("README.md", text) == text, "run: python tools/tables.py"
+    assert tables.updated("README.md", text.replace("| llama |", "| lama |")) == text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,1 +1,1 @@
-"""What `otter-export triton` copies into a model's directory; the server imports it, not we."""
+"""Files that `otter-export triton` copies into a model's directory; the server imports them."""

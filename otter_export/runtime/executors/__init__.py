@@ -1,4 +1,4 @@
-"""What runs an engine's model: one library a file, looked up by the engine's target.
+"""Executors of engines: one library a file, looked up by the engine's target.
 
 A new one is a file here with a `load` that makes a `StepEngine` of an executor, one line below and
 one test.

@@ -1,4 +1,4 @@
-"""What a decoding method is, and the checks of its options."""
+"""The contract of a decoding method, and the checks of its options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose prompt is fed next: short ones together, long ones in chunks, in turns."""
+"""The queue of prompts that are being fed: short ones together, long ones in chunks, in turns."""
 
 from __future__ import annotations
 
