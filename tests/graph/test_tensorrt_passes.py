@@ -16,7 +16,7 @@ import pytest
 from otter_export.errors import UnsupportedError
 from otter_export.graph.passes.fold_transposes import FoldTransposes
 from otter_export.graph.passes.fuse_projections import FuseProjections
-from otter_export.graph.passes.in_place_cache import KVCache
+from otter_export.graph.passes.in_place_cache import InPlaceCache
 from otter_export.graph.passes.keep_rows import KeepRows
 from otter_export.graph.passes.separate_masks import SeparateMasks
 from otter_export.graph.passes.weight_only import WeightOnly, encode
@@ -86,7 +86,7 @@ def test_in_place_cache_equals_attention(rotary: bool, lengths: list[int]) -> No
     model = attention_model(rotary)
     before, after = cached_inputs(rotary, lengths)
     y, key, value = run(model, **before)
-    assert KVCache(CAPACITY)(model).modified
+    assert InPlaceCache(CAPACITY)(model).modified
     assert ops(model).count("TensorScatter") == 2
     found = run(model, **after)
     np.testing.assert_allclose(found[0], y, atol=1e-5, rtol=0)
@@ -96,12 +96,12 @@ def test_in_place_cache_equals_attention(rotary: bool, lengths: list[int]) -> No
         for b, length in enumerate(lengths):
             untouched[b, :, length : length + STEP] = expected[b, :, longest:]
         np.testing.assert_allclose(present, untouched, atol=1e-6, rtol=0)
-    assert not KVCache(CAPACITY)(model).modified
+    assert not InPlaceCache(CAPACITY)(model).modified
 
 
 def test_in_place_cache_describes_what_it_changes() -> None:
     model = attention_model(True)
-    KVCache(CAPACITY)(model)
+    InPlaceCache(CAPACITY)(model)
     inputs = {v.name: v for v in model.graph.inputs}
     assert str(inputs["attention_mask"].shape) == "[batch,1,step,8]"
     assert str(inputs["past_key_values.0.key"].shape) == "[batch,2,8,4]"
@@ -111,14 +111,14 @@ def test_in_place_cache_describes_what_it_changes() -> None:
 
 
 def test_in_place_cache_of_a_graph_without_attention() -> None:
-    assert not KVCache(CAPACITY)(heads_model()).modified
+    assert not InPlaceCache(CAPACITY)(heads_model()).modified
 
 
 def test_in_place_cache_refuses_softcap() -> None:
     with pytest.raises(UnsupportedError, match="softcap"):
         # A pass's own error is the cause of onnx_ir's.
         try:
-            KVCache(CAPACITY)(attention_model(False, "softcap = 30.0"))
+            InPlaceCache(CAPACITY)(attention_model(False, "softcap = 30.0"))
         except ir.passes.PassError as error:
             raise error.__cause__ or error from None
 
@@ -372,4 +372,4 @@ def test_fold_transposes_can_leave_a_tied_embedding() -> None:
 def test_what_a_pass_refuses_is_its_own_error() -> None:
     """One line for the user, without the machinery's traceback around it."""
     with pytest.raises(UnsupportedError, match="softcap"):
-        run_passes(attention_model(False, "softcap = 30.0"), [KVCache(CAPACITY)])
+        run_passes(attention_model(False, "softcap = 30.0"), [InPlaceCache(CAPACITY)])

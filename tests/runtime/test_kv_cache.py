@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from otter_export.runtime.engine import Engine
 from otter_export.runtime.memory.block import Move
 from otter_export.runtime.memory.host import HostBlock
 from otter_export.runtime.prefill import feed, prefill
+from tests.runtime.executors.fake_tensorrt import bytes_at
 from tests.runtime.executors.test_onnxruntime import TOLERANCE, on_fake_cuda
 from tests.runtime.tiny_model import VOCAB, TinyModel, make_model
 
@@ -42,6 +44,12 @@ def engine(request: pytest.FixtureRequest, directory: Path) -> Engine:
         return load_engine(directory, threads=1)
     runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
     return on_fake_cuda(directory, runtime)[0]
+
+
+def array_of(block: Any) -> np.ndarray[Any, Any]:
+    """The memory of a block, which is the host's in both engines."""
+    size = math.prod(block.shape) * np.dtype(block.dtype).itemsize
+    return bytes_at(block.address(0), size).view(block.dtype).reshape(block.shape)
 
 
 def prompt(seed: int, length: int) -> list[int]:
@@ -164,3 +172,16 @@ def test_a_step_from_before_a_change_cannot_be_committed(directory: Path) -> Non
         change()
         with pytest.raises(EngineError, match="committed once"):
             engine.commit(cache, step, [[0], [0]])
+
+
+def test_what_a_sequence_left_behind_does_not_spoil_the_next(engine: Engine) -> None:
+    """It may have left because it gave NaN, and 0 * NaN is NaN even under a mask."""
+    cache, _ = prefill(engine, [prompt(1, 5), prompt(2, 40)])
+    source, _ = prefill(engine, [prompt(3, 3)])
+    for block in cache.blocks:  # type: ignore[attr-defined]
+        array_of(block)[:, 1] = np.nan
+    engine.select(cache, [0])
+    engine.append(cache, [(source, 0)])
+    tree = np.ones((2, 1, 1), np.bool_)
+    step = engine.forward(cache, np.ones((2, 1), np.int64), cache.lengths[:, None].copy(), tree, 1)
+    assert np.isfinite(step.logits).all()

@@ -198,7 +198,7 @@ def documented_command(
     repository: Path, ports: Ports, log: Path
 ) -> Iterator[subprocess.Popen[str]]:
     """``python tools/tritonserver/server.py REPOSITORY``, once it says that it is ready."""
-    script = Path(__file__).resolve().parents[2] / "tools" / "tritonserver" / "server.py"
+    script = Path(__file__).resolve().parents[3] / "tools" / "tritonserver" / "server.py"
     options = [f"--{name}-port={port}" for name, port in dataclasses.asdict(ports).items()]
     command = [sys.executable, str(script), str(repository), *options, f"--log={log}"]
     process = subprocess.Popen(
