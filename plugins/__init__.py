@@ -4,7 +4,6 @@
 `tiles`                   Tile sizes, and which one a launch uses
 `otter_linear`            The kernel, in OpenAI Triton, and its just-in-time launch
 `cubins`, `cubin_index`   Ahead of time: compiled kernels and their index (``otter_linear.json``)
-`cuda_driver`             Loading and launching compiled kernels through the CUDA driver
 `loaded_kernels`          The kernels of an engine on a device
 `tensorrt`                The plugin for ``tensorrt`` and ``tensorrt_rtx``
 `torch_op`                The operator ``otter::linear``

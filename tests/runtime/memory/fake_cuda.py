@@ -41,7 +41,7 @@ class FakeCuda:
             raise AssertionError(f"{name} is not imitated")
 
         def call(*arguments: Any) -> Any:
-            _check_arity(real, len(arguments))
+            check_arity(real, len(arguments))
             self.calls.append(name)
             return imitated(self, *arguments)
 
@@ -136,7 +136,7 @@ class FakeCuda:
         return (OK,)
 
 
-def _check_arity(function: Any, count: int) -> None:
+def check_arity(function: Any, count: int) -> None:
     """The real function must take so many arguments, where its signature is known."""
     try:
         parameters = inspect.signature(function).parameters.values()
