@@ -13,6 +13,14 @@ from types import SimpleNamespace
 from typing import Any
 
 OK, OUT_OF_MEMORY = 0, 2
+#: Beginnings of names that are the real module's.
+_STRUCTURES = (
+    "make_",
+    "cudaMemcpyKind",
+    "cudaMemcpy3DParms",
+    "cudaStreamCaptureM",
+    "cudaDeviceAttr",
+)
 
 
 class FakeCuda:
@@ -35,7 +43,13 @@ class FakeCuda:
         imitated = type(self).__dict__.get(f"_{name}")
         if imitated is None:
             if name.startswith(
-                ("make_", "cudaMemcpyKind", "cudaMemcpy3DParms", "cudaStreamCaptureM")
+                (
+                    "make_",
+                    "cudaMemcpyKind",
+                    "cudaMemcpy3DParms",
+                    "cudaStreamCaptureM",
+                    "cudaDeviceAttr",
+                )
             ):
                 return real
             raise AssertionError(f"{name} is not imitated")
@@ -46,6 +60,15 @@ class FakeCuda:
             return imitated(self, *arguments)
 
         return call
+
+    def _cudaGetDeviceCount(self) -> Any:
+        return OK, 2
+
+    def _cudaDeviceGetAttribute(self, attribute: Any, device: int) -> Any:
+        names = self.runtime.cudaDeviceAttr
+        major = attribute == names.cudaDevAttrComputeCapabilityMajor
+        assert major or attribute == names.cudaDevAttrComputeCapabilityMinor
+        return OK, 8 if major else 6 + 3 * device
 
     def _cudaGetDevice(self) -> Any:
         return OK, 0
