@@ -25,7 +25,6 @@ from otter_export.graph.passes.keep_rows import KeepLastLogits, KeepRows
 from otter_export.graph.passes.merge_reshapes import MergeReshapes
 from otter_export.graph.passes.quantize_weights import QuantizeWeights
 from otter_export.graph.passes.read_only_cache import ReadOnlyCache
-from otter_export.graph.passes.reuse_statistics import ReuseStatistics
 from otter_export.graph.passes.separate_masks import SeparateMasks
 from otter_export.graph.passes.tie_embedding import TieEmbedding
 from otter_export.graph.passes.weight_only import WeightOnly
@@ -104,15 +103,12 @@ def _onnxruntime_passes(base: BaseModel, precision: Precision, *, on_cpu: bool) 
     embedding = f"{base.family.embeddings[0][0]}.weight"
     # 1. What is computed: logits of the rows that are wanted; caches read, not copied.
     passes: Passes = [KeepLastLogits(), FloatLogits(), ReadOnlyCache()]
-    # 2. Statistics before flattening, while residual Adds are still recognisable.
-    if on_cpu:
-        passes.append(ReuseStatistics())
-    # 3. Products on two-dimensional states.
+    # 2. Products on two-dimensional states.
     passes += [FlattenTokens(_embedding_tables(base)), MergeReshapes()]
     if not on_cpu:
         # Functions of com.otter become their bodies; after flattening, which knows them by name.
         passes.append(common.InlinePass())
-    # 4. Precision: before transposes are folded, since quantisation reads [out, in].
+    # 3. Precision: before transposes are folded, since quantisation reads [out, in].
     if precision.projections is not None:
         passes.append(QuantizeWeights(_formats(base, precision)))
     passes.append(FoldTransposes())
@@ -122,7 +118,7 @@ def _onnxruntime_passes(base: BaseModel, precision: Precision, *, on_cpu: bool) 
         passes.append(HalfStorage(_is_base_matrix))
     elif precision.half == "embedding":  # it is gathered, not multiplied
         passes.append(HalfStorage(embedding.__eq__))
-    # 5. What the passes left behind.
+    # 4. What the passes left behind.
     return passes + _without_what_is_unused()
 
 

@@ -11,7 +11,6 @@ from otter_export.graph.emit import Emitter
 _TOKENWISE = {
     "MatMul", "Add", "Mul", "Sub", "Sigmoid", "Gelu", "Relu", "Tanh", "Swish", "Erf", "Cast",
     "RMSNormalization", "LayerNormalization", "InverseRms", "MeanInverseStd", "Identity", "Split",
-    "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization",
 }  # fmt: skip
 
 
