@@ -115,7 +115,7 @@ def test_a_body_must_have_a_sensible_length(upstream: str) -> None:
     ids=lambda body: repr(body[:12]),
 )
 def test_only_flat_objects_are_passed_on(upstream: str, body: bytes) -> None:
-    """A few ten thousand brackets end tritonserver 24.10."""
+    """150,000 brackets end tritonserver 24.10."""
     with live_page(upstream) as address:
         status, answer, _ = send(address, "POST", "/generate_stream", body)
     assert status == 400 and "flat JSON object" in json.loads(answer)["error"]
