@@ -25,7 +25,7 @@ from otter_export.manifest import EngineManifest
     "--sha256", is_flag=True, help="Print an engine's digest alone, for `generate --sha256`."
 )
 def inspect(path: Path, as_json: bool, sha256: bool) -> None:
-    """Show the checkpoint or engine at PATH. Reads headers only, whatever its size."""
+    """Show the checkpoint or engine at PATH. Reads headers only, and fetches nothing."""
     if sha256:
         click.echo(engine_digest(path))
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from otter_export import load_engine
-from otter_export.cli import main
 from otter_export.engine_digest import check_engine, engine_digest
 from otter_export.errors import EngineError, OtterError, RequestError
 from tests import built, dummy_engine, tiny
+from tests.command_line import Cli
 
 
 @pytest.fixture
@@ -25,12 +26,10 @@ def engine(tmp_path: Path) -> Path:
     return directory
 
 
-def test_it_is_the_hash_of_the_manifest(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["inspect", str(engine), "--sha256"])
-    assert caught.value.code == 0
+def test_it_is_the_hash_of_the_manifest(engine: Path, cli: Cli) -> None:
+    result = cli("inspect", engine, "--sha256")
     expected = hashlib.sha256((engine / "engine.json").read_bytes()).hexdigest()
-    assert capsys.readouterr().out == expected + "\n"
+    assert (result.status, result.stdout) == (0, expected + "\n")
     read: list[int] = []
     check_engine(engine, expected.upper(), read.append)
     assert sum(read) == sum(f.stat().st_size for f in engine.iterdir() if f.name != "engine.json")
@@ -69,17 +68,15 @@ def test_another_engine_is_refused(
     engine: Path,
     change: Callable[[Path], None],
     said: str,
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> None:
     digest = engine_digest(engine)
     check_engine(engine, digest)
     change(engine)
     with pytest.raises(EngineError, match=said):
         load_engine(engine, sha256=digest)
-    with pytest.raises(SystemExit) as caught:
-        main(["generate", str(engine), "--prompt", "a", "--sha256", digest])
-    assert caught.value.code == 2
-    assert "of the engine" in capsys.readouterr().err or change is rewrite_everything
+    result = cli("generate", engine, "--prompt", "a", "--sha256", digest)
+    assert result.status == 2 and re.search(said, result.stderr)
 
 
 def test_links_to_the_listed_files_are_the_files(engine: Path, tmp_path: Path) -> None:
