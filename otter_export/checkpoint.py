@@ -217,8 +217,12 @@ class Checkpoint:
     tensors: TensorStore
 
     @classmethod
-    def open(cls, directory: str | os.PathLike[str]) -> Checkpoint:
+    def open(cls, directory: str | os.PathLike[str], *, fetch: bool = True) -> Checkpoint:
         """Open a checkpoint; headers only.
+
+        Args:
+            directory: The checkpoint.
+            fetch: Whether a base that is a hub id may be fetched, if the hub's cache has it not.
 
         Raises:
             CheckpointError: All problems of the tensors, listed together.
@@ -234,7 +238,7 @@ class Checkpoint:
                 "Make one with: otter-export insert BASE CKPT"
             )
         config = OtterConfig.load(path)
-        base = BaseModel.open(_base_directory(path, config))
+        base = BaseModel.open(_base_directory(path, config, fetch))
         tensors = TensorStore.open(path, OTTER_STEM)
         checkpoint = cls(path, config, base, tensors)
         problems = check_widths(config, base.dimensions)
@@ -286,7 +290,7 @@ def check_widths(config: OtterConfig, base: BaseDimensions) -> list[str]:
     return problems
 
 
-def _base_directory(checkpoint: Path, config: OtterConfig) -> Path:
+def _base_directory(checkpoint: Path, config: OtterConfig, fetch: bool) -> Path:
     """Where the base lies: beside, at a path relative to the checkpoint, or in the hub cache."""
     name = config.base_model_name_or_path
     if name is None:
@@ -294,11 +298,15 @@ def _base_directory(checkpoint: Path, config: OtterConfig) -> Path:
     local = Path(name) if Path(name).is_absolute() else checkpoint / name
     if local.is_dir():
         return local
-    return find_base(name)
+    return find_base(name, fetch=fetch)
 
 
-def find_base(name: str) -> Path:
+def find_base(name: str, *, fetch: bool = True) -> Path:
     """A base model by path, or by hub id through huggingface_hub (which honours HF_HUB_OFFLINE).
+
+    Args:
+        name: The path or the hub id.
+        fetch: Whether it may be fetched, if the hub's cache has it not.
 
     Raises:
         CheckpointError: It is neither a directory nor a model that can be had.
@@ -318,6 +326,12 @@ def find_base(name: str) -> Path:
         ) from None
     try:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        found = snapshot_download(name, allow_patterns=patterns, local_files_only=not fetch)
+        return Path(found)
     except (OSError, ValueError) as error:
+        if not fetch:
+            raise CheckpointError(
+                f"base model {name!r} is not in the hub's cache, and nothing is fetched here; get "
+                f"it with: hf download {name}"
+            ) from None
         raise CheckpointError(f"base model {name!r} could not be fetched: {error}") from None
