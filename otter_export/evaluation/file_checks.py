@@ -9,7 +9,7 @@ from otter_export.evaluation.check import CheckResult, none_may_differ
 from otter_export.evaluation.stored_weights import mismatches
 from otter_export.evaluation.subject import Subject
 from otter_export.manifest import FILE_NAME, describe_file
-from otter_export.runtime.tokenizer import FILE_NAME as TOKENIZER_FILE
+from otter_export.tokenizer_file import FILE_NAME as TOKENIZER_FILE
 
 
 def files(subject: Subject) -> CheckResult:

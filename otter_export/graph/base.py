@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import mobius
 import numpy as np
@@ -22,7 +25,7 @@ from otter_export.checkpoint import BaseModel
 from otter_export.errors import UnsupportedError
 from otter_export.family import ProjectionSite
 from otter_export.graph.emit import Make, lazy_tensor, static_shape
-from otter_export.graph.rotary import check_scaling, check_tables
+from otter_export.graph.weights import multiplied_weight
 
 #: Hub dtypes by the name that mobius gives them.
 DTYPES = {
@@ -46,11 +49,13 @@ def base_graph(base: BaseModel, dtype: str = "f32") -> ir.Model:
         UnsupportedError: mobius cannot build this base faithfully, or names a weight that the base
             lacks.
     """
-    check_scaling(base)
-    with _quiet():
+    with _quiet(), tempfile.TemporaryDirectory() as directory:
+        # The directory's own config.json may say what the weights do not.
+        config = json.dumps(base.library_config)
+        Path(directory, "config.json").write_text(config, encoding="utf-8")
         try:
             package = mobius.build(
-                str(base.directory),
+                directory,
                 load_weights=False,
                 dtype=dtype,
                 execution_provider="onnx-standard",
@@ -61,11 +66,55 @@ def base_graph(base: BaseModel, dtype: str = "f32") -> ir.Model:
                 f"(model_type {base.dimensions.model_type!r}): {error}"
             ) from error
     model: ir.Model = package["model"]
-    check_tables(model, base)
+    check_rotary_tables(model, base)
     if base.dimensions.tie_word_embeddings:
         _share_tied_head(model, base)
+    _add_missing_biases(model, base, DTYPES[dtype])
     _attach_weights(model, base, DTYPES[dtype])
     return model
+
+
+def check_rotary_tables(model: ir.Model, base: BaseModel) -> None:
+    """The cos and sin tables must have a row for every position that an engine accepts.
+
+    Raises:
+        UnsupportedError: They are shorter than ``max_position_embeddings``.
+    """
+    wanted = base.dimensions.max_position_embeddings
+    for name, value in model.graph.initializers.items():
+        if not name.endswith((".cos_cache", ".sin_cache")) or value.shape is None:
+            continue
+        if value.shape[0] != wanted:
+            raise UnsupportedError(
+                f"{base.directory}: the base graph has a rotary table of {value.shape[0]} rows for "
+                f"{wanted} positions (max_position_embeddings)"
+            )
+
+
+def _add_missing_biases(model: ir.Model, base: BaseModel, dtype: ir.DataType) -> None:
+    """Add the biases of projections that mobius-onnx builds without (Llama's ``mlp_bias``)."""
+    initializers = model.graph.initializers
+    missing = {
+        f"{site.graph_name}.weight": f"{site.graph_name}.bias"
+        for site in base.sites.projections
+        if f"{site.parameter}.bias" in base.tensors
+        and f"{site.graph_name}.bias" not in initializers
+    }
+    for node in list(model.graph):
+        weight = multiplied_weight(node)
+        name = None if weight is None else missing.get(str(weight.name))
+        if weight is None or name is None:
+            continue
+        rows = static_shape(weight)[0]
+        bias = ir.Value(name=name, shape=ir.Shape([rows]), type=ir.TensorType(dtype))
+        initializers[name] = bias
+        product = node.outputs[0]
+        added = ir.node("Add", [product, bias], name=f"{node.name}_bias")
+        added.outputs[0].name = f"{product.name}_biased"
+        added.outputs[0].shape, added.outputs[0].type = product.shape, product.type
+        ir.convenience.replace_all_uses_with(product, added.outputs[0])
+        added.replace_input_with(0, product)
+        model.graph.insert_after(node, added)
 
 
 def _share_tied_head(model: ir.Model, base: BaseModel) -> None:

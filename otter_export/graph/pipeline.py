@@ -101,7 +101,7 @@ def onnxruntime(provider: str = "cpu") -> Pipeline:
 
 
 def _onnxruntime_passes(base: BaseModel, precision: Precision, *, on_cpu: bool) -> Passes:
-    embedding = f"{base.family.embeddings[0][0]}.weight"
+    embedding = base.embedding_name
     # 1. What is computed: logits of the rows that are wanted; caches read, not copied.
     passes: Passes = [KeepLastLogits(), FloatLogits(), ReadOnlyCache()]
     # 2. Statistics before flattening, while residual Adds are still recognisable.
@@ -231,10 +231,7 @@ def _formats(base: BaseModel, precision: Precision) -> Callable[[str], WeightFor
         )
         for site in base.sites.projections
     }
-    # A tied head reads the embedding's.
-    tied = base.dimensions.tie_word_embeddings
-    head = base.family.embeddings[0][0] if tied else base.family.output_head
-    formats[f"{head}.weight"] = precision.head
+    formats[base.head_name] = precision.head
     return formats.get
 
 
