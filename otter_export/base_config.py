@@ -21,10 +21,10 @@ GENERATION_FILE = "generation_config.json"
 #: For others (``yarn``, ``dynamic``, ``longrope``) mobius-onnx's tables, or the idea of one table
 #: for all lengths, differ.
 FAITHFUL_SCALINGS = ("default", "linear", "llama3")
-#: Activations that every graph computes as transformers does (tests/graph/test_activations.py).
+#: Activations that every graph computes as transformers does (tests/converters/test_parity.py).
 FAITHFUL_ACTIVATIONS = (
     *("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"),
-    *("relu", "sigmoid", "tanh"),
+    *("relu", "relu2", "quick_gelu", "sigmoid", "tanh", "linear"),
 )
 _ROPE_KEYS = ("rope_parameters", "rope_scaling")
 _PARTIAL = "partial_rotary_factor"
@@ -73,7 +73,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     path = directory / FILE_NAME
     if not path.is_file():
-        raise CheckpointError(f"{directory} has no {FILE_NAME}: {_what_lies_in(directory)}")
+        raise CheckpointError(f"{path} does not exist: {_what_lies_in(directory)}")
     data = read_json(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a JSON object")
@@ -173,7 +173,9 @@ def _numbers(
         if key not in values:
             continue
         value = values[key]
-        if type(value) not in (int, float) or not low <= value <= high:
+        if value is None and key in _ROPE_NUMBERS:
+            del values[key]  # null is the default there, as newer transformers write it
+        elif type(value) not in (int, float) or not low <= value <= high:
             yield f"{where}{key} must be a number from {low:g} to {high:g}, got {_shown(value)}"
         else:
             values[key] = float(value)
@@ -234,11 +236,12 @@ def _what_lies_in(directory: Path) -> str:
     """What a directory holds that is no base, and where one may be."""
     nested = sorted(p.parent.name for p in directory.glob(f"*/{FILE_NAME}"))
     if nested:
-        return f"models lie in its subfolders {', '.join(nested[:5])}; give one of them"
+        return f"models lie in the subfolders {', '.join(nested[:5])}; give one of them"
     found = sorted(p.name for p in directory.iterdir())
     if any(name.endswith(".gguf") for name in found):
-        return "it holds GGUF files; a base is a Hugging Face directory with safetensors"
+        return "the directory holds GGUF files; a base is a Hugging Face directory with safetensors"
     if not found:
-        return "it is empty"
+        return "the directory is empty"
     more = f" and {len(found) - 5} more" if found[5:] else ""
-    return f"it holds {', '.join(found[:5])}{more}; a base is a Hugging Face model directory"
+    listed = f"{', '.join(found[:5])}{more}"
+    return f"the directory holds {listed}; a base is a Hugging Face model directory"

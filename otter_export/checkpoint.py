@@ -396,6 +396,10 @@ def _check_all_fetched(directory: Path) -> None:
     """Refuse pointers of Git LFS among the small files; weights are checked as they are opened."""
     for name in TOKENIZER_FILES:
         path = directory / name
-        if path.is_file():
+        if not path.is_file():
+            continue
+        try:
             with path.open("rb") as file:
-                check_fetched(path, file.read(64))
+                check_fetched(file.read(64))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from None

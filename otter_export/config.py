@@ -164,7 +164,7 @@ def read_json(path: Path, limit_bytes: int = 32 << 20) -> Any:
         if size > limit_bytes:
             raise ConfigError(f"{path}: {size} bytes; a JSON file of at most {limit_bytes} is read")
         content = path.read_bytes()
-        check_fetched(path, content)
+        check_fetched(content)
         return json.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
@@ -172,20 +172,17 @@ def read_json(path: Path, limit_bytes: int = 32 << 20) -> Any:
         raise ConfigError(f"{path} is not readable JSON: {error}") from None
 
 
-def check_fetched(path: Path, start: bytes) -> None:
+def check_fetched(start: bytes) -> None:
     """Refuse the pointer that Git LFS leaves in place of a file that was not fetched.
 
     Args:
-        path: For the message.
         start: First bytes of the file, 64 or more.
 
     Raises:
-        ConfigError: It is such a pointer.
+        ValueError: It is such a pointer.
     """
     if start.startswith(_LFS_POINTER):
-        raise ConfigError(
-            f"{path} is a Git LFS pointer, not the file itself; fetch it with: git lfs pull"
-        )
+        raise ValueError("it is a Git LFS pointer; fetch the file itself with: git lfs pull")
 
 
 class _Reader:

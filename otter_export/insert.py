@@ -143,11 +143,11 @@ def plan(
     """
     check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
     directory = find_base(base_name)
+    _refuse_overlap(destination, directory)
     _refuse_what_is_no_base(directory)
     base = BaseModel.open(directory)
     base.check_weights()
     notes = tuple(_notes(base))
-    _refuse_overlap(destination, directory)
     named = _adapter_name(base_name, destination) if adapter else None
     config = channel_config(base, options, base_name=named)
     return Insertion(

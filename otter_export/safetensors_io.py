@@ -158,7 +158,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """
     try:
         with path.open("rb") as file:
-            check_fetched(path, file.read(64))
+            check_fetched(file.read(64))
         with safetensors.safe_open(str(path), framework="np"):
             pass
         with path.open("rb") as file:
@@ -198,13 +198,14 @@ def _read_index(directory: Path, index: Path) -> dict[str, TensorInfo]:
     found: dict[str, TensorInfo] = {}
     for name in shards:
         for tensor, info in read_header(directory / name).items():
-            # Older saves left buffers (rotary frequencies, masks) in shards, but not in the index.
-            if tensor in found or weight_map.get(tensor, name) != name:
-                other = found[tensor].file.name if tensor in found else weight_map[tensor]
+            if weight_map.get(tensor, name) != name:
                 raise CheckpointError(
-                    f"{directory / name} holds {tensor}, which is also in {other}; {index} must "
-                    "name one file for each tensor"
+                    f"{directory / name} holds {tensor}, which {index} says is in "
+                    f"{weight_map[tensor]}"
                 )
+            # Older saves left buffers (rotary frequencies, masks) in shards but not in the index.
+            if tensor in found and tensor not in weight_map:
+                continue
             found[tensor] = info
     absent = sorted(set(weight_map) - set(found))
     if absent:

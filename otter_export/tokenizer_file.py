@@ -52,9 +52,9 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
         raise ConfigError(f"{path} has {size} bytes; a tokenizer of at most {_LIMIT_BYTES} is read")
     try:
         content = path.read_bytes()
-        check_fetched(path, content)
+        check_fetched(content)
         tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
-    except (ConfigError, KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit):
         raise
     # tokenizers raises plain Exception for what it cannot parse; its panics are no Exception.
     except BaseException as error:
