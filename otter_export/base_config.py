@@ -156,8 +156,6 @@ def _wrong_values(values: dict[str, Any]) -> Iterator[str]:
     yield from _numbers(values, _NUMBERS, "")
     for key in _SWITCHES:
         if key in values and type(values[key]) is not bool:
-            if values[key] is None and key in ("use_sliding_window",):
-                continue
             yield f"{key} must be true or false, got {_shown(values[key])}"
     architectures = values.get("architectures")
     if architectures is not None and not (
