@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mobius
 import numpy as np
@@ -35,12 +36,14 @@ DTYPES = {
 }
 
 
-def base_graph(base: BaseModel, dtype: str = "f32") -> ir.Model:
+def base_graph(base: BaseModel, dtype: str = "f32", positions: int | None = None) -> ir.Model:
     """Build the hub graph of a base model.
 
     Args:
         base: The base; only config.json and safetensors headers are read here.
         dtype: One of `DTYPES`: type of weights and activations.
+        positions: Rows of the rotary tables; None takes all of the base's positions. Learned
+            positions are a weight and stay whole.
 
     Returns:
         The model; every weight is a lazy tensor that reads its safetensors when written.
@@ -51,8 +54,8 @@ def base_graph(base: BaseModel, dtype: str = "f32") -> ir.Model:
     """
     with _quiet(), tempfile.TemporaryDirectory() as directory:
         # The directory's own config.json may say what the weights do not.
-        config = json.dumps(base.library_config)
-        Path(directory, "config.json").write_text(config, encoding="utf-8")
+        config = _config(base, positions)
+        Path(directory, "config.json").write_text(json.dumps(config), encoding="utf-8")
         try:
             package = mobius.build(
                 directory,
@@ -66,7 +69,7 @@ def base_graph(base: BaseModel, dtype: str = "f32") -> ir.Model:
                 f"(model_type {base.dimensions.model_type!r}): {error}"
             ) from error
     model: ir.Model = package["model"]
-    check_rotary_tables(model, base)
+    check_rotary_tables(model, base, positions)
     if base.dimensions.tie_word_embeddings:
         _share_tied_head(model, base)
     _add_missing_biases(model, base, DTYPES[dtype])
@@ -74,13 +77,22 @@ def base_graph(base: BaseModel, dtype: str = "f32") -> ir.Model:
     return model
 
 
-def check_rotary_tables(model: ir.Model, base: BaseModel) -> None:
+def _config(base: BaseModel, positions: int | None) -> dict[str, Any]:
+    """What mobius-onnx reads; the scalings that are built do not depend on the last position."""
+    key = base.family.config_keys.get("max_position_embeddings", "max_position_embeddings")
+    learned = key in (rows for _, rows in base.family.embeddings)
+    config = base.library_config
+    return config if positions is None or learned else {**config, key: positions}
+
+
+def check_rotary_tables(model: ir.Model, base: BaseModel, positions: int | None = None) -> None:
     """The cos and sin tables must have a row for every position that an engine accepts.
 
     Raises:
-        UnsupportedError: They are shorter than ``max_position_embeddings``.
+        UnsupportedError: They have another number of rows than ``positions``, or
+            ``max_position_embeddings`` if that is None.
     """
-    wanted = base.dimensions.max_position_embeddings
+    wanted = base.dimensions.max_position_embeddings if positions is None else positions
     for name, value in model.graph.initializers.items():
         if not name.endswith((".cos_cache", ".sin_cache")) or value.shape is None:
             continue

@@ -66,6 +66,7 @@ def lower(
     precision: str,
     *,
     widened: bool = True,
+    positions: int | None = None,
     after_each: AfterEach | None = None,
 ) -> ir.Model:
     """Build a graph, widen it and lower it; its weights are read when the model is saved.
@@ -75,6 +76,7 @@ def lower(
         pipeline: `onnxruntime` or `tensorrt`.
         precision: One of the pipeline's.
         widened: False gives the base alone, lowered by the same passes.
+        positions: The longest sequence that will run; None takes all of the base's positions.
         after_each: Called with each pass's name and the model, to dump or check it.
 
     Raises:
@@ -82,7 +84,7 @@ def lower(
             built.
     """
     chosen = choose_precision(pipeline.precisions, precision, pipeline.where)
-    model = base_graph(checkpoint.base, chosen.dtype.hub)
+    model = base_graph(checkpoint.base, chosen.dtype.hub, positions)
     if widened:
         widen(model, checkpoint)
     return run_passes(model, pipeline.passes(checkpoint.base, chosen), after_each)
