@@ -173,6 +173,13 @@ class BaseModel:
 
     def problems(self) -> list[str]:
         """Where the weights are not what config.json implies: missing, misshapen, unannounced."""
+        prefix = self._foreign_prefix()
+        if prefix is not None:
+            return [
+                f"the base's tensors have names that start with {prefix!r}, which transformers "
+                f"does not load either; save the model itself, not its wrapper (found "
+                f"{prefix}{self.embedding_name}, expected {self.embedding_name})"
+            ]
         found = []
         for name, expected in self.tensors.items():
             stored = self.stored_name(name)
@@ -185,14 +192,11 @@ class BaseModel:
                 )
             elif self.weights[stored].dtype not in WEIGHT_DTYPES:
                 found.append(f"base tensor {name} has dtype {self.weights[stored].dtype}")
-        prefix = self._foreign_prefix()
-        if prefix is not None:
-            return [
-                f"the base's tensors have names that start with {prefix!r}, which transformers "
-                f"does not load either; save the model itself, not its wrapper (found "
-                f"{prefix}{self.embedding_name}, expected {self.embedding_name})"
-            ]
-        return found + list(self._unannounced_biases())
+        found += self._unannounced_biases()
+        is_any_missing = not all(map(self.has, self.tensors))
+        if is_any_missing and (others := self.left_over()):
+            found.insert(0, f"the files hold other tensors, such as {', '.join(others[:3])}")
+        return found
 
     def check_weights(self) -> None:
         """Refuse weights that are not what config.json implies; headers only.

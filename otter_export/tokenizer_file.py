@@ -54,12 +54,12 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
         content = path.read_bytes()
         check_fetched(content)
         tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
-    except (KeyboardInterrupt, SystemExit):
+        _add_tokens(tokenizer, path)
+    except (ConfigError, KeyboardInterrupt, SystemExit):
         raise
     # tokenizers raises plain Exception for what it cannot parse; its panics are no Exception.
     except BaseException as error:
         raise ConfigError(f"{path} is not a readable tokenizer: {error}") from None
-    _add_tokens(tokenizer, path)
     # A file may carry the settings of its training; prompts must come through whole.
     tokenizer.no_padding()
     tokenizer.no_truncation()

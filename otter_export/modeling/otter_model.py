@@ -142,7 +142,7 @@ def load_base(base: BaseModel, dtype: torch.dtype = torch.float32) -> Any:
     Raises:
         CheckpointError: transformers cannot make the model, or it has other parameters.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
     from transformers.utils import logging as transformers_logging
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -150,7 +150,7 @@ def load_base(base: BaseModel, dtype: torch.dtype = torch.float32) -> Any:
     settings = dict(base.library_config)
     try:
         config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         model, report = kind.from_pretrained(
             None,
             config=config,
@@ -158,7 +158,8 @@ def load_base(base: BaseModel, dtype: torch.dtype = torch.float32) -> Any:
             dtype=dtype,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    # Its configuration classes raise exceptions of their own.
+    except Exception as error:
         raise CheckpointError(f"transformers cannot load {base.directory}: {error}") from error
     different = sorted({*report["missing_keys"], *report["unexpected_keys"]})
     if different:

@@ -174,3 +174,11 @@ def test_the_reference_reads_what_is_resolved(tmp_path: Path) -> None:
     del base.tensors["model.norm.weight"]  # type: ignore[attr-defined]
     with pytest.raises(OtterError, match=r"other parameters than the family llama: model\.norm"):
         load_base(base)
+
+
+def test_what_the_files_hold_instead_is_said(tmp_path: Path) -> None:
+    base = tiny.write_base(tmp_path / "base")
+    rewritten(base, lambda tensors: {f"x{name}": v for name, v in tensors.items()})
+    message = r"the files hold other tensors, such as xmodel.*; base tensor model.embed_tokens"
+    with pytest.raises(CheckpointError, match=message):
+        tiny.write_checkpoint(tmp_path / "checkpoint", base=base)
