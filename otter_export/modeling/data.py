@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from otter_export.config import Signal
-from otter_export.errors import ConfigError, RequestError
+from otter_export.errors import ConfigError
 
 #: Fields of a line, by objective: (required, optional).
 FIELDS = {
@@ -25,7 +25,7 @@ _MAX_PROBLEMS = 20
 
 
 class Tokenizer(Protocol):
-    """The part of a tokenizer that training needs."""
+    """The part of a Hugging Face tokenizer that training needs."""
 
     def encode(self, text: str, add_special_tokens: bool = ...) -> list[int]:
         """Token ids of a text."""
@@ -155,11 +155,8 @@ class Reader:
         return score
 
     def _row(self, prompt: str, response: str) -> Row:
-        try:
-            head = self.tokenizer.encode(prompt, add_special_tokens=True)
-            tail = self.tokenizer.encode(response, add_special_tokens=False)
-        except RequestError as error:
-            raise _BadLineError(str(error)) from None
+        head = self.tokenizer.encode(prompt, add_special_tokens=True)
+        tail = self.tokenizer.encode(response, add_special_tokens=False)
         if not tail:
             raise _BadLineError("the response has no tokens")
         tail = tail if self.end_id is None else [*tail, self.end_id]
