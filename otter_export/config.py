@@ -23,6 +23,7 @@ INITIALIZATIONS = ("copy", "normal", "random")
 ACTIVATION_BOUNDS = {"identity": None, "tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
 _SIGNAL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MAX_WIDTH = 1 << 20
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 #: No score is that large; also refuses infinity, NaN and integers beyond float64.
 _MAX_BOUND = 1e300
 
@@ -162,11 +163,26 @@ def read_json(path: Path, limit_bytes: int = 32 << 20) -> Any:
         size = path.stat().st_size
         if size > limit_bytes:
             raise ConfigError(f"{path}: {size} bytes; a JSON file of at most {limit_bytes} is read")
-        return json.loads(path.read_bytes().decode("utf-8"))
+        content = path.read_bytes()
+        check_fetched(content)
+        return json.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not readable JSON: {error}") from None
+
+
+def check_fetched(start: bytes) -> None:
+    """Refuse the pointer that Git LFS leaves in place of a file that was not fetched.
+
+    Args:
+        start: First bytes of the file, 64 or more.
+
+    Raises:
+        ValueError: It is such a pointer.
+    """
+    if start.startswith(_LFS_POINTER):
+        raise ValueError("it is a Git LFS pointer; fetch the file itself with: git lfs pull")
 
 
 class _Reader:

@@ -66,6 +66,7 @@ def lower(
     precision: str,
     *,
     widened: bool = True,
+    positions: int | None = None,
     after_each: AfterEach | None = None,
 ) -> ir.Model:
     """Build a graph, widen it and lower it; its weights are read when the model is saved.
@@ -75,6 +76,7 @@ def lower(
         pipeline: `onnxruntime` or `tensorrt`.
         precision: One of the pipeline's.
         widened: False gives the base alone, lowered by the same passes.
+        positions: The longest sequence that will run; None takes all of the base's positions.
         after_each: Called with each pass's name and the model, to dump or check it.
 
     Raises:
@@ -82,7 +84,7 @@ def lower(
             built.
     """
     chosen = choose_precision(pipeline.precisions, precision, pipeline.where)
-    model = base_graph(checkpoint.base, chosen.dtype.hub)
+    model = base_graph(checkpoint.base, chosen.dtype.hub, positions)
     if widened:
         widen(model, checkpoint)
     return run_passes(model, pipeline.passes(checkpoint.base, chosen), after_each)
@@ -101,7 +103,7 @@ def onnxruntime(provider: str = "cpu") -> Pipeline:
 
 
 def _onnxruntime_passes(base: BaseModel, precision: Precision, *, on_cpu: bool) -> Passes:
-    embedding = f"{base.family.embeddings[0][0]}.weight"
+    embedding = base.embedding_name
     # 1. What is computed: logits of the rows that are wanted; caches read, not copied.
     passes: Passes = [KeepLastLogits(), FloatLogits(), ReadOnlyCache()]
     # 2. Statistics before flattening, while residual Adds are still recognisable.
@@ -231,10 +233,7 @@ def _formats(base: BaseModel, precision: Precision) -> Callable[[str], WeightFor
         )
         for site in base.sites.projections
     }
-    # A tied head reads the embedding's.
-    tied = base.dimensions.tie_word_embeddings
-    head = base.family.embeddings[0][0] if tied else base.family.output_head
-    formats[f"{head}.weight"] = precision.head
+    formats[base.head_name] = precision.head
     return formats.get
 
 
