@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from otter_export.arguments import path_argument
 from otter_export.config import FILE_NAME as CONFIG_FILE
 from otter_export.errors import MissingDependencyError
 from otter_export.manifest import FILE_NAME as ENGINE_FILE
@@ -20,7 +21,7 @@ def load_engine(
     than an ``onnx`` engine, and all of torch in memory.
 
     Args:
-        directory: The engine directory, or a checkpoint directory.
+        directory: The engine directory, or a checkpoint directory; text or a `Path`.
         provider: ``cpu`` or ``cuda``; None takes what the engine was built for, and for a
             checkpoint a GPU if there is one.
         threads: Threads of one forward pass on the CPU; None takes ``OMP_NUM_THREADS`` if it is
@@ -34,7 +35,7 @@ def load_engine(
         MissingDependencyError: The library that does is not installed.
         RequestError: An option is out of range.
     """
-    path = Path(directory)
+    path = path_argument("directory", directory)
     if not (path / CONFIG_FILE).is_file() or (path / ENGINE_FILE).is_file():
         return open_engine(path, provider=provider, threads=threads)
     chosen = checked_threads(provider, threads)

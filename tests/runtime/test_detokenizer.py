@@ -19,7 +19,9 @@ class WordTokenizer:
     def encode(self, text: str) -> list[int]:
         return [self.words.index(word) for word in text.split()]
 
-    def decode(self, ids: list[int]) -> str:
+    special_ids: frozenset[int] = frozenset()
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         return " ".join(self.words[i] for i in ids)
 
 
