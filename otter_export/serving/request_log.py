@@ -47,7 +47,7 @@ class RequestLog(Observer):
 
     def rejected(self, request_id: str | None, error: OtterError) -> None:
         """A request was refused."""
-        self.write("rejected", level="warning", request_id=request_id, error=_one_line(error))
+        self.write("rejected", level="warning", request_id=request_id, error=str(error))
 
     def ended(self, handle: RequestHandle, outcome: Result | OtterError, seconds: float) -> None:
         """A request got its result or its error."""
@@ -60,7 +60,7 @@ class RequestLog(Observer):
         if isinstance(outcome, Result):
             fields |= _measures(outcome)
         else:
-            fields["error"] = _one_line(outcome)
+            fields["error"] = str(outcome)
         if self._prompts:
             fields["prompt"] = handle.request.prompt
             if isinstance(outcome, Result):
@@ -79,7 +79,3 @@ def _measures(result: Result) -> dict[str, Any]:
         "finish_reason": result.finish_reason,
         "mean_reward": round(sum(rewards) / len(rewards), 6) if rewards else None,
     }
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

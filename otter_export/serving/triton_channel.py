@@ -42,8 +42,7 @@ class TritonChannel:
 
     def fail(self, error: OtterError) -> None:
         """See `Channel`."""
-        message = " ".join(str(error).split())
-        failure = pb_utils.TritonError(message, error_code(error))
+        failure = pb_utils.TritonError(str(error), error_code(error))
         self._send(pb_utils.InferenceResponse(output_tensors=[], error=failure), True)
 
     def is_cancelled(self) -> bool:

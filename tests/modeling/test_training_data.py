@@ -91,8 +91,12 @@ BAD_LINES: dict[str, tuple[str, object, str]] = {
     "too deep": ("regression", b"[" * 100_000, "not JSON"),
     "no score": ("regression", {"text": "w5"}, "missing score"),
     "no text": ("regression", {"score": 1}, "missing text"),
-    "unknown field": ("regression", GOOD | {"label": 1}, "unknown label"),
-    "text and response": ("regression", GOOD | {"response": "w5"}, "unknown text"),
+    "misspelt field": (
+        "regression",
+        GOOD | {"promt": "w3"},
+        "unknown 'promt'; did you mean prompt",
+    ),
+    "text and response": ("regression", GOOD | {"response": "w5"}, "both text and response"),
     "text is a number": ("regression", {"text": 5, "score": 0}, "text must be a non-empty string"),
     "text is empty": ("regression", {"text": " ", "score": 0}, "text must be a non-empty string"),
     "half a surrogate": ("regression", {"text": "\ud800", "score": 0}, "not valid Unicode"),
@@ -107,10 +111,10 @@ BAD_LINES: dict[str, tuple[str, object, str]] = {
         GOOD | {"prompt": "w3 " * 16},
         "no token of the response is left",
     ),
-    "pair without prompt": ("pairwise", {"chosen": "w4", "rejected": "w5"}, "missing prompt"),
-    "pair with score": ("pairwise", PAIR | {"score": 1}, "unknown score"),
+    "score has many digits": ("regression", GOOD | {"score": 10**400}, "must be a finite number"),
+    "no chosen": ("pairwise", {"prompt": "w3", "rejected": "w5"}, "missing chosen"),
     "equal pair": ("pairwise", PAIR | {"rejected": "w4"}, "the same text"),
-    "regression data": ("pairwise", GOOD, "missing chosen, prompt, rejected; unknown score, text"),
+    "regression data": ("pairwise", GOOD, "missing chosen, rejected; its columns: score, text"),
 }
 
 
