@@ -6,6 +6,7 @@ back is always Python's own.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import operator
@@ -124,17 +125,23 @@ def path_argument(name: str, value: object, error: type[OtterError] = RequestErr
     """The path of an argument.
 
     Raises:
-        OtterError: Of the class ``error``: it is neither text nor a path, or holds a NUL.
+        OtterError: Of the class ``error``: it is neither text nor a path, or one that no file can
+            have.
     """
-    if isinstance(value, str | os.PathLike):
-        try:
+    reason = ""
+    try:
+        if isinstance(value, str | os.PathLike):
             path = Path(value)
-        # The value's own code may run here.
-        except Exception:
-            path = None
-        if path is not None and "\0" not in str(path):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                path.lstat()
             return path
-    raise error(f"{name} must be a path, as text or pathlib.Path, got {quoted(value)}")
+    # A name that is too long.
+    except OSError as caught:
+        reason = f" ({caught.strerror})"
+    # A NUL or half of a surrogate pair; and the value's own code may run here.
+    except Exception:
+        reason = ""
+    raise error(f"{name} must be a path, as text or pathlib.Path, got {quoted(value)}{reason}")
 
 
 def keep(instance: object, **values: Any) -> None:

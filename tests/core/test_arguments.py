@@ -97,6 +97,6 @@ def test_flags() -> None:
 
 def test_paths() -> None:
     assert path_argument("p", "a/b") == path_argument("p", Path("a/b")) == Path("a/b")
-    for value in (3, None, b"a", "a\0b", Rude()):
+    for value in (3, None, b"a", "a\0b", "\ud800", "x" * 300, Rude()):
         with pytest.raises(RequestError, match=r"p must be a path, as text or pathlib.Path, got "):
             path_argument("p", value)
