@@ -35,7 +35,8 @@ def quoted(value: object, limit: int = LIMIT) -> str:
     # The value's own code may run here.
     except Exception:
         text = f"<{type(value).__name__}>"
-    return one_line(text, limit)
+    text = " ".join(text.split())
+    return _visible(text[:limit] + ("..." if len(text) > limit else ""))
 
 
 def listed(names: Iterable[object]) -> str:
@@ -46,19 +47,24 @@ def listed(names: Iterable[object]) -> str:
 
 
 def one_line(text: str, limit: int = _MESSAGE_LIMIT) -> str:
-    """A text on one line, cut, with an escape for each character that is not visible."""
-    # Only what can be shown is looked at; white space may shrink.
-    line = " ".join(text[: 2 * limit].split())
-    if len(line) > limit or len(text) > 2 * limit:
-        line = line[:limit] + "..."
+    """A text on one line, with an escape for each character that is not visible.
+
+    A long one is cut in its middle: the end of a message says what to do.
+    """
+    if len(text) > 4 * limit:
+        text = f"{text[: 2 * limit]} {text[-2 * limit :]}"
+    line = " ".join(text.split())
+    if len(line) > limit:
+        end = limit // 4
+        line = f"{line[: limit - end]}...{line[-end:]}"
     return _visible(line)
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that a misspelt one is most similar to, or None."""
+    """The known name, in lower case, that a misspelt one is most similar to, or None."""
     if len(name) > _LONGEST_NAME:
         return None
-    return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), None)
+    return next(iter(difflib.get_close_matches(name.lower(), list(known), 1, cutoff)), None)
 
 
 def _visible(text: str) -> str:

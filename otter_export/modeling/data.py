@@ -224,7 +224,7 @@ def _extra_columns(line: dict[str, Any], known: tuple[str, ...]) -> set[str]:
     """Columns that are not used, such as a data set's own ids; a misspelt name is an error."""
     extra = set(line).difference(known)
     for name in extra:
-        near = nearest(name.lower(), known, _MISSPELT)
+        near = nearest(name, known, _MISSPELT)
         if near is not None and near not in line:
             raise _BadLineError(f"unknown {quoted(name)}; did you mean {near}?")
     return extra

@@ -152,7 +152,7 @@ def _check_parameters(parameters: Mapping[str, Any]) -> None:
     for name in parameters:
         if name in INPUT_NAMES:
             raise RequestError(f"{name} came as a request parameter; send it as an input tensor")
-        near = nearest(name.lower(), INPUT_NAMES, _SIMILAR)
+        near = nearest(name, INPUT_NAMES, _SIMILAR)
         if near:
             raise RequestError(f"there is no input {quoted(name)}; did you mean {near}?")
 

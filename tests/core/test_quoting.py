@@ -59,7 +59,9 @@ def test_errors_are_one_visible_line(text: str) -> None:
 
 
 def test_errors_are_cut() -> None:
-    assert len(str(OtterError("x" * 10**7))) == 4003
+    message = str(OtterError("begin " + "x" * 10**7 + " end"))
+    assert len(message) == 4003
+    assert message.startswith("begin xx") and message.endswith("xx end")
 
 
 def test_texts_of_people_stay_as_they_are() -> None:
@@ -75,4 +77,4 @@ def test_spelling_is_not_looked_at_in_what_is_no_name() -> None:
     assert nearest("temprature", ["temperature", "seed"]) == "temperature"
     started = time.perf_counter()
     assert nearest("temperature" * 10**6, ["temperature"]) is None
-    assert time.perf_counter() - started < 0.1
+    assert time.perf_counter() - started < 1.0

@@ -72,7 +72,7 @@ def _change(random: Random, document: Any) -> Any:
         holder[name] = copy.deepcopy(holder[key])
     elif kind == 2 and isinstance(holder[key], int | float):
         value = holder[key]
-        holder[key] = random.choice((value + 1, -value, value * 2, float(value), value // 2, 0))
+        holder[key] = random.choice((value + 1, -value, value * 2, value // 2, 0, 0.5))
     elif kind == 3 and isinstance(holder[key], str):
         holder[key] += random.choice(("s", " ", "\n", "\0", "/..", "\u200b"))
     else:
