@@ -181,8 +181,10 @@ def _value(field: TensorField, value: Any) -> Any:
 def _text(name: str, value: Any) -> str:
     if isinstance(value, str):
         return value
+    if not isinstance(value, bytes):
+        raise RequestError(f"{name} must hold text, got {quoted(value)}")
     try:
-        return bytes(value).decode("utf-8")
+        return value.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RequestError(f"{name} is not UTF-8: byte {error.start} cannot be decoded") from None
 

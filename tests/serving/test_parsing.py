@@ -101,6 +101,8 @@ BAD = [
     ({"stop_words": np.array([[b"\xc3"]], object)}, "stop_words is not UTF-8"),
     ({"stop_words": ["a"] * 17}, "17 stop_words; at most 16"),
     ({"stop_words": ["ü" * 129]}, "a stop word has 258 bytes; at most 256"),
+    ({"text_input": np.array([[None]], object)}, "text_input must hold text, got None"),
+    ({"text_input": np.array([[10**9]], object)}, "text_input must hold text, got 1000000000"),
     ({"stop_words": ["a"] * 65}, "there are 65 stop_words; at most 64"),
     ({"method": "m" * 257}, "method has 257 bytes; at most 256 are accepted"),
     ({"signal": "s" * 10_000_000}, "signal has 10000000 bytes; at most 256 are accepted"),
