@@ -2,6 +2,7 @@
 #
 #   make demo            SmolLM2-135M, steered by the shipped channel (TRAIN=1: trains it anew)
 #   make test            the whole suite (ARGS="tests/cli -k inspect" for a part of it)
+#   make fuzz            over 20,000 damaged files, values and requests (ARGS="--cases 0.1 api")
 #   make lint            ruff and mypy
 #   make plugins         the fused projection's cubins, under build/plugins (SM="80 89 90 120")
 #   make triton-server   a Triton Inference Server of its own, under .cache/tritonserver
@@ -34,13 +35,16 @@ EXTRAS := $(VENV)/.extras
 SERVER := .cache/tritonserver/.installed
 SM ?= 80 89 90 120
 
-.PHONY: demo test lint plugins triton-server triton-test wheel-test setup clean
+.PHONY: demo test fuzz lint plugins triton-server triton-test wheel-test setup clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/sentiment/demo.py $(if $(filter 1,$(TRAIN)),--train) $(ARGS)
 
 test: $(STAMP) $(EXTRAS) $(SERVER)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.runner $(ARGS)
 
 triton-test: $(STAMP) $(EXTRAS) $(SERVER)
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/serving/server $(ARGS)

@@ -2,12 +2,18 @@
 
 Every message states what was given, what is accepted and what to do next. The command line prints
 the message alone and exits with 2 (misuse or bad input) or 1 (a check that failed); the traceback
-is shown with ``--verbose`` only.
+is shown with ``--verbose`` only. Whatever foreign text a message repeats, it is one line of visible
+characters, and no longer than a page.
 """
+
+from otter_export.quoting import one_line
 
 
 class OtterError(Exception):
     """Base of all errors that are the user's to fix; exit status 2."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
 
 
 class ConfigError(OtterError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from otter_export.arguments import path_argument
 from otter_export.config import FILE_NAME as CONFIG_FILE
 from otter_export.engine_digest import check_engine
 from otter_export.errors import MissingDependencyError
@@ -25,7 +26,7 @@ def load_engine(
     than an ``onnx`` engine, and all of torch in memory.
 
     Args:
-        directory: The engine directory, or a checkpoint directory.
+        directory: The engine directory, or a checkpoint directory; text or a `Path`.
         provider: ``cpu`` or ``cuda``; None takes what the engine was built for, and for a
             checkpoint a GPU if there is one.
         threads: Threads of one forward pass on the CPU; None takes ``OMP_NUM_THREADS`` if it is
@@ -42,7 +43,7 @@ def load_engine(
         MissingDependencyError: The library that does is not installed.
         RequestError: An option is out of range.
     """
-    path = Path(directory)
+    path = path_argument("directory", directory)
     if sha256 is not None:
         check_engine(path, sha256)
     if not (path / CONFIG_FILE).is_file() or (path / ENGINE_FILE).is_file():

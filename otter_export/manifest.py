@@ -14,6 +14,7 @@ from otter_export import engine_io
 from otter_export.config import OtterConfig, Signal, read_json
 from otter_export.engine_io import EngineIO, StepLimits, TensorSpec
 from otter_export.errors import ConfigError, EngineError
+from otter_export.quoting import quoted
 
 FILE_NAME = "engine.json"
 FORMAT = "otter-engine"
@@ -226,7 +227,7 @@ class EngineManifest:
             if signal.name == name:
                 return signal
         known = ", ".join(s.name for s in self.signals)
-        raise EngineError(f"the engine has no signal {name!r}; its signals: {known}")
+        raise EngineError(f"the engine has no signal {quoted(name)}; its signals: {known}")
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file."""

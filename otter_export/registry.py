@@ -6,12 +6,12 @@ import torch or onnx. A name can be registered once only.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
 from otter_export.errors import MissingDependencyError, UnsupportedError
+from otter_export.quoting import nearest, quoted
 
 T = TypeVar("T")
 
@@ -58,11 +58,13 @@ class Registry(Generic[T]):
             UnsupportedError: The name is unknown; the message lists the known ones.
             MissingDependencyError: Importing it needs a package that is not installed.
         """
+        if not isinstance(name, str):
+            raise UnsupportedError(f"{self.kind} must be a name, got {quoted(name)}")
         if name not in self._paths:
-            near = difflib.get_close_matches(name, self._paths, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            near = nearest(name, self._paths)
+            hint = f" (did you mean {near!r}?)" if near else ""
             raise UnsupportedError(
-                f"unknown {self.kind} {name!r:.80}{hint}; known: {', '.join(self._paths)}"
+                f"unknown {self.kind} {quoted(name)}{hint}; known: {', '.join(self._paths)}"
             )
         module_name, _, attribute = self._paths[name].partition(":")
         try:

@@ -27,10 +27,13 @@ from otter_export.output_directory import check_replaceable, output_directory
     epilog="Each target has further options: otter-export build --target NAME --help",
 )
 @click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
+@click.argument(
+    "engine", metavar="[DIR]", type=click.Path(path_type=Path), required=False, default=None
+)
 @click.option(
     "--target", default=DEFAULT_TARGET, show_default=True, help="What to build; see `list targets`."
 )
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Engine directory.")
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Same as DIR.")
 @click.option(
     "--precision", help="Of the base weights: fp32, fp16, ...  [default: the target's first]"
 )
@@ -45,6 +48,7 @@ def build(
     ctx: click.Context,
     /,
     checkpoint: Path,
+    engine: Path | None,
     target: str,
     out: Path | None,
     precision: str | None,
@@ -60,8 +64,11 @@ def build(
     nothing under DIR.
     """
     started = time.perf_counter()
+    if out is not None and engine is not None and out != engine:
+        raise click.UsageError(f"there are two engine directories, {engine} and --out {out}")
+    out = out or engine
     if out is None and not dry_run:
-        raise click.UsageError("--out DIR is needed (or --dry-run)")
+        raise click.UsageError("DIR or --out DIR is needed (or --dry-run)")
     if out is not None:
         check_replaceable(out, marker=manifest_file.FILE_NAME, force=force)
     converter = chosen_target(ctx)

@@ -32,13 +32,17 @@ from otter_export.runtime.scheduler.sequence import reward_signal
 
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="May be repeated.")
+@click.argument("texts", metavar="[TEXT]...", nargs=-1)
+@click.option(
+    "--prompt", "prompts", multiple=True, metavar="TEXT", help="Same as TEXT; may be repeated."
+)
 @click.option(
     "--prompts",
     "prompt_file",
     type=click.Path(path_type=Path),
     metavar="FILE.jsonl",
-    help='One {"prompt": ...} a line, with any of the options below for that prompt alone.',
+    help='One {"prompt": ...} a line, with any of the options below for that prompt alone; '
+    "- is standard input.",
 )
 @click.option("--method", default="args-greedy", show_default=True, help=", ".join(METHODS) + ".")
 @click.option("--top-k", type=int, help="Candidates per token.  [default: 8; plain: all]")
@@ -65,6 +69,7 @@ from otter_export.runtime.scheduler.sequence import reward_signal
 )
 def generate(
     directory: Path,
+    texts: tuple[str, ...],
     prompts: tuple[str, ...],
     prompt_file: Path | None,
     method: str,
@@ -80,11 +85,11 @@ def generate(
     sha256: str | None,
     **method_options: Any,
 ) -> None:
-    """Continue prompts with the engine in DIR, steered by its reward."""
+    """Continue each TEXT with the engine in DIR, steered by its reward."""
     options = {name: value for name, value in method_options.items() if value is not None}
     defaults = Defaults(method, options, {"max_tokens": max_tokens, "stop": stop, "seed": seed})
     # Everything that the user can get wrong is checked before the model is loaded.
-    requests = [defaults.request_for(prompt) for prompt in prompts]
+    requests = [defaults.request_for(prompt) for prompt in (*texts, *prompts)]
     if prompt_file is not None:
         requests += read_prompts(prompt_file, defaults)
     if not requests:

@@ -15,6 +15,7 @@ import click
 
 from otter_export import __version__
 from otter_export.errors import MissingDependencyError, OtterError, VerificationError
+from otter_export.quoting import one_line
 
 
 class Command(NamedTuple):
@@ -97,6 +98,8 @@ def _run(args: list[str], verbose: bool) -> int:
         click.echo("interrupted", err=True)
         return 130
     except click.ClickException as error:
+        # What was typed is repeated here too, and it may come from a script.
+        error.message = one_line(error.message)  # type: ignore[misc]
         error.show()
         return 2
     except VerificationError as error:
@@ -109,5 +112,5 @@ def _fail(error: Exception, verbose: bool, status: int) -> int:
     if verbose:
         traceback.print_exc()
     # Messages are one line each, so that they can be grepped and shown by other programs.
-    click.echo("error: " + " ".join(str(error).split()), err=True)
+    click.echo("error: " + one_line(str(error)), err=True)
     return status

@@ -6,6 +6,8 @@ import resource
 import sys
 from collections.abc import Sequence
 
+from otter_export.quoting import one_line
+
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
     """Align columns; a column whose cells are all numbers is set to the right.
@@ -14,6 +16,8 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
         rows: Cells as text; each row as long as ``header``.
         header: Names of the columns.
     """
+    # Names come out of strangers' files.
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(header))]
     lines = []

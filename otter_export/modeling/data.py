@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,15 +13,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otter_export.arguments import number, path_argument
 from otter_export.config import Signal
-from otter_export.errors import ConfigError
+from otter_export.errors import ConfigError, RequestError
+from otter_export.json_lines import STDIN, read_lines
+from otter_export.quoting import listed, nearest, one_line, quoted
 
 #: Fields of a line, by objective: (required, optional).
 FIELDS = {
     "regression": "{text, score}, or {prompt, text, score} ('response' is accepted for 'text')",
-    "pairwise": "{prompt, chosen, rejected}",
+    "pairwise": "{chosen, rejected} or {prompt, chosen, rejected}",
 }
+#: What `Reader` looks at; all else in a line is left out.
+_COLUMNS = {
+    "regression": ("prompt", "text", "response", "score"),
+    "pairwise": ("prompt", "chosen", "rejected"),
+}
+#: How similar a column must be to one of these to be taken for a misspelt one.
+_MISSPELT = 0.8
 _MAX_PROBLEMS = 20
+_PROBLEM_LENGTH = 200
+_LIMIT_BYTES = 16 << 30
+
+_LOG = logging.getLogger(__name__)
 
 
 class Tokenizer(Protocol):
@@ -94,27 +108,32 @@ class Reader:
     score_scale: float = 1.0
     max_tokens: int = 1024
 
-    def read(self, path: Path) -> list[Item]:
-        """Read a JSON lines file; blank lines are skipped.
+    def read(self, path: str | Path) -> list[Item]:
+        """Read a JSON lines file, once and in order; blank lines and other columns are left out.
+
+        Args:
+            path: The file; a pipe will do, and ``-`` is standard input.
 
         Raises:
             ConfigError: The file is missing or empty, or lines are malformed; up to 20 bad lines
                 are listed, each with its number.
         """
-        if not path.is_file():
+        path = path_argument("path", path, ConfigError)
+        if path != STDIN and not path.exists():
             raise ConfigError(f"{path} does not exist; give a JSON lines file with --data")
         items: list[Item] = []
         problems: list[str] = []
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if not raw.strip():
-                    continue
-                try:
-                    items.append(self._item(number, _parse(raw)))
-                except _BadLineError as error:
-                    problems.append(f"line {number}: {error}")
-                    if len(problems) == _MAX_PROBLEMS:
-                        break
+        extra: set[str] = set()
+        lines = read_lines(path, "training data", limit=_LIMIT_BYTES, error=ConfigError)
+        for line_number, raw in lines:
+            try:
+                line = _parse(raw)
+                extra |= _extra_columns(line, _COLUMNS[self.objective])
+                items.append(self._item(line_number, line))
+            except (_BadLineError, RequestError) as error:
+                problems.append(f"line {line_number}: {one_line(str(error), _PROBLEM_LENGTH)}")
+                if len(problems) == _MAX_PROBLEMS:
+                    break
         if problems:
             raise ConfigError(f"{path}: {'; '.join(problems)}; a line is {FIELDS[self.objective]}")
         if not items:
@@ -123,31 +142,33 @@ class Reader:
             raise ConfigError(
                 f"{path}: every score is {items[0].score:g}; there is nothing to learn"
             )
+        if extra:
+            _LOG.warning("%s: columns that are not used: %s", one_line(str(path)), listed(extra))
         return items
 
-    def _item(self, number: int, line: dict[str, Any]) -> Item:
+    def _item(self, line_number: int, line: dict[str, Any]) -> Item:
         if self.objective == "pairwise":
-            _check_fields(line, {"prompt", "chosen", "rejected"})
+            _check_fields(line, {"chosen", "rejected"})
             chosen, rejected = _text(line, "chosen"), _text(line, "rejected")
             if chosen == rejected:
                 raise _BadLineError("chosen and rejected are the same text")
-            prompt = _text(line, "prompt", empty=True)
-            return Item(number, (self._row(prompt, chosen), self._row(prompt, rejected)))
+            prompt = _text(line, "prompt", empty=True) if "prompt" in line else ""
+            return Item(line_number, (self._row(prompt, chosen), self._row(prompt, rejected)))
         name = "response" if "response" in line else "text"
-        _check_fields(line, {name, "score"} | ({"prompt"} & set(line)))
+        if {"text", "response"} <= set(line):
+            raise _BadLineError("there are both text and response; give one of them")
+        _check_fields(line, {name, "score"})
         prompt = _text(line, "prompt", empty=True) if "prompt" in line else ""
         row = self._row(prompt, _text(line, name))
-        return Item(number, (row,), self._score(line["score"]))
+        return Item(line_number, (row,), self._score(line["score"]))
 
     def _score(self, value: Any) -> float:
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise _BadLineError(f"score must be a finite number, got {value!r}")
-        score = float(value) / self.score_scale
+        score = number("score", value) / self.score_scale
         if self.signal.bounds is not None:
             low, high = self.signal.bounds
             if not low <= score <= high:
                 raise _BadLineError(
-                    f"score {value!r}"
+                    f"score {quoted(value)}"
                     + (f" / {self.score_scale:g} = {score:g}" if self.score_scale != 1 else "")
                     + f" is outside the bounds [{low:g}, {high:g}] of signal {self.signal.name!r}; "
                     "divide the scores with --score-scale"
@@ -155,7 +176,7 @@ class Reader:
         return score
 
     def _row(self, prompt: str, response: str) -> Row:
-        head = self.tokenizer.encode(prompt, add_special_tokens=True)
+        head = self._prompt_ids(prompt)
         tail = self.tokenizer.encode(response, add_special_tokens=False)
         if not tail:
             raise _BadLineError("the response has no tokens")
@@ -170,6 +191,14 @@ class Reader:
                 f"rows are cut at {self.max_tokens}"
             )
         return Row(tuple(ids), start)
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids of a prompt; what the tokenizer puts before a text comes once."""
+        ids = self.tokenizer.encode(prompt, add_special_tokens=True)
+        if len(ids) > 1 and ids[0] == ids[1]:
+            first = self.tokenizer.encode("", add_special_tokens=True)[:1]
+            return ids[1:] if first == ids[:1] else ids
+        return ids
 
 
 class _BadLineError(Exception):
@@ -187,16 +216,24 @@ def _parse(raw: bytes) -> dict[str, Any]:
 
 
 def _check_fields(line: dict[str, Any], required: set[str]) -> None:
-    differences = {"missing": required - set(line), "unknown": set(line) - required}
-    parts = [f"{what} {', '.join(sorted(names))}" for what, names in differences.items() if names]
-    if parts:
-        raise _BadLineError("; ".join(parts))
+    if missing := required - set(line):
+        raise _BadLineError(f"missing {listed(missing)}; its columns: {listed(line)}")
+
+
+def _extra_columns(line: dict[str, Any], known: tuple[str, ...]) -> set[str]:
+    """Columns that are not used, such as a data set's own ids; a misspelt name is an error."""
+    extra = set(line).difference(known)
+    for name in extra:
+        near = nearest(name, known, _MISSPELT)
+        if near is not None and near not in line:
+            raise _BadLineError(f"unknown {quoted(name)}; did you mean {near}?")
+    return extra
 
 
 def _text(line: dict[str, Any], name: str, empty: bool = False) -> str:
     value = line[name]
     if not isinstance(value, str) or not (empty or value.strip()):
-        raise _BadLineError(f"{name} must be a non-empty string, got {value!r:.60}")
+        raise _BadLineError(f"{name} must be a non-empty string, got {quoted(value, 60)}")
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
         raise _BadLineError(f"{name} is not valid Unicode (half of a surrogate pair)")
     return value

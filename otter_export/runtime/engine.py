@@ -48,12 +48,17 @@ class Step:
 class Tokenizer(Protocol):
     """Text to token ids and back."""
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the special tokens, which `decode` leaves out unless told otherwise."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with what the model's tokenizer puts around one (BOS)."""
         ...
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; special tokens are left out, incomplete UTF-8 becomes U+FFFD."""
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids, without special tokens or with them; incomplete UTF-8 is U+FFFD."""
         ...
 
 

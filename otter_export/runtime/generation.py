@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
+from otter_export.arguments import integer
 from otter_export.errors import OtterError, RequestError
+from otter_export.manifest import EngineManifest
+from otter_export.quoting import quoted
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from otter_export.runtime.methods.base import DecodingMethod
-from otter_export.runtime.request import Request, Result, TokenEvent
+from otter_export.runtime.request import Request, Result, TokenEvent, stop_words
 from otter_export.runtime.scheduler import Event, Limits, Scheduler
 
 #: Requests decoded at a time unless told otherwise; more wait for a place.
@@ -22,7 +26,7 @@ def generate(
     method: DecodingMethod | None = None,
     *,
     max_tokens: int = 64,
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = (),
     seed: int | None = None,
     batch_size: int = BATCH_SIZE,
     on_event: Callable[[TokenEvent], None] | None = None,
@@ -39,7 +43,7 @@ def generate(
         prompts: One prompt or several. Texts take the arguments below; a `Request` brings its own.
         method: How tokens are chosen; None is ``ArgsGreedy()``.
         max_tokens: Most tokens to generate for each prompt.
-        stop: Texts that end the generation.
+        stop: Texts that end the generation; special tokens count, though they are not shown.
         seed: Of each prompt's own random generator; None draws one.
         batch_size: Most prompts that are decoded at a time.
         on_event: Called with each token as it comes.
@@ -51,6 +55,8 @@ def generate(
         RequestError: A prompt or an option is not valid; nothing was generated.
         EngineError: The engine has no such signal, or fails.
     """
+    if on_event is not None and not callable(on_event):
+        raise RequestError(f"on_event must be a function or None, got {quoted(on_event)}")
     requests = _requests(prompts, method, max_tokens, stop, seed)
     results: dict[int, Result] = {}
     for item in stream(engine, requests, batch_size=batch_size):
@@ -62,7 +68,14 @@ def generate(
 
 
 def stream(
-    engine: Engine, requests: Sequence[Request], *, batch_size: int = BATCH_SIZE
+    engine: Engine,
+    requests: str | Request | Sequence[str | Request],
+    method: DecodingMethod | None = None,
+    *,
+    max_tokens: int = 64,
+    stop: str | Sequence[str] | None = (),
+    seed: int | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[TokenEvent | Result]:
     """Continue prompts, yielding each token as it comes.
 
@@ -71,7 +84,11 @@ def stream(
 
     Args:
         engine: From `load_engine`.
-        requests: What to continue.
+        requests: What to continue: as the ``prompts`` of `generate`.
+        method: As `generate`, for texts; the next three too.
+        max_tokens: Most tokens to generate for each prompt.
+        stop: Texts that end the generation.
+        seed: Of each prompt's own random generator.
         batch_size: Most prompts that are decoded at a time.
 
     Returns:
@@ -80,9 +97,11 @@ def stream(
     Raises:
         RequestError, EngineError: As `generate`.
     """
-    if type(batch_size) is not int or batch_size < 1:
-        raise RequestError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-    scheduler = Scheduler(engine, Limits(max_batch_size=batch_size, max_queue=None))
+    size = integer("batch_size", batch_size, least=1)
+    if not isinstance(getattr(engine, "manifest", None), EngineManifest):
+        raise RequestError(f"engine must be one that load_engine returned, got {quoted(engine)}")
+    requests = _requests(requests, method, max_tokens, stop, seed)
+    scheduler = Scheduler(engine, Limits(max_batch_size=size, max_queue=None))
     events: collections.deque[Event] = collections.deque()
     for index, request in enumerate(requests):
         try:
@@ -108,18 +127,17 @@ def _requests(
     prompts: str | Request | Sequence[str | Request],
     method: DecodingMethod | None,
     max_tokens: int,
-    stop: str | Sequence[str],
+    stop: str | Sequence[str] | None,
     seed: int | None,
 ) -> list[Request]:
     if isinstance(prompts, str | Request):
         prompts = [prompts]
-    if not isinstance(prompts, Sequence):
-        raise RequestError(f"prompts must be texts or requests, got {prompts!r:.80}")
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes | bytearray | memoryview):
+        raise RequestError(f"prompts must be texts or requests, got {quoted(prompts)}")
+    # The options are checked for their own sake, also where every prompt brings its own.
     chosen = ArgsGreedy() if method is None else method
-    words = (stop,) if isinstance(stop, str) else tuple(stop)
+    options = Request("", chosen, max_tokens, stop_words(stop), seed)
     return [
-        prompt
-        if isinstance(prompt, Request)
-        else Request(prompt, chosen, max_tokens=max_tokens, stop=words, seed=seed)
+        prompt if isinstance(prompt, Request) else dataclasses.replace(options, prompt=prompt)
         for prompt in prompts
     ]

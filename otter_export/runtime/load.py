@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from otter_export.arguments import integer
 from otter_export.errors import RequestError
 from otter_export.manifest import EngineManifest
+from otter_export.quoting import quoted
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.executors import EXECUTORS
 
@@ -40,10 +42,12 @@ def checked_threads(provider: str | None, threads: int | None) -> int | None:
     Raises:
         RequestError: The provider or the number is out of range.
     """
-    if provider is not None and provider not in PROVIDERS:
-        raise RequestError(f"provider must be one of {', '.join(PROVIDERS)}, got {provider!r}")
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
-        raise RequestError(f"threads must be an integer from 1 to 1024, got {threads!r}")
+    if provider is not None and not (isinstance(provider, str) and provider in PROVIDERS):
+        raise RequestError(
+            f"provider must be one of {', '.join(PROVIDERS)}, got {quoted(provider)}"
+        )
+    if threads is not None:
+        threads = integer("threads", threads, least=1, most=1024, described="from 1 to 1024")
     value = os.environ.get("OMP_NUM_THREADS", "")
     if threads is None and value.isdecimal() and 1 <= int(value) <= 1024:
         return int(value)

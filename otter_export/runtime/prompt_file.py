@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from otter_export.arguments import path_argument
 from otter_export.errors import OtterError, RequestError
+from otter_export.json_lines import read_lines
+from otter_export.quoting import listed, one_line, quoted
 from otter_export.runtime.methods import make_method, method_options
 from otter_export.runtime.request import Request
 
@@ -19,6 +22,7 @@ FIELDS = ("prompt", "method", *_METHOD_OPTIONS, *_REQUEST_OPTIONS)
 _LIMIT_BYTES = 256 << 20
 #: Problems that one message lists.
 _SHOWN = 5
+_PROBLEM_LENGTH = 400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Defaults:
         given = {k: v for k, v in (overrides or {}).items() if v is not None}
         name = given.get("method", self.method)
         if not isinstance(name, str):
-            raise RequestError(f"method must be the name of a method, got {name!r}")
+            raise RequestError(f"method must be the name of a method, got {quoted(name)}")
         accepted = method_options(name)
         options = {k: v for k, v in self.options.items() if k in accepted or name == self.method}
         options |= {k: v for k, v in given.items() if k in _METHOD_OPTIONS}
@@ -56,33 +60,27 @@ class Defaults:
         return Request(prompt, make_method(name, options), **request)
 
 
-def read_prompts(path: Path, defaults: Defaults) -> list[Request]:
+def read_prompts(path: str | Path, defaults: Defaults) -> list[Request]:
     """Read and check all lines of a file.
 
     Args:
         path: A file of JSON objects, one a line: ``{"prompt": "..."}`` and any of `FIELDS`.
-            Empty lines are skipped.
+            Blank lines are skipped. A pipe will do, and ``-`` is standard input.
         defaults: What lines take where they say nothing.
 
     Raises:
         RequestError: The file cannot be read, has no prompts, or lines are wrong; the message
             names each by its number.
     """
-    try:
-        size = path.stat().st_size
-        if size > _LIMIT_BYTES:
-            raise RequestError(f"{path} has {size} bytes; at most {_LIMIT_BYTES} are read")
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise RequestError(f"cannot read the prompts in {path}: {error.strerror}") from None
     requests: list[Request] = []
     problems: list[str] = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                requests.append(_request(line, defaults))
-            except OtterError as error:
-                problems.append(f"line {number}: {error}")
+    path = path_argument("path", path)
+    lines = read_lines(path, "prompts", limit=_LIMIT_BYTES, error=RequestError)
+    for number, line in lines:
+        try:
+            requests.append(_request(line, defaults))
+        except OtterError as error:
+            problems.append(f"line {number}: {one_line(str(error), _PROBLEM_LENGTH)}")
     if problems:
         more = f"; and {len(problems) - _SHOWN} more lines" if len(problems) > _SHOWN else ""
         raise RequestError(f"{path}: {'; '.join(problems[:_SHOWN])}{more}")
@@ -100,7 +98,7 @@ def _request(line: bytes, defaults: Defaults) -> Request:
         raise RequestError(f"not JSON: {error}") from None
     if not isinstance(data, dict) or "prompt" not in data:
         raise RequestError('expected an object with "prompt"')
-    unknown = sorted(set(data) - set(FIELDS))
+    unknown = set(data) - set(FIELDS)
     if unknown:
-        raise RequestError(f"unknown field {', '.join(unknown)}; known: {', '.join(FIELDS)}")
+        raise RequestError(f"unknown field {listed(unknown)}; known: {', '.join(FIELDS)}")
     return defaults.request_for(data.pop("prompt"), data)

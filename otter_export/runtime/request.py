@@ -6,7 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from otter_export.arguments import as_integer, integer, keep
 from otter_export.errors import RequestError
+from otter_export.quoting import quoted
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from otter_export.runtime.methods.base import DecodingMethod
 
@@ -16,11 +20,12 @@ class Request:
     """One prompt and how to continue it.
 
     Args:
-        prompt: Text, or token ids.
+        prompt: Text, or token ids; an array ``[n]`` of integers too.
         method: How tokens are chosen.
         max_tokens: Most tokens to generate, at least 1; the engine's ``max_sequence_length`` limits
             prompt and generated tokens together.
-        stop: Generation ends when one of these texts appears; it is not part of the result's text.
+        stop: Generation ends when one of these texts appears, special tokens written out; it is not
+            part of the result's text. One text is as good as several, and None as good as none.
         seed: Of the sequence's own random generator; None draws one. The result depends on the
             prompt, the options and the seed, never on the other requests of a batch; on the CPU bit
             for bit (docs/batching.md).
@@ -36,18 +41,20 @@ class Request:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check_prompt(self.prompt)
         if not isinstance(self.method, DecodingMethod):
             raise RequestError(
-                f"method must be a decoding method such as ArgsGreedy(), got {self.method!r}"
+                f"method must be a decoding method such as ArgsGreedy(), got {quoted(self.method)}"
             )
-        if type(self.max_tokens) is not int or self.max_tokens < 1:
-            raise RequestError(
-                f"max_tokens must be an integer of at least 1, got {self.max_tokens!r}"
-            )
-        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 1 << 64):
-            raise RequestError(f"seed must be an integer from 0 to 2**64 - 1, got {self.seed!r}")
-        object.__setattr__(self, "stop", _stop_words(self.stop))
+        keep(
+            self,
+            prompt=_checked_prompt(self.prompt),
+            max_tokens=integer("max_tokens", self.max_tokens, least=1),
+            stop=stop_words(self.stop),
+        )
+        if self.seed is not None:
+            described = "from 0 to 2**64 - 1"
+            seed = integer("seed", self.seed, least=0, most=(1 << 64) - 1, described=described)
+            keep(self, seed=seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,25 +130,43 @@ class Result:
         return fields
 
 
-def _check_prompt(prompt: object) -> None:
+def _checked_prompt(prompt: object) -> str | Sequence[int]:
+    """The prompt, with token ids as Python integers."""
     if isinstance(prompt, str):
-        try:
-            prompt.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise RequestError(
-                f"the prompt is not valid Unicode: character {error.start} is half of a surrogate "
-                "pair or an undecodable byte; give it as UTF-8"
-            ) from None
-        return
+        _check_unicode("the prompt", prompt)
+        return str(prompt)
+    if isinstance(prompt, np.ndarray) and prompt.ndim == 1:
+        prompt = prompt.tolist()
     # Bytes are a sequence of integers too, but not of token ids.
-    ids = prompt if isinstance(prompt, Sequence) and not isinstance(prompt, bytes) else [None]
-    if any(type(token) is not int for token in ids):
-        raise RequestError(f"a prompt must be text or a sequence of token ids, got {prompt!r:.80}")
+    if isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray | memoryview):
+        if all(type(token) is int for token in prompt):
+            return prompt
+        ids = [token for given in prompt if (token := as_integer(given)) is not None]
+        if len(ids) == len(prompt):
+            return ids
+    raise RequestError(f"a prompt must be text or a sequence of token ids, got {quoted(prompt)}")
 
 
-def _stop_words(stop: object) -> tuple[str, ...]:
-    words = (stop,) if isinstance(stop, str) else stop
+def stop_words(stop: object) -> tuple[str, ...]:
+    """Stop words from one text, several or None.
+
+    Raises:
+        RequestError: They are none, or one is empty or not valid Unicode.
+    """
+    words = () if stop is None else (stop,) if isinstance(stop, str) else stop
     valid = isinstance(words, list | tuple) and all(isinstance(w, str) and w for w in words)
     if not valid or not isinstance(words, list | tuple):
-        raise RequestError(f"stop must be texts of at least one character each, got {stop!r}")
-    return tuple(words)
+        raise RequestError(f"stop must be texts of at least one character each, got {quoted(stop)}")
+    for word in words:
+        _check_unicode("a stop word", word)
+    return tuple(map(str, words))
+
+
+def _check_unicode(what: str, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{what} is not valid Unicode: character {error.start} is half of a surrogate "
+            "pair or an undecodable byte; give it as UTF-8"
+        ) from None

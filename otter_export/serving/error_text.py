@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from otter_export.quoting import one_line
+
 #: Characters of a text.
 CLIENT_LIMIT = 500
 LOG_LIMIT = 4000
@@ -32,18 +34,3 @@ def client_text(error: BaseException, *directories: str) -> str:
 def log_text(error: BaseException) -> str:
     """What the log says: one line with everything in it, unless it is very long."""
     return one_line(str(error), LOG_LIMIT)
-
-
-def one_line(text: str, limit: int) -> str:
-    """A text on one line, cut, with escapes for characters that cannot be seen."""
-    line = " ".join(text[: 2 * limit].split())
-    shown = line if line.isprintable() else "".join(map(_visible, line[:limit]))
-    if len(shown) > limit or len(text) > 2 * limit:
-        return shown[:limit] + "..."
-    return shown
-
-
-def _visible(character: str) -> str:
-    if character.isprintable():
-        return character
-    return character.encode("unicode_escape").decode("ascii")

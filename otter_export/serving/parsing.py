@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from otter_export.errors import RequestError
+from otter_export.arguments import as_integer
+from otter_export.errors import EngineError, RequestError
+from otter_export.quoting import listed, nearest, quoted
 from otter_export.runtime.methods import METHODS, make_method, method_options
 from otter_export.runtime.methods.base import DecodingMethod
 from otter_export.runtime.request import Request
@@ -29,6 +31,12 @@ _METHOD_OPTIONS = {
 _NEUTRAL = {"temperature": 0.0, "top_p": 1.0}
 #: How similar a field of ``/generate`` must be to an input's name to be taken for a misspelt one.
 _SIMILAR = 0.8
+#: Fields of ``/generate`` that are no inputs, all together.
+_MAX_PARAMETERS = 64
+_MAX_PARAMETER_BYTES = 1 << 16
+#: Bytes of a text that is a name.
+_MAX_NAME_BYTES = 256
+_LARGEST_TIMEOUT = 1 << 62
 #: Beyond this a weight leaves no digit of the logits.
 _LARGEST_WEIGHT = 1e6
 
@@ -70,12 +78,12 @@ def parse_request(
         UnsupportedError: There is no such method.
     """
     given = dict(parameters or {})
+    arrays = {field: array for field in INPUTS if (array := tensors.get(field.name)) is not None}
+    # Sizes come first: what is too large is neither decoded nor compared with anything.
+    for field, array in arrays.items():
+        _check_size(field, array, settings)
     _check_parameters(given)
-    values = {
-        field.name: _read(field, array)
-        for field in INPUTS
-        if (array := tensors.get(field.name)) is not None
-    }
+    values = {field.name: _read(field, array) for field, array in arrays.items()}
     for name in ("frequency_penalty", "presence_penalty"):
         if values.pop(name, 0) != 0:
             raise RequestError(f"{name} is not supported; leave it out, or send 0")
@@ -94,14 +102,59 @@ def parse_request(
     )
 
 
+def read_parameters(text: str) -> dict[str, Any]:
+    """Triton's request parameters from their JSON.
+
+    Raises:
+        RequestError: They are too large, or no object.
+        EngineError: They are no JSON that can be read.
+    """
+    if len(text) > _MAX_PARAMETER_BYTES:
+        raise RequestError(
+            f"fields that are no inputs have {len(text)} bytes together; at most "
+            f"{_MAX_PARAMETER_BYTES} are accepted"
+        )
+    try:
+        parameters = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        # Triton writes them itself, from what it could read.
+        raise EngineError(f"the request parameters cannot be read: {error}") from None
+    if not isinstance(parameters, dict):
+        raise RequestError(f"the request parameters must be an object, got {quoted(parameters)}")
+    return parameters
+
+
+def _check_size(field: TensorField, array: npt.NDArray[Any], settings: Settings) -> None:
+    """Refuse too many values, or too long ones, by their sizes alone."""
+    name, count = field.name, array.size
+    # A token is a byte at least. Empty stop words do not count later, but they are read.
+    most = {"input_ids": settings.max_prompt_bytes, "stop_words": 4 * settings.max_stop_words}
+    if field.many and count > most[name]:
+        raise RequestError(f"there are {count} {name}; at most {most[name]} are accepted")
+    if field.data_type != "STRING" or array.dtype != np.object_ or (not field.many and count != 1):
+        return
+    limits = {"text_input": settings.max_prompt_bytes, "stop_words": settings.max_stop_bytes}
+    limit = limits.get(name, _MAX_NAME_BYTES)
+    for value in array.reshape(-1):
+        size = len(value) if isinstance(value, str | bytes) else 0
+        if size > limit:
+            what = "a stop word" if name == "stop_words" else name
+            raise RequestError(f"{what} has {size} bytes; at most {limit} are accepted")
+
+
 def _check_parameters(parameters: Mapping[str, Any]) -> None:
     """Refuse what looks like a misspelt input, which Triton passes on as a parameter."""
+    if len(parameters) > _MAX_PARAMETERS:
+        raise RequestError(
+            f"there are {len(parameters)} fields that are no inputs; at most {_MAX_PARAMETERS} "
+            "are accepted"
+        )
     for name in parameters:
         if name in INPUT_NAMES:
             raise RequestError(f"{name} came as a request parameter; send it as an input tensor")
-        near = difflib.get_close_matches(name.lower(), INPUT_NAMES, 1, _SIMILAR)
+        near = nearest(name, INPUT_NAMES, _SIMILAR)
         if near:
-            raise RequestError(f"there is no input {name!r:.80}; did you mean {near[0]}?")
+            raise RequestError(f"there is no input {quoted(name)}; did you mean {near}?")
 
 
 def _read(field: TensorField, array: npt.NDArray[Any]) -> Any:
@@ -128,8 +181,10 @@ def _value(field: TensorField, value: Any) -> Any:
 def _text(name: str, value: Any) -> str:
     if isinstance(value, str):
         return value
+    if not isinstance(value, bytes):
+        raise RequestError(f"{name} must hold text, got {quoted(value)}")
     try:
-        return bytes(value).decode("utf-8")
+        return value.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RequestError(f"{name} is not UTF-8: byte {error.start} cannot be decoded") from None
 
@@ -184,7 +239,7 @@ def _method(values: Mapping[str, Any], settings: Settings) -> DecodingMethod:
     if foreign:
         taken = [o for o, own in _METHOD_OPTIONS.items() if own in accepted]
         raise RequestError(
-            f"method {chosen} does not take {', '.join(foreign)}; it takes {', '.join(taken)}"
+            f"method {chosen} does not take {listed(foreign)}; it takes {', '.join(taken)}"
         )
     return make_method(chosen, {**_defaults(chosen, accepted, settings), **_renamed(options)})
 
@@ -216,9 +271,10 @@ def _deadline(
     if deadline_ms is not None and deadline_ms < 1:
         raise RequestError(f"deadline_ms must be at least 1, got {deadline_ms}")
     # Triton takes a timeout of gRPC and of /infer as its own, that of /generate as a parameter.
-    timeout = parameters.get("timeout", 0)
-    if type(timeout) is not int or timeout < 0:
-        raise RequestError(f"timeout must be a number of microseconds, got {timeout!r:.80}")
+    given = parameters.get("timeout", 0)
+    timeout = as_integer(given)
+    if timeout is None or not 0 <= timeout <= _LARGEST_TIMEOUT:
+        raise RequestError(f"timeout must be a number of microseconds, got {quoted(given)}")
     milliseconds = deadline_ms or settings.default_deadline_ms
     limits = [milliseconds / 1e3, timeout_microseconds / 1e6, timeout / 1e6]
     return min((limit for limit in limits if limit > 0), default=None)

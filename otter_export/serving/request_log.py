@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from otter_export.errors import OtterError
+from otter_export.quoting import one_line
 from otter_export.runtime.request import Result
 from otter_export.runtime.scheduler import Observer, RequestHandle
 from otter_export.runtime.scheduler.observer import outcome_name
-from otter_export.serving.error_text import log_text, one_line
+from otter_export.serving.error_text import log_text
 
 #: Characters of a client's own name for its request.
 _ID_LIMIT = 128

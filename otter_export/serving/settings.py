@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from otter_export.errors import ConfigError
 from otter_export.manifest import EngineManifest
+from otter_export.quoting import nearest, quoted
 from otter_export.runtime.load import PROVIDERS
 from otter_export.runtime.methods import METHODS
 from otter_export.runtime.scheduler import Limits
@@ -107,9 +107,9 @@ class Settings:
         own = {name: text for name, text in parameters.items() if not name.isupper()}
         unknown = sorted(set(own) - set(kinds))
         if unknown:
-            near = difflib.get_close_matches(unknown[0], kinds, 1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(kinds)}"
-            raise ConfigError(f"config.pbtxt has an unknown parameter {unknown[0]!r}{hint}")
+            near = nearest(unknown[0], kinds)
+            hint = f"; did you mean {near}?" if near else f"; known: {', '.join(kinds)}"
+            raise ConfigError(f"config.pbtxt has an unknown parameter {quoted(unknown[0])}{hint}")
         values: dict[str, Any] = {n: _read(n, kinds[n], text) for n, text in own.items()}
         return cls(**values)
 
@@ -152,11 +152,11 @@ def _read(name: str, kind: str, text: str) -> int | float | bool | str:
             return int(text) if kind == "int" else float(text)
     except (KeyError, ValueError):
         expected = {"bool": "true or false", "int": "an integer", "float": "a number"}[kind]
-        raise ConfigError(f"parameter {name} must be {expected}, got {text!r}") from None
+        raise ConfigError(f"parameter {name} must be {expected}, got {quoted(text)}") from None
     return text
 
 
 def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
     if value not in accepted:
         shown = ", ".join(choice or "empty" for choice in accepted)
-        raise ConfigError(f"{name} must be one of {shown}, got {value!r}")
+        raise ConfigError(f"{name} must be one of {shown}, got {quoted(value)}")

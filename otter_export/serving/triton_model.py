@@ -26,7 +26,7 @@ from otter_export.runtime.load import open_engine
 from otter_export.runtime.scheduler import Scheduler
 from otter_export.serving.error_text import log_text
 from otter_export.serving.metrics import Metrics
-from otter_export.serving.parsing import parse_request
+from otter_export.serving.parsing import parse_request, read_parameters
 from otter_export.serving.request_log import RequestLog
 from otter_export.serving.responder import Reply, Responder
 from otter_export.serving.settings import Settings
@@ -38,6 +38,8 @@ from otter_export.serving.watcher import Watcher
 ENGINE_DIRECTORY = "engine"
 #: Requests in work get this long when the model is unloaded; Triton waits for them before that.
 _CLOSE_SECONDS = 5.0
+#: Characters of a client's own name for a request that are kept.
+_ID_LENGTH = 128
 
 
 class TritonPythonModel:
@@ -56,7 +58,7 @@ class TritonPythonModel:
         try:
             self._initialize(args)
         except OtterError as error:
-            raise pb_utils.TritonModelException(" ".join(str(error).split())) from error
+            raise pb_utils.TritonModelException(str(error)) from error
 
     def _initialize(self, args: Mapping[str, str]) -> None:
         parameters = json.loads(args["model_config"]).get("parameters", {})
@@ -94,7 +96,7 @@ class TritonPythonModel:
             channel, request_id = None, None
             try:
                 channel = TritonChannel(request.get_response_sender(), self._private)
-                request_id = request.request_id() or uuid.uuid4().hex[:12]
+                request_id = request.request_id()[:_ID_LENGTH] or uuid.uuid4().hex[:12]
                 self._accept(request, channel, request_id)
             # A traceback out of here would end every request of this call. Not all are Exceptions:
             # a panic of the tokenizers library is none.
@@ -120,7 +122,7 @@ class TritonPythonModel:
             served = parse_request(
                 _tensors(request),
                 self._settings,
-                parameters=json.loads(request.parameters() or "{}"),
+                parameters=read_parameters(request.parameters() or "{}"),
                 timeout_microseconds=request.timeout(),
             )
         except OtterError as error:

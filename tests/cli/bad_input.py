@@ -360,6 +360,7 @@ TRAINING = [
 
 BUILDS = [
     Case("no out", "build ckpt", "--out DIR is needed"),
+    Case("two outs", "build ckpt one --out two", "two engine directories, one and --out two"),
     Case("no such target", "build ckpt --out new --target onxn", r"unknown target 'onxn' \(did you mean 'onnx'"),
     Case("no such checkpoint", "build nowhere --out new", "nowhere is not a directory"),
     Case("a base", "build base --out new", "is not an Otter checkpoint. Make one with: otter-export insert"),

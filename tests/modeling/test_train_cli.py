@@ -132,7 +132,7 @@ def test_the_report_repeats_with_the_seed(tmp_path: Path, data: Path) -> None:
         (["--score-scale", "0.5"], "line 1: score"),
         (["--eval-fraction", "1"], "--eval-fraction"),
         (["--dtype", "int4"], "--dtype"),
-        (["--objective", "pairwise"], "missing chosen, prompt, rejected"),
+        (["--objective", "pairwise"], "missing chosen, rejected"),
         (["--max-tokens", "1"], "--max-tokens"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +93,12 @@ BAD_LINES: dict[str, tuple[str, object, str]] = {
     "too deep": ("regression", b"[" * 100_000, "not JSON"),
     "no score": ("regression", {"text": "w5"}, "missing score"),
     "no text": ("regression", {"score": 1}, "missing text"),
-    "unknown field": ("regression", GOOD | {"label": 1}, "unknown label"),
-    "text and response": ("regression", GOOD | {"response": "w5"}, "unknown text"),
+    "misspelt field": (
+        "regression",
+        GOOD | {"promt": "w3"},
+        "unknown 'promt'; did you mean prompt",
+    ),
+    "text and response": ("regression", GOOD | {"response": "w5"}, "both text and response"),
     "text is a number": ("regression", {"text": 5, "score": 0}, "text must be a non-empty string"),
     "text is empty": ("regression", {"text": " ", "score": 0}, "text must be a non-empty string"),
     "half a surrogate": ("regression", {"text": "\ud800", "score": 0}, "not valid Unicode"),
@@ -107,10 +113,10 @@ BAD_LINES: dict[str, tuple[str, object, str]] = {
         GOOD | {"prompt": "w3 " * 16},
         "no token of the response is left",
     ),
-    "pair without prompt": ("pairwise", {"chosen": "w4", "rejected": "w5"}, "missing prompt"),
-    "pair with score": ("pairwise", PAIR | {"score": 1}, "unknown score"),
+    "score has many digits": ("regression", GOOD | {"score": 10**400}, "must be a finite number"),
+    "no chosen": ("pairwise", {"prompt": "w3", "rejected": "w5"}, "missing chosen"),
     "equal pair": ("pairwise", PAIR | {"rejected": "w4"}, "the same text"),
-    "regression data": ("pairwise", GOOD, "missing chosen, prompt, rejected; unknown score, text"),
+    "regression data": ("pairwise", GOOD, "missing chosen, rejected; its columns: score, text"),
 }
 
 
@@ -131,6 +137,43 @@ def test_bad_lines_are_listed_together_up_to_twenty(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, [{"text": "w5"}] * 30)
     assert str(caught.value).count(": missing score") == 20
+
+
+def test_files_come_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "data.jsonl"
+    lines = [
+        b'\xef\xbb\xbf{"chosen": "w4", "rejected": "w5"}',
+        b"",
+        b'{"prompt": "", "chosen": "w4 w3", "rejected": "w5", "source": "a", "score": 2}',
+    ]
+    path.write_bytes(b"\r\n".join(lines))
+    first, second = reader(objective="pairwise").read(str(path))
+    assert (first.line, second.line) == (1, 3)
+    assert first.rows[1] == Row((5, 2), 0)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: columns that are not used: score, source"
+    ]
+
+
+def test_a_pipe_will_do(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    keep = os.open(path, os.O_RDWR)
+    os.write(keep, b'{"text": "w5", "score": 0.5}\n')
+    threading.Timer(0.2, os.close, [keep]).start()
+    assert len(reader().read(path)) == 1
+
+
+def test_a_beginning_that_the_tokenizer_adds_comes_once(tmp_path: Path) -> None:
+    class Beginning:
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            ids = [1 if word == "<s>" else len(word) for word in text.split()]
+            return [1, *ids] if add_special_tokens else ids
+
+    prompts = ("abc", "<s> abc")
+    lines = [{"prompt": p, "text": "ab", "score": i} for i, p in enumerate(prompts)]
+    items = read(tmp_path, lines, tokenizer=Beginning(), end_id=None)
+    assert [item.rows[0] for item in items] == [Row((1, 3, 2), 2)] * 2
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:

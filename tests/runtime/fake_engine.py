@@ -33,8 +33,19 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return bytes(i % 256 for i in ids if i not in self.special).decode(errors="replace")
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return self.special
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Special token i is ``<i>`` where special tokens are wanted."""
+        texts = [
+            (b"" if skip_special_tokens else f"<{i}>".encode())
+            if i in self.special
+            else bytes([i % 256])
+            for i in ids
+        ]
+        return b"".join(texts).decode(errors="replace")
 
 
 def make_manifest(

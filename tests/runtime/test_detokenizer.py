@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from otter_export.runtime.detokenizer import Detokenizer, StopFinder
+from otter_export.runtime.detokenizer import Detokenizer, StopFinder, TextStream
 from tests.runtime.fake_engine import ByteTokenizer
 
 
@@ -19,7 +21,9 @@ class WordTokenizer:
     def encode(self, text: str) -> list[int]:
         return [self.words.index(word) for word in text.split()]
 
-    def decode(self, ids: list[int]) -> str:
+    special_ids: frozenset[int] = frozenset()
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         return " ".join(self.words[i] for i in ids)
 
 
@@ -102,3 +106,64 @@ def test_no_part_of_a_stop_word_leaks_and_little_is_held(text: str, stop: list[s
         held = text[len(out) : i + 1]
         # Held text is exactly what a stop word could begin with.
         assert held == "" or any(word.startswith(held) for word in stop)
+
+
+def _stream(ids: list[int], stop: list[str], special: set[int]) -> tuple[str, int]:
+    """The text, and how many tokens were taken until it stopped."""
+    stream, out = TextStream(ByteTokenizer(sorted(special)), [], stop), ""
+    for count, token in enumerate(ids, 1):
+        text, found = stream.push(token)
+        out += text
+        if found:
+            return out, count
+    return out + stream.finish()[0], len(ids)
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "taken"),
+    [
+        (["<1>"], "ab", 3),
+        (["b<1>"], "a", 3),
+        (["b<1>c"], "a", 4),
+        (["<1>cd"], "ab", 5),
+        (["<1><2>"], "abcd", 7),
+        (["d"], "abc", 5),
+        (["<3>"], "abcde", 8),
+        (["<", "c"], "ab", 3),
+    ],
+)
+def test_a_special_token_can_be_a_stop_and_is_never_shown(
+    stop: list[str], text: str, taken: int
+) -> None:
+    assert _stream(list(b"ab\x01cd\x01\x02e"), stop, {1, 2}) == (text, taken)
+
+
+@given(
+    st.lists(st.sampled_from([1, 2, *b"abc"]), max_size=12),
+    st.lists(st.sampled_from(["<1>", "<2>", "a", "bc", "c<1>", "<1>a", "<1><2>"]), max_size=3),
+)
+def test_what_is_shown_is_the_decoding_up_to_the_stop(ids: list[int], stop: list[str]) -> None:
+    tokenizer = ByteTokenizer([1, 2])
+    whole = tokenizer.decode(ids, skip_special_tokens=False)
+    ends = [(at + len(word), at) for word in stop if (at := whole.find(word)) >= 0]
+    kept = whole[: min(ends)[1]] if ends else whole
+    assert _stream(ids, stop, {1, 2})[0] == kept.replace("<1>", "").replace("<2>", "")
+
+
+def test_without_stop_words_each_token_is_decoded_as_before() -> None:
+    class Counting(ByteTokenizer):
+        decoded = 0
+
+        def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+            self.decoded += 1
+            return super().decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def count(stop: list[str], special: list[int]) -> int:
+        tokenizer = Counting(special)
+        stream = TextStream(tokenizer, [], stop)
+        for token in b"abc":
+            stream.push(token)
+        return tokenizer.decoded
+
+    assert count([], [1]) == count(["x"], []) == 6
+    assert count(["x"], [1]) == 12

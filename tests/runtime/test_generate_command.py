@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -76,6 +77,16 @@ def test_a_file_of_prompts_joins_the_batch(
     assert objects[1]["text"] == generate(engine, "two", Plain())[0].text
 
 
+def test_prompts_may_follow_the_directory_and_come_from_standard_input(
+    engine_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"prompt": "three"}\r\n')))
+    arguments = ("one", "two", "--prompts", "-", "--max-tokens", 2, "--json")
+    status, out, _ = run(capsys, engine_dir, *arguments)
+    assert status == 0
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["one", "two", "three"]
+
+
 @pytest.mark.parametrize("live", ["--stream", "--no-stream"])
 def test_text_is_followed_by_a_summary(
     engine_dir: Path, capsys: pytest.CaptureFixture[str], live: str
@@ -140,7 +151,11 @@ WRONG = [
     (["--prompt", "a", "--top-k", "x"], "'x' is not a valid integer"),
     (["--prompt", "a", "--weight", "nan"], "weight must be a finite number"),
     (["--prompt", "a", "--weight", "inf"], "weight must be a finite number"),
-    (["--prompt", "a", "--temperature", "1"], "method 'args-greedy' has no option temperature"),
+    (["a", "--temperature", "1"], "has no option temperature; its options: "),
+    (["a", "--temperature", "1"], "methods that have it: args-stochastic, plain"),
+    (["a", "--method", "\x1b[31m\u202e"], r"unknown method '\x1b[31m\u202e'"),
+    (["a", "--top-k", "1" * 5000], "is not a valid integer"),
+    (["a", "--\x1b[31m"], r"\x1b[31m"),
     (["--prompt", "a", "--method", "plain", "--temperature", "-1"], "temperature must be a finite"),
     (["--prompt", "a", "--method", "plain", "--weight", "1"], "'plain' has no option weight"),
     (["--prompt", "a", "--method", "args-stochastic", "--top-p", "2"], "top_p must be a finite"),
@@ -169,6 +184,7 @@ def test_misuse_is_one_line_and_status_two(
     assert message in err
     assert "Traceback" not in err
     assert err.splitlines()[-1].lower().startswith("error: ")
+    assert all(line.isprintable() and len(line) < 4100 for line in err.splitlines())
 
 
 def test_a_directory_that_is_no_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,14 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from otter_export import ArgsGreedy, ArgsStochastic, Plain, Request, generate, stream
+from otter_export import (
+    ArgsGreedy,
+    ArgsStochastic,
+    Plain,
+    Request,
+    Result,
+    generate,
+    load_engine,
+    stream,
+)
 from otter_export.config import Signal
 from otter_export.errors import EngineError, OtterError, RequestError
 from otter_export.runtime import prompt_file
 from otter_export.runtime.prompt_file import Defaults, read_prompts
-from tests.runtime.fake_engine import FakeEngine, make_manifest
+from tests.runtime.fake_engine import ByteTokenizer, FakeEngine, make_manifest
 
 
 @pytest.mark.parametrize(
@@ -36,6 +46,9 @@ from tests.runtime.fake_engine import FakeEngine, make_manifest
         ({"stop": ("",)}, "stop must be texts of at least one character"),
         ({"stop": ("a", 3)}, "stop must be texts of at least one character"),
         ({"stop": 7}, "stop must be texts"),
+        ({"stop": "a\udcff"}, "a stop word is not valid Unicode: character 1"),
+        pytest.param({"max_tokens": 10**5000}, "got an integer of about 5001 digits", id="digits"),
+        pytest.param({"prompt": [1.5] * 9999}, r"got \[1.5, 1.5, 1.5, .*\.\.\.\]", id="long"),
     ],
 )
 def test_wrong_requests(arguments: dict[str, Any], message: str) -> None:
@@ -85,12 +98,79 @@ def engine(**options: Any) -> FakeEngine:
         (lambda: generate(engine(), "a", batch_size=0), "batch_size must be an integer of at"),
         (lambda: stream(engine(), [Request("a")], batch_size=-1), "batch_size must be an integer"),
         (lambda: stream(engine(), [Request("")]), "the prompt is empty"),
+        (lambda: stream("dir", "a"), "engine must be one that load_engine returned, got 'dir'"),
+        (lambda: stream(engine(), None), "prompts must be texts or requests, got None"),
+        (lambda: generate(engine(), b"abc"), "prompts must be texts or requests, got b'abc'"),
+        (lambda: generate(engine(), [], max_tokens=0), "max_tokens must be an integer of at least"),
+        (lambda: generate(engine(), "a", on_event=3), "on_event must be a function or None, got 3"),
+        (lambda: generate(engine(), Request([10**5000])), "token id an integer of about 5001 dig"),
+        (lambda: load_engine(3), "directory must be a path, as text or pathlib.Path, got 3"),
+        (lambda: load_engine("x", threads="2"), "threads must be an integer from 1 to 1024, got"),
+        (lambda: load_engine("x", provider=[]), r"provider must be one of cpu, cuda, got \[\]"),
     ],
 )
 def test_requests_that_do_not_fit_the_engine(call: Any, message: str) -> None:
     with pytest.raises((RequestError, EngineError), match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_are_as_good_as_pythons() -> None:
+    method = ArgsStochastic(
+        top_k=np.int64(3), weight=np.float32(2), temperature=np.float64(0.5), top_p=np.float16(1)
+    )
+    assert method == ArgsStochastic(top_k=3, weight=2.0, temperature=0.5, top_p=1.0)
+    assert type(method.top_k) is int and type(method.weight) is float
+    request = Request(np.array([97, 98]), max_tokens=np.int32(2), seed=np.uint64(2**64 - 1))
+    assert request == Request([97, 98], max_tokens=2, seed=2**64 - 1)
+    assert Request([np.int64(97), 98]).prompt == [97, 98]
+    assert len(generate(engine(), request, batch_size=np.int8(1))[0].token_ids) == 2
+
+
+def test_texts_and_none_are_as_good_as_lists() -> None:
+    assert Request("a", stop=None).stop == ()
+    assert Request("a", stop="xy").stop == ("xy",)
+    expected = generate(engine(), "a", max_tokens=3, stop=None)[0].token_ids
+    for prompts in ("a", ["a"], Request("a", max_tokens=3)):
+        items = list(stream(engine(), prompts, max_tokens=3))
+        assert isinstance(items[-1], Result)
+        assert items[-1].token_ids == expected
+
+
+def test_a_special_token_stops_the_generation() -> None:
+    tokens = ByteTokenizer(special=[0, 1])
+    script = {1: ord("b"), 2: 1, 3: ord("c")}
+    result = generate(
+        FakeEngine(script=script, tokenizer=tokens), "xa", Plain(), max_tokens=9, stop="<1>"
+    )[0]
+    assert (result.text, result.token_ids, result.finish_reason) == ("b", (98, 1), "stop")
+
+
+def test_a_beginning_in_the_prompt_is_not_doubled(caplog: pytest.LogCaptureFixture) -> None:
+    class Beginning(ByteTokenizer):
+        def encode(self, text: str) -> list[int]:
+            return [1, *super().encode(text)]
+
+    manifest = make_manifest(bos_token_id=1)
+    adding = FakeEngine(manifest, tokenizer=Beginning())
+    for prompt, ids in (("a", (1, 97)), ("\1a", (1, 97)), ("\1\1a", (1, 1, 97)), ("", (1,))):
+        assert generate(adding, prompt, max_tokens=1)[0].prompt_ids == ids
+    assert len(caplog.records) == 2
+    # What the tokenizer does not add is the user's own, and so are token ids.
+    plain = FakeEngine(manifest, tokenizer=ByteTokenizer())
+    assert generate(plain, "\1\1a", max_tokens=1)[0].prompt_ids == (1, 1, 97)
+    assert generate(adding, Request([1, 1, 97], max_tokens=1))[0].prompt_ids == (1, 1, 97)
+
+
+def test_the_methods_that_have_an_option_are_named() -> None:
+    with pytest.raises(RequestError, match=r"methods that have it: args-stochastic, plain$"):
+        Defaults(options={"temperature": 0.7}).request_for("a")
+
+
+def test_prompts_may_have_marks_and_line_ends_of_windows(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n{"prompt": "b"}\r\n')
+    assert [request.prompt for request in read_prompts(str(path), Defaults())] == ["a", "b"]
 
 
 def test_the_first_signal_that_scores_tokens_is_the_default() -> None:

@@ -185,7 +185,7 @@ def test_an_answer_that_cannot_be_made_ends_its_request(
 ) -> None:
     """Half a surrogate pair has no bytes in UTF-8; a client that waited for it would for ever."""
     served = serve()
-    monkeypatch.setattr(served.engine.tokenizer, "decode", lambda ids: "\ud800" * len(ids))
+    monkeypatch.setattr(served.engine.tokenizer, "decode", lambda ids, **_: "\ud800" * len(ids))
     failed = error(served.ask(text_input="abc", max_tokens=3).wait())
     assert failed.code() == TritonError.INTERNAL
     assert "could not be sent (UnicodeEncodeError)" in failed.message()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import hypothesis
@@ -11,8 +12,8 @@ import pytest
 from hypothesis import strategies as st
 
 from otter_export import ArgsGreedy, ArgsStochastic, Plain
-from otter_export.errors import OtterError, RequestError
-from otter_export.serving.parsing import ServedRequest, parse_request
+from otter_export.errors import EngineError, OtterError, RequestError
+from otter_export.serving.parsing import ServedRequest, parse_request, read_parameters
 from otter_export.serving.settings import Settings
 from otter_export.serving.tensors import INPUTS, NUMPY_TYPES
 from tests.serving.conftest import arrays
@@ -100,6 +101,12 @@ BAD = [
     ({"stop_words": np.array([[b"\xc3"]], object)}, "stop_words is not UTF-8"),
     ({"stop_words": ["a"] * 17}, "17 stop_words; at most 16"),
     ({"stop_words": ["ü" * 129]}, "a stop word has 258 bytes; at most 256"),
+    ({"text_input": np.array([[None]], object)}, "text_input must hold text, got None"),
+    ({"text_input": np.array([[10**9]], object)}, "text_input must hold text, got 1000000000"),
+    ({"stop_words": ["a"] * 65}, "there are 65 stop_words; at most 64"),
+    ({"method": "m" * 257}, "method has 257 bytes; at most 256 are accepted"),
+    ({"signal": "s" * 10_000_000}, "signal has 10000000 bytes; at most 256 are accepted"),
+    ({"text_input": np.array([[b"x" * 9] * 9999], object)}, "hold one value, got shape [1, 9999]"),
     ({"max_tokens": 0}, "max_tokens must be an integer of at least 1"),
     ({"max_tokens": -(2**31)}, "max_tokens must be an integer of at least 1"),
     ({"top_k": 0}, "top_k must be an integer from 1"),
@@ -147,7 +154,44 @@ def test_parameters_of_triton_and_of_proxies_pass() -> None:
     parse({}, parameters={"priority": 1, "id": "a", "x-request-id": "b", "sequence_id": 3})
 
 
-@pytest.mark.parametrize("timeout", [-1, "soon", 1.5, True])
+@pytest.mark.parametrize(
+    ("tensors", "parameters", "message"),
+    [
+        ({"input_ids": np.zeros((1, 10_000_000), np.int64)}, {}, "10000000 input_ids; at most 10"),
+        (
+            {"text_input": np.array([[b"x" * 50_000_000]], object)},
+            {},
+            "has 50000000 bytes; at most",
+        ),
+        ({}, {f"max_tokens{i}": i for i in range(100_000)}, "100000 fields that are no inputs"),
+        ({}, {"temperature" * 5_000_000: 1}, None),
+    ],
+)
+def test_what_is_too_large_is_refused_at_once(
+    tensors: dict[str, Any], parameters: dict[str, Any], message: str | None
+) -> None:
+    started = time.perf_counter()
+    given = {**arrays({} if tensors else {"text_input": "hi"}), **tensors}
+    if message is None:
+        parse_request(given, SETTINGS, parameters=parameters)
+    else:
+        with pytest.raises(RequestError, match=message):
+            parse_request(given, SETTINGS, parameters=parameters)
+    assert time.perf_counter() - started < 1.0
+
+
+def test_parameters_are_measured_before_they_are_read() -> None:
+    assert read_parameters('{"timeout": 3}') == {"timeout": 3}
+    with pytest.raises(RequestError, match="have 70002 bytes together; at most 65536"):
+        read_parameters("[" * 70_002)
+    with pytest.raises(RequestError, match=r"must be an object, got \[\]"):
+        read_parameters("[]")
+    for text in ("{", "[" * 5000, "1" * 5000):
+        with pytest.raises(EngineError, match="the request parameters cannot be read"):
+            read_parameters(text)
+
+
+@pytest.mark.parametrize("timeout", [-1, "soon", 1.5, True, 10**400])
 def test_a_timeout_is_microseconds(timeout: object) -> None:
     with pytest.raises(RequestError, match="timeout must be a number of microseconds"):
         parse({}, parameters={"timeout": timeout})

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from otter_export.errors import RequestError
+from otter_export.quoting import listed
 from otter_export.registry import Registry
 from otter_export.runtime.methods.base import DecodingMethod
 
@@ -40,10 +41,12 @@ def make_method(name: str, options: Mapping[str, Any]) -> DecodingMethod:
         RequestError: The method has no such option, or a value is out of range.
     """
     accepted = method_options(name)
-    unknown = sorted(set(options) - set(accepted))
+    unknown = set(options) - set(accepted)
     if unknown:
+        fitting = [other for other in METHODS if set(options) <= set(method_options(other))]
+        remedy = f"; methods that have it: {', '.join(fitting)}" if fitting else ""
         raise RequestError(
-            f"method {name!r} has no option {', '.join(unknown)}; "
-            f"its options: {', '.join(accepted)}"
+            f"method {name!r} has no option {listed(unknown)}; "
+            f"its options: {', '.join(accepted)}{remedy}"
         )
     return METHODS.load(name)(**options)

@@ -8,14 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from otter_export.arguments import flag, keep, number
 from otter_export.runtime.methods.base import (
     DecodingMethod,
     ScoreArray,
     add_weighted,
-    check_flag,
-    check_number,
-    check_signal,
-    check_top_k,
+    top_k_option,
 )
 
 
@@ -39,10 +37,13 @@ class ArgsGreedy(DecodingMethod):
     prune: bool = True
 
     def __post_init__(self) -> None:
-        check_top_k(self.top_k)
-        check_number("weight", self.weight)
-        check_flag("prune", self.prune)
-        check_signal(self.signal)
+        super().__post_init__()
+        keep(
+            self,
+            top_k=top_k_option(self.top_k),
+            weight=number("weight", self.weight),
+            prune=flag("prune", self.prune),
+        )
 
     @property
     def candidate_count(self) -> int:

@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from otter_export.arguments import keep, number
 from otter_export.runtime.methods.base import (
     DecodingMethod,
     ScoreArray,
     add_weighted,
-    check_number,
-    check_signal,
-    check_top_k,
+    top_k_option,
 )
 from otter_export.runtime.sampler import sample
 
@@ -44,11 +43,14 @@ class ArgsStochastic(DecodingMethod):
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        check_top_k(self.top_k)
-        check_number("weight", self.weight)
-        check_number("temperature", self.temperature, above=0)
-        check_number("top_p", self.top_p, above=0, maximum=1)
-        check_signal(self.signal)
+        super().__post_init__()
+        keep(
+            self,
+            top_k=top_k_option(self.top_k),
+            weight=number("weight", self.weight),
+            temperature=number("temperature", self.temperature, above=0),
+            top_p=number("top_p", self.top_p, above=0, maximum=1),
+        )
 
     @property
     def candidate_count(self) -> int:

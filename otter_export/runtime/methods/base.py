@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from otter_export.arguments import integer, keep
 from otter_export.errors import RequestError
+from otter_export.quoting import quoted
 
 #: Scores are computed in float64, so that adding a reward never makes or breaks a tie by rounding.
 ScoreArray = npt.NDArray[np.float64]
-#: Options beyond this are refused as infinite would be, so that no score overflows.
-_LARGEST = 1e30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +31,14 @@ class DecodingMethod(abc.ABC):
 
     name: ClassVar[str]
     signal: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.signal is not None:
+            if not isinstance(self.signal, str) or not self.signal:
+                raise RequestError(
+                    f"signal must be the name of a signal or null, got {quoted(self.signal)}"
+                )
+            keep(self, signal=str(self.signal))
 
     @property
     @abc.abstractmethod
@@ -81,41 +88,8 @@ def add_weighted(logits: npt.NDArray[Any], rewards: npt.NDArray[Any], weight: fl
     return np.asarray(logits, np.float64) + weight * np.asarray(rewards, np.float64)
 
 
-def check_top_k(value: object) -> None:
-    """Raise `RequestError` unless ``value`` is a positive integer."""
-    if type(value) is not int or value < 1:
-        raise RequestError(f"top_k must be an integer from 1 to the vocabulary size, got {value!r}")
-
-
-def check_number(
-    name: str,
-    value: object,
-    *,
-    above: float = -math.inf,
-    minimum: float = -math.inf,
-    maximum: float = math.inf,
-) -> None:
-    """Raise `RequestError` unless ``value`` is a finite number in the range."""
-    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    # NaN compares as False, so it is refused here as well.
-    if abs(number) <= _LARGEST and number > above and minimum <= number <= maximum:
-        return
-    limits = [
-        f"above {above:g}" if math.isfinite(above) else "",
-        f"at least {minimum:g}" if math.isfinite(minimum) else "",
-        f"at most {maximum:g}" if math.isfinite(maximum) else "",
-    ]
-    described = " and ".join(limit for limit in limits if limit)
-    raise RequestError(f"{name} must be a finite number {described}".rstrip() + f", got {value!r}")
-
-
-def check_flag(name: str, value: object) -> None:
-    """Raise `RequestError` unless ``value`` is a bool."""
-    if not isinstance(value, bool):
-        raise RequestError(f"{name} must be true or false, got {value!r}")
-
-
-def check_signal(value: object) -> None:
-    """Raise `RequestError` unless ``value`` is None or a name."""
-    if value is not None and (not isinstance(value, str) or not value):
-        raise RequestError(f"signal must be the name of a signal or null, got {value!r}")
+def top_k_option(value: object) -> int:
+    """The positive integer, else `RequestError`."""
+    return integer(
+        "top_k", value, least=1, described="from 1 to the vocabulary size", error=RequestError
+    )

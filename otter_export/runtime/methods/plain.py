@@ -7,12 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from otter_export.arguments import keep, number
 from otter_export.runtime.methods.base import (
     DecodingMethod,
     ScoreArray,
-    check_number,
-    check_signal,
-    check_top_k,
+    top_k_option,
 )
 from otter_export.runtime.sampler import sample
 
@@ -37,12 +36,12 @@ class Plain(DecodingMethod):
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.temperature is not None:
-            check_number("temperature", self.temperature, minimum=0)
+            keep(self, temperature=number("temperature", self.temperature, minimum=0))
         if self.top_k is not None:
-            check_top_k(self.top_k)
-        check_number("top_p", self.top_p, above=0, maximum=1)
-        check_signal(self.signal)
+            keep(self, top_k=top_k_option(self.top_k))
+        keep(self, top_p=number("top_p", self.top_p, above=0, maximum=1))
 
     @property
     def candidate_count(self) -> int | None:

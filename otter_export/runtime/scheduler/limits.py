@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
+from otter_export.arguments import integer, keep
 from otter_export.errors import RequestError
 from otter_export.manifest import EngineManifest
 from otter_export.runtime.scheduler.sequence import Sequence
@@ -43,10 +44,7 @@ class Limits:
             if value is None and field.name not in ("max_batch_size", "prefill_tokens"):
                 continue
             least = 0 if field.name == "max_queue" else 1
-            if type(value) is not int or value < least:
-                raise RequestError(
-                    f"{field.name} must be an integer of at least {least}, got {value!r}"
-                )
+            keep(self, **{field.name: integer(field.name, value, least=least)})
 
     def within(self, manifest: EngineManifest) -> Limits:
         """These limits, or the engine's own where those are tighter.

@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterable
 from types import TracebackType
 
+from otter_export.arguments import number
 from otter_export.errors import EngineError, OtterError, RequestError
 from otter_export.runtime.engine import Engine
-from otter_export.runtime.methods.base import check_number
 from otter_export.runtime.request import Request, Result
 from otter_export.runtime.scheduler.decode import Decoder
 from otter_export.runtime.scheduler.handle import OnEvent, RequestHandle
@@ -89,7 +89,7 @@ class Scheduler:
             # Before the prompt is tokenized too, so that refusing costs next to nothing.
             self._queue.check_open()
             if deadline_seconds is not None:
-                check_number("deadline_seconds", deadline_seconds, above=0)
+                deadline_seconds = number("deadline_seconds", deadline_seconds, above=0)
             sequence = Sequence(next(self._numbers), request, self._engine)
             self.limits.check(sequence)
             handle = RequestHandle(sequence, on_event, deadline_seconds, request_id)

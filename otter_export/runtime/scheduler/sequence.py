@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import logging
 import time
+from collections import abc
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,7 +15,8 @@ from otter_export.config import Signal
 from otter_export.engine_io import OUTPUT_KINDS, Q_VALUE
 from otter_export.errors import EngineError, OtterError, RequestError
 from otter_export.manifest import EngineManifest
-from otter_export.runtime.detokenizer import Detokenizer, StopFinder
+from otter_export.quoting import LIMIT, one_line, quoted
+from otter_export.runtime.detokenizer import TextStream
 from otter_export.runtime.engine import Cache, Engine, FloatArray, IntArray, Step
 from otter_export.runtime.request import Candidate, Request, Result, TokenEvent
 from otter_export.runtime.sampler import possible_winners, top_candidates
@@ -78,6 +80,8 @@ class Sequence:
     """
 
     def __init__(self, number: int, request: Request, engine: Engine) -> None:
+        if not isinstance(request, Request):
+            raise RequestError(f"a request must be a Request, got {quoted(request)}")
         manifest = engine.manifest
         self.number = number
         self.request = request
@@ -94,8 +98,7 @@ class Sequence:
         self._eos = frozenset(manifest.eos_token_ids)
         self._tokenizer = engine.tokenizer
         self._generator = np.random.Generator(np.random.PCG64(request.seed))
-        self._detokenizer = Detokenizer(engine.tokenizer, self.prompt_ids)
-        self._stop = StopFinder(request.stop)
+        self._text = TextStream(engine.tokenizer, self.prompt_ids, request.stop)
         self._rewards: list[float] = []
         self._texts: list[str] = []
         self._forwards = 0
@@ -204,21 +207,17 @@ class Sequence:
         """Text that the newest token makes certain; sets `finish_reason`."""
         if token in self._eos:
             self.finish_reason = "eos"
-            text = self._remaining_text()
+            # The end of an incomplete character completes no stop word, unless U+FFFD is in it.
+            text, _ = self._text.finish()
         else:
-            text, stopped = self._stop.push(self._detokenizer.push(token))
+            text, stopped = self._text.push(token)
             if stopped:
                 self.finish_reason = "stop"
             elif len(self.token_ids) >= self._limit:
                 self.finish_reason = "length"
-                text += self._remaining_text()
+                text += self._text.finish()[0]
         self._texts.append(text)
         return text
-
-    def _remaining_text(self) -> str:
-        # The end of an incomplete character cannot complete a stop word, unless U+FFFD is in one.
-        text, stopped = self._stop.push(self._detokenizer.finish())
-        return text if stopped else text + self._stop.finish()
 
     def result(self) -> Result:
         """The finished request."""
@@ -264,15 +263,22 @@ def reward_signal(manifest: EngineManifest, name: str | None) -> Signal:
         return usable[0]
     if name is not None and manifest.signal(name) in usable:
         return manifest.signal(name)
+    asked = f"asked for {one_line(name, LIMIT)}; " if name else ""
     raise EngineError(
         f"decoding needs a signal of kind {' or '.join(OUTPUT_KINDS)}; "
-        f"{'asked for ' + name + '; ' if name else ''}the engine's signals: {described}"
+        f"{asked}the engine's signals: {described}"
     )
 
 
-def _encode(prompt: object, engine: Engine) -> list[int]:
-    manifest = engine.manifest
-    ids = engine.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)  # type: ignore[call-overload]
+def _encode(prompt: str | abc.Sequence[int], engine: Engine) -> list[int]:
+    """The prompt's token ids, checked: their number first, since that costs nothing."""
+    manifest, most = engine.manifest, engine.manifest.max_sequence_length - 1
+    ids = _from_text(prompt, engine) if isinstance(prompt, str) else prompt
+    if len(ids) > most:
+        raise RequestError(
+            f"the prompt has {len(ids)} tokens; the engine takes at most {most} and one to "
+            "generate: shorten it, or build the engine with a larger --max-seq-len"
+        )
     if not ids and manifest.bos_token_id is not None:
         ids = [manifest.bos_token_id]
     if not ids:
@@ -283,13 +289,24 @@ def _encode(prompt: object, engine: Engine) -> list[int]:
     outside = [token for token in ids if not 0 <= token < manifest.vocab_size]
     if outside:
         raise RequestError(
-            f"the prompt has token id {outside[0]}; the engine's vocabulary is 0 to "
+            f"the prompt has token id {quoted(outside[0])}; the engine's vocabulary is 0 to "
             f"{manifest.vocab_size - 1}"
         )
-    if len(ids) >= manifest.max_sequence_length:
-        raise RequestError(
-            f"the prompt has {len(ids)} tokens; the engine takes at most "
-            f"{manifest.max_sequence_length - 1} and one to generate: shorten it, or build the "
-            "engine with a larger --max-seq-len"
+    return list(ids)
+
+
+def _from_text(prompt: str, engine: Engine) -> list[int]:
+    """Token ids of a text.
+
+    Where the text itself begins with the token that the tokenizer puts in front of every text, it
+    comes once, as it did in the model's training.
+    """
+    tokenizer, bos = engine.tokenizer, engine.manifest.bos_token_id
+    ids = tokenizer.encode(prompt)
+    if bos is not None and ids[:2] == [bos, bos] and tokenizer.encode("")[:1] == [bos]:
+        _LOG.warning(
+            "the prompt begins with the beginning-of-sequence token, which the tokenizer adds too; "
+            "it is used once"
         )
+        return ids[1:]
     return ids
