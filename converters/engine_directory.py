@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from otter_export import __version__
 from otter_export import config as config_file
 from otter_export.checkpoint import TOKENIZER_FILES, Checkpoint
 from otter_export.errors import CheckpointError
+from otter_export.files import SETTINGS_LIMIT, copy_regular
 from otter_export.manifest import EngineManifest, describe_file
 
 #: Sizes of the channel that ``engine.json`` has.
@@ -28,7 +28,8 @@ def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> list[str]:
     """Copy the base's tokenizer files; returns their names.
 
     Raises:
-        CheckpointError: There is no tokenizer.json, the only file that the runtime reads.
+        CheckpointError: There is no tokenizer.json, the only file that the runtime reads, or a
+            file is too large.
     """
     source = checkpoint.base.directory
     if not (source / "tokenizer.json").is_file():
@@ -38,7 +39,7 @@ def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> list[str]:
         )
     names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     for name in names:
-        shutil.copyfile(source / name, directory / name)
+        copy_regular(source / name, directory / name, limit=SETTINGS_LIMIT, error=CheckpointError)
     return names
 
 

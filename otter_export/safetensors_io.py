@@ -20,6 +20,7 @@ import safetensors
 
 from otter_export.config import read_json
 from otter_export.errors import CheckpointError
+from otter_export.files import open_regular, replacing
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -140,9 +141,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         CheckpointError: The file is truncated, malformed, or not safetensors.
     """
     try:
-        with safetensors.safe_open(str(path), framework="np"):
-            pass
-        with path.open("rb") as file:
+        with (
+            open_regular(path, error=CheckpointError) as file,
+            safetensors.safe_open(str(path), framework="np"),  # checks the length, too
+        ):
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
@@ -218,6 +220,9 @@ def write_safetensors(
 
     Returns:
         The file's size in bytes.
+
+    Raises:
+        OtterError: It cannot be written.
     """
     plan = list(tensors)
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -233,19 +238,14 @@ def write_safetensors(
         offset += nbytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(encoded).to_bytes(8, "little") + encoded)
-            for tensor in plan:
-                data = np.asarray(tensor.make(), order="C")
-                expected = sizes[tensor.dtype] * math.prod(tensor.shape)
-                if data.nbytes != expected or data.shape != tensor.shape:
-                    raise ValueError(f"{tensor.name}: made {data.shape}, planned {tensor.shape}")
-                file.write(data.data if data.size else b"")
-                if progress is not None:
-                    progress(data.nbytes)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for tensor in plan:
+            data = np.asarray(tensor.make(), order="C")
+            expected = sizes[tensor.dtype] * math.prod(tensor.shape)
+            if data.nbytes != expected or data.shape != tensor.shape:
+                raise ValueError(f"{tensor.name}: made {data.shape}, planned {tensor.shape}")
+            file.write(data.data if data.size else b"")
+            if progress is not None:
+                progress(data.nbytes)
     return path.stat().st_size

@@ -8,6 +8,7 @@ from pathlib import Path
 import tokenizers
 
 from otter_export.errors import EngineError, RequestError
+from otter_export.files import read_regular
 
 FILE_NAME = "tokenizer.json"
 #: The largest known vocabularies (262,144 tokens) take 35 MB.
@@ -26,12 +27,8 @@ class JsonTokenizer:
 
     def __init__(self, path: Path) -> None:
         try:
-            size = path.stat().st_size
-            if size > _LIMIT_BYTES:
-                raise EngineError(
-                    f"{path} has {size} bytes; a tokenizer of at most {_LIMIT_BYTES} is read"
-                )
-            self._tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            text = read_regular(path, _LIMIT_BYTES, EngineError).decode("utf-8")
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
         except FileNotFoundError:
             raise EngineError(
                 f"{path} does not exist; put the base model's {FILE_NAME} there, or build the "
