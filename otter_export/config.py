@@ -176,7 +176,7 @@ def read_json(path: Path, limit_bytes: int = 32 << 20) -> Any:
 def _is_deep(value: Any) -> bool:
     """Whether a JSON value is nested so deep that who walks it may run out of stack."""
     level = [value] if isinstance(value, dict | list) else []
-    for _ in range(_MAX_DEPTH + 1):
+    for _ in range(_MAX_DEPTH):
         inner = (v.values() if isinstance(v, dict) else v for v in level)
         level = [v for values in inner for v in values if isinstance(v, dict | list)]
         if not level:

@@ -61,10 +61,11 @@ def open_regular(
         raise
     except (OSError, ValueError) as reason:
         raise error(f"{path} cannot be read: {_reason(reason)}") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise error(f"{path} is not a regular file; only regular files are read")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise error(f"{path} is not a regular file; only regular files are read")
         if limit is not None and status.st_size > limit:
             raise error(f"{path} has {status.st_size} bytes; at most {limit} are read")
         yield file
