@@ -6,6 +6,7 @@ end of the process; then no file grows beyond a few sizes, which stops writes ha
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,16 @@ from tests.modeling.test_train_cli import write_lines
 Command = Callable[[], object]
 #: Bytes at which writes stop: in the first block, and within weights.
 SIZES = (0, 1000, 9000)
+#: What the commands import when they run: here, so that not every child process does.
+for _module in (
+    "matplotlib.backends.backend_agg",
+    "otter_export.cli.build",
+    "otter_export.cli.train",
+    "otter_export.cli.triton",
+    "otter_export.converters.onnx",
+    "transformers.models.llama.modeling_llama",
+):
+    importlib.import_module(_module)
 
 
 def every_fault(calls: int) -> Iterator[Fault]:
