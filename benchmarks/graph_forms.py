@@ -29,6 +29,7 @@ from otter_export.engine_io import is_cache, present_of
 from otter_export.graph.base import base_graph
 from otter_export.graph.passes.flatten_tokens import FlattenTokens
 from otter_export.graph.passes.read_only_cache import ReadOnlyCache
+from otter_export.graph.passes.reuse_statistics import ReuseStatistics
 from otter_export.graph.pipeline import onnxruntime, run_passes
 from otter_export.graph.widen import widen
 
@@ -49,6 +50,11 @@ class Form:
     widened: bool = True
 
 
+def without(kind: type) -> Callable[[Passes], Passes]:
+    """The same passes but for one kind."""
+    return lambda passes: [one for one in passes if not isinstance(one, kind)]
+
+
 def replaced(kind: type, new: Callable[[], Passes]) -> Callable[[Passes], Passes]:
     """The same passes with others in the place of one kind."""
     return lambda passes: [
@@ -67,6 +73,7 @@ FORMS = (
     Form("as built", list),
     Form("channel's q, k, v in one product", before(FlattenTokens, StackSiblings)),
     Form("base's q, k, v in one product", before(FlattenTokens, JoinedBase)),
+    Form("statistics computed twice", without(ReuseStatistics)),
     Form("Attention op, cache copied", replaced(ReadOnlyCache, lambda: [AttentionOp()])),
     Form("base alone", list, widened=False),
 )

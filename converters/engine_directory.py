@@ -9,10 +9,12 @@ from typing import Any
 
 from otter_export import __version__
 from otter_export import config as config_file
-from otter_export.checkpoint import TOKENIZER_FILES, Checkpoint
-from otter_export.errors import CheckpointError
+from otter_export.checkpoint import Checkpoint
+from otter_export.errors import CheckpointError, ConfigError
 from otter_export.files import SETTINGS_LIMIT, copy_regular
+from otter_export.hub import TOKENIZER_FILES
 from otter_export.manifest import EngineManifest, describe_file
+from otter_export.tokenizer_file import read_tokenizer
 
 #: Sizes of the channel that ``engine.json`` has.
 _CHANNEL_WIDTHS = (
@@ -28,8 +30,7 @@ def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> list[str]:
     """Copy the base's tokenizer files; returns their names.
 
     Raises:
-        CheckpointError: There is no tokenizer.json, the only file that the runtime reads, or a
-            file is too large.
+        CheckpointError: There is no tokenizer.json, or it cannot be read; a file is too large.
     """
     source = checkpoint.base.directory
     if not (source / "tokenizer.json").is_file():
@@ -37,6 +38,10 @@ def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> list[str]:
             f"{source} has no tokenizer.json; save the fast tokenizer there: "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
+    try:
+        read_tokenizer(source / "tokenizer.json")
+    except (OSError, ConfigError) as error:
+        raise CheckpointError(str(error)) from None
     names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     for name in names:
         copy_regular(source / name, directory / name, limit=SETTINGS_LIMIT, error=CheckpointError)

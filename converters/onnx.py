@@ -63,7 +63,7 @@ class OnnxTarget:
         """Build the graph, lower it, and leave the weights to be streamed by ``write``."""
         length = max_sequence_length(checkpoint, request)
         provider = request.options_as(OnnxOptions).execution_provider
-        model = lower(checkpoint, onnxruntime(provider), request.precision)
+        model = lower(checkpoint, onnxruntime(provider), request.precision, positions=length)
         inputs, outputs = tensor_specs(model.graph.inputs), tensor_specs(model.graph.outputs)
 
         def write(directory: Path, progress: Progress | None) -> EngineManifest:

@@ -7,6 +7,10 @@ won against. A guided and an unguided continuation of one prompt can run side by
 
 This is a small server of its own, because browsers let a page talk to the server that it came from
 alone: it hands out the page and passes requests on to tritonserver. It listens on 127.0.0.1 only.
+
+It is also a limit in front of tritonserver: one path of one model, a body of known and small size
+that is a flat JSON object, few connections, each with its time. tritonserver 24.10 has no such
+limits; 200,000 brackets in one body end it (docs/security.md).
 """
 
 from __future__ import annotations
@@ -17,7 +21,10 @@ import http.client
 import http.server
 import json
 import signal
+import socket
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +34,14 @@ from otter_export.runtime.tokenizer import JsonTokenizer
 PAGE = Path(__file__).with_name("triton_live.html")
 HOST = "127.0.0.1"
 TIMEOUT_SECONDS = 300.0
-_LIMIT_BYTES = 1 << 20
+#: Names under which a browser may call this server. A page of elsewhere whose name was made to lead
+#: here ("DNS rebinding") calls it by its own.
+LOOPBACK_NAMES = ("127.0.0.1", "localhost")
+_LIMIT_BYTES = 1 << 16
+_LIMIT_CONNECTIONS = 32
+#: For a whole request to arrive, and for a browser to take some of the answer.
+_REQUEST_SECONDS = 10.0
+_TAKE_SECONDS = 30.0
 
 
 class LiveServer(http.server.ThreadingHTTPServer):
@@ -39,21 +53,61 @@ class LiveServer(http.server.ThreadingHTTPServer):
         model: Name of the model.
         tokenizer: The engine's ``tokenizer.json``, for the texts of candidates, of which the server
             sends the ids; None leaves them out.
+        request_seconds: For a whole request to arrive; then its connection is closed.
     """
 
     daemon_threads = True
 
-    def __init__(self, port: int, upstream: str, model: str, tokenizer: Path | None = None) -> None:
+    def __init__(
+        self,
+        port: int,
+        upstream: str,
+        model: str,
+        tokenizer: Path | None = None,
+        *,
+        request_seconds: float = _REQUEST_SECONDS,
+    ) -> None:
         super().__init__((HOST, port), LiveHandler)
         self.upstream = upstream
         self.model = model
+        self.request_seconds = request_seconds
+        self.hosts = {f"{name}:{self.server_port}" for name in LOOPBACK_NAMES}
+        if self.server_port == http.client.HTTP_PORT:
+            self.hosts |= set(LOOPBACK_NAMES)
+        self._places = threading.BoundedSemaphore(_LIMIT_CONNECTIONS)
         self._tokenizer = JsonTokenizer(tokenizer) if tokenizer else None
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection on a thread of its own, or close it: there are enough of them."""
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a connection and give its place back."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A line on stderr; browsers go away all the time, which is none."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            print(f"error: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
     def explained(self, line: bytes) -> bytes:
         """An event with the texts of its candidates; other lines as they are."""
-        if self._tokenizer is None or not line.startswith(b"data:") or b"candidate_ids" not in line:
+        if self._tokenizer is None or not line.startswith(b"data:"):
             return line
         event = json.loads(line.removeprefix(b"data:"))
+        if "candidate_ids" not in event:
+            return line
         ids = event["candidate_ids"]
         ids = ids if isinstance(ids, list) else [ids]
         event["candidate_texts"] = [self._tokenizer.decode([token]) for token in ids]
@@ -64,6 +118,7 @@ class LiveHandler(http.server.BaseHTTPRequestHandler):
     """``GET /`` is the page, ``POST /generate_stream`` goes to the model."""
 
     server: LiveServer
+    timeout = _TAKE_SECONDS
     _headers: ClassVar[dict[str, str]] = {
         "Cache-Control": "no-store",
         "Content-Security-Policy": (
@@ -73,27 +128,50 @@ class LiveHandler(http.server.BaseHTTPRequestHandler):
         "X-Content-Type-Options": "nosniff",
     }
 
+    def setup(self) -> None:
+        """Close the connection if its request does not arrive in time."""
+        super().setup()
+        # A timeout of the socket begins anew with every byte; this one does not.
+        close = self.connection.shutdown
+        self._deadline = threading.Timer(self.server.request_seconds, _quietly, [close])
+        self._deadline.daemon = True
+        self._deadline.start()
+
+    def finish(self) -> None:
+        """The connection ends."""
+        self._deadline.cancel()
+        super().finish()
+
     def do_GET(self) -> None:
         """The page."""
-        if self.path != "/":
+        self._deadline.cancel()
+        if self._is_local() and self.path == "/":
+            self._answer(200, "text/html; charset=utf-8", PAGE.read_bytes())
+        else:
             self._answer(404, "text/plain", b"not found")
-            return
-        self._answer(200, "text/html; charset=utf-8", PAGE.read_bytes())
 
     def do_POST(self) -> None:
         """A request of the page; its responses are passed on as they come."""
         length = self.headers.get("Content-Length", "")
         if self.path != "/generate_stream" or not self._is_local():
             self._answer(404, "text/plain", b"not found")
-        elif not length.isdecimal() or int(length) > _LIMIT_BYTES:
+        elif "Transfer-Encoding" in self.headers:
+            self._answer(411, "text/plain", b"send a Content-Length")
+        elif not length.isdecimal() or len(length) > 9 or int(length) > _LIMIT_BYTES:
             self._answer(413, "text/plain", b"too large")
         else:
-            self._pass_on(self.rfile.read(int(length)))
+            body = self.rfile.read(int(length))
+            self._deadline.cancel()
+            fields = flat_object(body)
+            if fields is None:
+                self._answer(400, "application/json", b'{"error": "expected a flat JSON object"}')
+            else:
+                self._pass_on(json.dumps(fields).encode())
 
     def _is_local(self) -> bool:
         """Whether the page came from here: other sites can make a browser send requests, too."""
-        origin = self.headers.get("Origin")
-        return origin is None or origin == f"http://{self.headers.get('Host')}"
+        host, origin = self.headers.get("Host"), self.headers.get("Origin")
+        return host in self.server.hosts and origin in (None, f"http://{host}")
 
     def _pass_on(self, body: bytes) -> None:
         connection = http.client.HTTPConnection(self.server.upstream, timeout=TIMEOUT_SECONDS)
@@ -128,6 +206,28 @@ class LiveHandler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: a line per request would only hide errors."""
+
+
+def flat_object(body: bytes) -> dict[str, Any] | None:
+    """The fields of a JSON object of plain values and lists of them; None for anything else.
+
+    Args:
+        body: Small; Python's reader stops at a thousand brackets.
+    """
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict):
+        return None
+    lists = [value if isinstance(value, list) else [value] for value in fields.values()]
+    nested = any(isinstance(value, list | dict) for values in lists for value in values)
+    return None if nested else fields
+
+
+def _quietly(shutdown: Callable[[int], None]) -> None:
+    with contextlib.suppress(OSError):
+        shutdown(socket.SHUT_RDWR)
 
 
 def main() -> None:

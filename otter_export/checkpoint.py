@@ -8,16 +8,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from otter_export import base_config
 from otter_export import config as config_file
-from otter_export.config import OtterConfig, read_json
-from otter_export.errors import CheckpointError, ConfigError, UnsupportedError
+from otter_export.base_config import library_config, read_config, special_tokens
+from otter_export.config import OtterConfig, check_fetched
+from otter_export.errors import CheckpointError, ConfigError
 from otter_export.families import family_of
 from otter_export.family import (
     BaseDimensions,
@@ -27,26 +29,19 @@ from otter_export.family import (
     channel_width,
     sites,
 )
-from otter_export.safetensors_io import WEIGHT_DTYPES, FloatArray, TensorStore
+from otter_export.hub import BASE_STEM, TOKENIZER_FILES, find_base
+from otter_export.safetensors_io import WEIGHT_DTYPES, FloatArray, TensorStore, same_values
 
 OTTER_STEM = "otter"
-BASE_STEM = "model"
-#: Files that travel with a base model beside its weights.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class BaseModel:
-    """A Hugging Face model directory: config, family, sizes and lazily read weights."""
+    """A Hugging Face model directory: config, family, sizes and lazily read weights.
+
+    ``data`` is config.json as its values were checked; ``dimensions.tie_word_embeddings`` says
+    what the weights say, which is what transformers computes with.
+    """
 
     directory: Path
     data: Mapping[str, Any]
@@ -55,24 +50,23 @@ class BaseModel:
 
     @classmethod
     def open(cls, directory: Path) -> BaseModel:
-        """Read a base's config.json.
+        """Read a base's config.json; `problems` compares it with the weights.
 
         Raises:
             CheckpointError, ConfigError, UnsupportedError: It is not a usable base model.
         """
         if not directory.is_dir():
             raise CheckpointError(f"{directory} is not a directory")
-        path = directory / "config.json"
-        data = read_json(path)
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path}: expected a JSON object")
-        if data.get("quantization_config") is not None:
-            raise UnsupportedError(
-                f"{path} has a quantization_config; the base must be plain F32, F16 or BF16 "
-                "weights. Take the unquantised model, and quantise with build --precision int8"
-            )
-        family = family_of(data, str(path))
-        return cls(directory, data, family, BaseDimensions.from_json(data, family, str(path)))
+        data = read_config(directory)
+        source = str(directory / base_config.FILE_NAME)
+        family = family_of(data, source)
+        base = cls(directory, data, family, BaseDimensions.from_json(data, family, source))
+        _check_all_fetched(directory)
+        base.special_token_ids  # noqa: B018  its file is checked too
+        if base.dimensions.tie_word_embeddings and not base._shares_the_embedding():
+            untied = dataclasses.replace(base.dimensions, tie_word_embeddings=False)
+            return dataclasses.replace(base, dimensions=untied)
+        return base
 
     @functools.cached_property
     def weights(self) -> TensorStore:
@@ -87,24 +81,36 @@ class BaseModel:
     @functools.cached_property
     def special_token_ids(self) -> tuple[int | None, tuple[int, ...]]:
         """``(bos, eos ids)``: generation_config.json where it says so, else config.json."""
-        path = self.directory / "generation_config.json"
-        generation = read_json(path) if path.is_file() else {}
-        data: dict[str, Any] = {**self.data}
-        data.update({k: v for k, v in dict(generation).items() if v is not None})
+        return special_tokens(self.directory, self.data, self.dimensions.vocab_size)
 
-        def valid(value: object) -> TypeGuard[int]:
-            return type(value) is int and 0 <= value < self.dimensions.vocab_size
+    @functools.cached_property
+    def library_config(self) -> dict[str, Any]:
+        """The config.json that transformers and mobius-onnx get."""
+        return library_config(self.data, self.family, self.dimensions)
 
-        eos, bos = data.get("eos_token_id"), data.get("bos_token_id")
-        listed = eos if isinstance(eos, list) else [eos]
-        return (bos if valid(bos) else None), tuple(i for i in listed if valid(i))
+    @property
+    def embedding_name(self) -> str:
+        """The token embedding's tensor."""
+        return f"{self.family.embeddings[0][0]}.weight"
+
+    @property
+    def head_name(self) -> str:
+        """The tensor that the language model head multiplies by."""
+        tied = self.dimensions.tie_word_embeddings
+        return self.embedding_name if tied else f"{self.family.output_head}.weight"
 
     def stored_name(self, name: str) -> str | None:
-        """The stored name of a base tensor, or None; handles the family's optional prefix."""
-        if name in self.weights:
-            return name
-        short = name.removeprefix(self.family.optional_prefix)
-        return short if short in self.weights else None
+        """The stored name of a base tensor, or None.
+
+        Files may leave out the family's optional prefix, and of a tied pair may hold the head
+        alone.
+        """
+        for candidate in (name, name.removeprefix(self.family.optional_prefix)):
+            if candidate in self.weights:
+                return candidate
+        head = f"{self.family.output_head}.weight"
+        is_tied = name == self.embedding_name and self.dimensions.tie_word_embeddings
+        return head if is_tied and head in self.weights else None
 
     def has(self, name: str) -> bool:
         """Whether a base tensor is stored."""
@@ -144,38 +150,124 @@ class BaseModel:
     def _rows(self, site: ProjectionSite) -> slice:
         return slice(site.offset, site.offset + self.dimensions.width(site.writes))
 
-    def problems(self) -> list[str]:
-        """What is missing or has the wrong shape among the tensors that the sites need."""
+    @functools.cached_property
+    def tensors(self) -> Mapping[str, tuple[int, ...]]:
+        """Name and shape of every tensor that the model reads, as config.json implies them."""
         d = self.dimensions
-        expected: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for name, rows in self.sites.embeddings:
-            expected[f"{name}.weight"] = (rows, d.hidden_size)
+            shapes[f"{name}.weight"] = (rows, d.hidden_size)
         for name in self.sites.norms:
-            expected[f"{name}.weight"] = (d.hidden_size,)
-            if self.has(f"{name}.bias"):
-                expected[f"{name}.bias"] = (d.hidden_size,)
+            shapes[f"{name}.weight"] = (d.hidden_size,)
+            if self._has_bias(name):
+                shapes[f"{name}.bias"] = (d.hidden_size,)
         out: dict[str, int] = {}
         for s in self.sites.projections:
             out[s.parameter] = out.get(s.parameter, 0) + d.width(s.writes)
             shape = (out[s.parameter], d.width(s.reads))
-            expected[f"{s.parameter}.weight"] = shape[::-1] if s.transposed else shape
-            if self.has(f"{s.parameter}.bias"):
-                expected[f"{s.parameter}.bias"] = shape[:1]
-        if not d.tie_word_embeddings:
-            expected[f"{self.family.output_head}.weight"] = (d.vocab_size, d.hidden_size)
+            shapes[f"{s.parameter}.weight"] = shape[::-1] if s.transposed else shape
+            if self._has_bias(s.parameter):
+                shapes[f"{s.parameter}.bias"] = shape[:1]
+        shapes[self.head_name] = (d.vocab_size, d.hidden_size)
+        return shapes
+
+    def problems(self) -> list[str]:
+        """Where the weights are not what config.json implies: missing, misshapen, unannounced."""
+        prefix = self._foreign_prefix()
+        if prefix is not None:
+            return [
+                f"the base's tensors have names that start with {prefix!r}, which transformers "
+                f"does not load either; save the model itself, not its wrapper (found "
+                f"{prefix}{self.embedding_name}, expected {self.embedding_name})"
+            ]
         found = []
-        for name, expected_shape in expected.items():
+        for name, expected in self.tensors.items():
             stored = self.stored_name(name)
             if stored is None:
                 found.append(f"base tensor {name} is missing")
-            elif self.weights[stored].shape != expected_shape:
+            elif self.weights[stored].shape != expected:
                 found.append(
                     f"base tensor {name} has shape {list(self.weights[stored].shape)}, "
-                    f"config.json implies {list(expected_shape)}"
+                    f"config.json implies {list(expected)}"
                 )
             elif self.weights[stored].dtype not in WEIGHT_DTYPES:
                 found.append(f"base tensor {name} has dtype {self.weights[stored].dtype}")
+        found += self._unannounced_biases()
+        is_any_missing = not all(map(self.has, self.tensors))
+        if is_any_missing and (others := self.left_over()):
+            found.insert(0, f"the files hold other tensors, such as {', '.join(others[:3])}")
         return found
+
+    def check_weights(self) -> None:
+        """Refuse weights that are not what config.json implies; headers only.
+
+        Raises:
+            CheckpointError: Lists what is wrong.
+        """
+        if problems := self.problems():
+            raise CheckpointError(f"{self.directory}: {_listed(problems)}")
+
+    def left_over(self) -> tuple[str, ...]:
+        """Stored tensors that the model does not read, which transformers ignores too."""
+        read = {self.stored_name(name) for name in self.tensors}
+        head = f"{self.family.output_head}.weight"  # of a tied pair, equal to the embedding
+        return tuple(name for name in self.weights if name not in read and name != head)
+
+    def _has_bias(self, module: str) -> bool:
+        """Whether config.json announces a bias; families that do not say follow the files."""
+        announced = self._announced_by(module)
+        if announced is None:
+            return self.has(f"{module}.bias")
+        return announced if isinstance(announced, bool) else bool(self.data.get(announced, False))
+
+    def _announced_by(self, module: str) -> str | bool | None:
+        """The config key that announces a module's bias, or whether it always has one."""
+        if self.family.biases is None:
+            return None
+        layer = module.removeprefix(f"{self.family.layers}.").partition(".")[2]
+        return self.family.biases.get(module, self.family.biases.get(layer, False))
+
+    def _unannounced_biases(self) -> Iterator[str]:
+        """Biases that the files hold and the model does not have; transformers drops them."""
+        modules = [*self.sites.norms, *dict.fromkeys(s.parameter for s in self.sites.projections)]
+        modules.append(self.family.output_head)
+        found: dict[str | bool | None, list[str]] = {}
+        for module in modules:
+            if self.has(f"{module}.bias") and f"{module}.bias" not in self.tensors:
+                found.setdefault(self._announced_by(module), []).append(f"{module}.bias")
+        for key, names in found.items():
+            count = f" and {len(names) - 1} more" if names[1:] else ""
+            if isinstance(key, str):
+                yield (
+                    f"the files hold the bias {names[0]}{count}, but config.json does not announce "
+                    f"it; set {key} to true there, or remove it"
+                )
+            else:
+                yield f"the files hold the bias {names[0]}{count}, which this family does not have"
+
+    def _foreign_prefix(self) -> str | None:
+        """What stands before all names, as wrappers leave it: ``module.``, ``_orig_mod.``."""
+        if self.has(self.embedding_name):
+            return None
+        for name in self.weights:
+            if name.endswith(f".{self.embedding_name}"):
+                return name.removesuffix(self.embedding_name)
+        return None
+
+    def _shares_the_embedding(self) -> bool:
+        """Whether a head that config.json ties is the embedding in the files, too.
+
+        transformers takes a head that is stored. The copy that some files hold is compared with
+        the embedding, block by block; only then are weights read here.
+        """
+        try:
+            head = self.stored_name(f"{self.family.output_head}.weight")
+            embedding = self.stored_name(self.embedding_name)
+        except (CheckpointError, ConfigError):
+            return True  # whoever reads the weights gets that error
+        if head is None or embedding is None or head == embedding:
+            return True
+        return same_values(self.weights, head, embedding)
 
 
 def expected_tensors(config: OtterConfig, base: BaseModel) -> dict[str, tuple[int, ...]]:
@@ -193,12 +285,12 @@ def expected_tensors(config: OtterConfig, base: BaseModel) -> dict[str, tuple[in
             shapes[f"{name}.otter.table"] = (rows, config.hidden_size)
     for name in base.sites.norms:
         shapes[f"{name}.otter.weight"] = (config.hidden_size,)
-        if base.has(f"{name}.bias"):
+        if f"{name}.bias" in base.tensors:
             shapes[f"{name}.otter.bias"] = (config.hidden_size,)
     for site in base.sites.projections:
         shapes[f"{site.name}.otter.from_base"] = (width(site.writes), d.width(site.reads))
         shapes[f"{site.name}.otter.from_channel"] = (width(site.writes), width(site.reads))
-        if base.has(f"{site.parameter}.bias"):
+        if f"{site.parameter}.bias" in base.tensors:
             shapes[f"{site.name}.otter.bias"] = (width(site.writes),)
     for signal in config.signals:
         weight = signal.weight_shape(config.hidden_size, d.vocab_size)
@@ -217,8 +309,12 @@ class Checkpoint:
     tensors: TensorStore
 
     @classmethod
-    def open(cls, directory: str | os.PathLike[str]) -> Checkpoint:
+    def open(cls, directory: str | os.PathLike[str], *, fetch: bool = True) -> Checkpoint:
         """Open a checkpoint; headers only.
+
+        Args:
+            directory: The checkpoint.
+            fetch: Whether a base that is a hub id may be fetched, if the hub's cache has it not.
 
         Raises:
             CheckpointError: All problems of the tensors, listed together.
@@ -234,15 +330,14 @@ class Checkpoint:
                 "Make one with: otter-export insert BASE CKPT"
             )
         config = OtterConfig.load(path)
-        base = BaseModel.open(_base_directory(path, config))
+        base = BaseModel.open(_base_directory(path, config, fetch))
         tensors = TensorStore.open(path, OTTER_STEM)
         checkpoint = cls(path, config, base, tensors)
         problems = check_widths(config, base.dimensions)
         if not problems:
             problems = base.problems() + list(checkpoint._problems())
         if problems:
-            shown = problems[:20] + ([f"and {len(problems) - 20} more"] if problems[20:] else [])
-            raise CheckpointError(f"{path}: " + "; ".join(shown))
+            raise CheckpointError(f"{path}: {_listed(problems)}")
         return checkpoint
 
     def float32(self, name: str) -> FloatArray:
@@ -251,10 +346,12 @@ class Checkpoint:
 
     def non_finite(self) -> Iterator[str]:
         """Names of inserted and base tensors that hold NaN or infinity; reads all weights."""
-        for store in (self.tensors, self.base.weights):
-            for name, info in store.items():
-                if info.dtype in WEIGHT_DTYPES and not np.isfinite(store.float32(name)).all():
-                    yield name
+        for name in self.tensors:
+            if not np.isfinite(self.float32(name)).all():
+                yield name
+        for name in self.base.tensors:
+            if not np.isfinite(self.base.float32(name)).all():
+                yield name
 
     def _problems(self) -> Iterator[str]:
         expected = expected_tensors(self.config, self.base)
@@ -269,6 +366,12 @@ class Checkpoint:
         for name in self.tensors:
             if name not in expected:
                 yield f"tensor {name} is left over"
+
+
+def _listed(problems: Sequence[str]) -> str:
+    """The first twenty problems."""
+    more = [f"and {len(problems) - 20} more"] if problems[20:] else []
+    return "; ".join([*problems[:20], *more])
 
 
 def check_widths(config: OtterConfig, base: BaseDimensions) -> list[str]:
@@ -286,7 +389,7 @@ def check_widths(config: OtterConfig, base: BaseDimensions) -> list[str]:
     return problems
 
 
-def _base_directory(checkpoint: Path, config: OtterConfig) -> Path:
+def _base_directory(checkpoint: Path, config: OtterConfig, fetch: bool) -> Path:
     """Where the base lies: beside, at a path relative to the checkpoint, or in the hub cache."""
     name = config.base_model_name_or_path
     if name is None:
@@ -294,30 +397,17 @@ def _base_directory(checkpoint: Path, config: OtterConfig) -> Path:
     local = Path(name) if Path(name).is_absolute() else checkpoint / name
     if local.is_dir():
         return local
-    return find_base(name)
+    return find_base(name, fetch=fetch)
 
 
-def find_base(name: str) -> Path:
-    """A base model by path, or by hub id through huggingface_hub (which honours HF_HUB_OFFLINE).
-
-    Raises:
-        CheckpointError: It is neither a directory nor a model that can be had.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise CheckpointError(
-            f"base model {name!r} is neither a directory nor a hub id (owner/name)"
-        )
-    try:
-        from huggingface_hub import snapshot_download
-    except ModuleNotFoundError:
-        raise CheckpointError(
-            f"base model {name!r} is not a local directory; fetching it from the hub needs "
-            "huggingface_hub: pip install 'otter-export[build]'"
-        ) from None
-    try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"base model {name!r} could not be fetched: {error}") from None
+def _check_all_fetched(directory: Path) -> None:
+    """Refuse pointers of Git LFS among the small files; weights are checked as they are opened."""
+    for name in TOKENIZER_FILES:
+        path = directory / name
+        if not path.is_file():
+            continue
+        try:
+            with path.open("rb") as file:
+                check_fetched(file.read(64))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from None

@@ -24,6 +24,7 @@ INITIALIZATIONS = ("copy", "normal", "random")
 ACTIVATION_BOUNDS = {"identity": None, "tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
 _SIGNAL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MAX_WIDTH = 1 << 20
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 #: No score is that large; also refuses infinity, NaN and integers beyond float64.
 _MAX_BOUND = 1e300
 #: Of lists and objects in a JSON file; real ones have fewer than ten.
@@ -163,7 +164,9 @@ def read_json(path: Path, limit_bytes: int = 32 << 20) -> Any:
             or nested without reason.
     """
     try:
-        value = json.loads(read_regular(path, limit_bytes, ConfigError).decode("utf-8"))
+        content = read_regular(path, limit_bytes, ConfigError)
+        check_fetched(content)
+        value = json.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -182,6 +185,19 @@ def _is_deep(value: Any) -> bool:
         if not level:
             return False
     return True
+
+
+def check_fetched(start: bytes) -> None:
+    """Refuse the pointer that Git LFS leaves in place of a file that was not fetched.
+
+    Args:
+        start: First bytes of the file, 64 or more.
+
+    Raises:
+        ValueError: It is such a pointer.
+    """
+    if start.startswith(_LFS_POINTER):
+        raise ValueError("it is a Git LFS pointer; fetch the file itself with: git lfs pull")
 
 
 class _Reader:

@@ -1,17 +1,19 @@
-"""The CUDA runtime, as far as it is needed here, over NVIDIA's cuda-bindings.
+"""CUDA, as far as it is needed here, over NVIDIA's cuda-bindings.
 
-Memory, copies, one stream and CUDA graphs, for engines that run outside of torch; so a machine that
-serves needs no torch. cuda-bindings is imported when a device is opened.
+`CudaDevice`: memory, copies, one stream and CUDA graphs, for engines that run outside of torch; so
+a machine that serves needs no torch. `KernelLibrary`: kernels that were compiled ahead of time, in
+the context of whoever calls. cuda-bindings is imported when one of them is made.
 """
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import importlib
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +26,50 @@ _OUT_OF_MEMORY = 2
 #: cudaStreamNonBlocking: no implicit order with the default stream, on which TensorRT would
 #: synchronise.
 _NON_BLOCKING = 1
+#: Shared memory that a block may have without asking for more.
+_DEFAULT_SHARED_BYTES = 48 << 10
 #: A corner of a box of bytes: its address, the bytes from row to row, and rows from plane to plane.
 Corner = tuple[int, int, int]
 #: Bytes of a row, rows, and planes.
 Box = tuple[int, int, int]
+
+
+class _Calls:
+    """Calls of an interface of CUDA that raise.
+
+    Args:
+        module: ``cuda.bindings.runtime`` or ``cuda.bindings.driver``, each of whose functions
+            returns an error code and its results.
+        describe: Name of its function that gives an error's text.
+    """
+
+    def __init__(self, module: Any, describe: str) -> None:
+        self.module = module
+        self._describe = getattr(module, describe)
+
+    def __call__(self, function: str, *arguments: Any) -> Any:
+        """Call a function; None, its result, or a tuple of its results.
+
+        Raises:
+            EngineError: It failed.
+        """
+        error, *results = getattr(self.module, function)(*arguments)
+        self.check(function, error)
+        return results[0] if len(results) == 1 else tuple(results) or None
+
+    def check(self, function: str, error: Any) -> None:
+        """Raise `EngineError` unless a function succeeded."""
+        if int(error) != 0:
+            _, text = self._describe(error)
+            reason = text.decode() if isinstance(text, bytes) else text or "unknown error"
+            raise EngineError(f"{function} failed with {int(error)} ({reason})")
+
+
+def _bindings(name: str, what: str) -> Any:
+    try:
+        return importlib.import_module(f"cuda.bindings.{name}")
+    except ModuleNotFoundError:
+        raise MissingDependencyError("cuda-bindings", "trt", what) from None
 
 
 class CudaDevice:
@@ -46,7 +88,8 @@ class CudaDevice:
     """
 
     def __init__(self, runtime: Any = None) -> None:
-        self._runtime = runtime or _bindings()
+        runtime = runtime or _bindings("runtime", "running an engine on a GPU")
+        self._runtime, self._call = runtime, _Calls(runtime, "cudaGetErrorString")
         try:
             properties = self._call("cudaGetDeviceProperties", self._call("cudaGetDevice"))
         except EngineError as error:
@@ -77,7 +120,7 @@ class CudaDevice:
             # The error stays until it is asked for, and would show up at a later call.
             self._runtime.cudaGetLastError()
             raise out_of_memory(size, what)
-        self._raise("cudaMalloc", error)
+        self._call.check("cudaMalloc", error)
         return int(pointer)
 
     def free(self, pointer: int) -> None:
@@ -146,22 +189,6 @@ class CudaDevice:
         pointer, pitch, rows = corner
         return self._runtime.make_cudaPitchedPtr(pointer, pitch, pitch, rows)
 
-    def _call(self, function: str, *arguments: Any) -> Any:
-        """Call a function; None, its result, or a tuple of its results.
-
-        Raises:
-            EngineError: It failed.
-        """
-        error, *results = getattr(self._runtime, function)(*arguments)
-        self._raise(function, error)
-        return results[0] if len(results) == 1 else tuple(results) or None
-
-    def _raise(self, function: str, error: Any) -> None:
-        if int(error) != 0:
-            _, text = self._runtime.cudaGetErrorString(error)
-            reason = text.decode() if isinstance(text, bytes) else text
-            raise EngineError(f"{function} failed: {reason} (CUDA error {int(error)})")
-
 
 class Buffer:
     """Device memory of a fixed address, with page-locked memory on the host, which copies fast.
@@ -208,11 +235,155 @@ class Buffer:
         self._device._call("cudaMemcpyAsync", to, source, size, kind, self._device._stream)
 
 
-def _bindings() -> Any:
+@dataclasses.dataclass(frozen=True)
+class ContextDevice:
+    """What the launch of a kernel depends on.
+
+    Attributes:
+        context: Handle of the current context; a loaded kernel belongs to it.
+        compute_capability: 10 * major + minor.
+        multiprocessors: How many there are.
+        shared_bytes: Most shared memory of one block.
+    """
+
+    context: int
+    compute_capability: int
+    multiprocessors: int
+    shared_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A kernel that is loaded in a context.
+
+    Attributes:
+        function: Handle.
+        threads: Threads of a block.
+        shared_bytes: Dynamic shared memory of a block.
+    """
+
+    function: Any
+    threads: int
+    shared_bytes: int
+
+
+class KernelLibrary:
+    """Loads and launches compiled kernels; the caller (TensorRT) has made its context current.
+
+    Args:
+        driver: ``cuda.bindings.driver``; None imports it.
+
+    Raises:
+        EngineError: There is no NVIDIA driver, or no device.
+        MissingDependencyError: cuda-bindings is not installed.
+    """
+
+    def __init__(self, driver: Any = None) -> None:
+        driver = driver or _bindings("driver", "the fused projection")
+        self._driver, self._call = driver, _Calls(driver, "cuGetErrorString")
+        try:
+            self._call("cuInit", 0)
+        # cuda-bindings looks for the driver's library at the first call.
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise EngineError(
+                f"the NVIDIA driver cannot be loaded ({reason}); the fused projection runs on "
+                "NVIDIA GPUs only"
+            ) from None
+
+    def device(self) -> ContextDevice:
+        """The device of the current context.
+
+        Raises:
+            EngineError: No context is current in this thread.
+        """
+        context = int(self._call("cuCtxGetCurrent"))
+        if not context:
+            raise EngineError(
+                "no CUDA context is current in this thread; make one (cudaSetDevice, "
+                "torch.cuda.init) before the fused projection is loaded"
+            )
+        device, attributes = self._call("cuCtxGetDevice"), self._driver.CUdevice_attribute
+
+        def attribute(name: str) -> int:
+            key = getattr(attributes, f"CU_DEVICE_ATTRIBUTE_{name}")
+            return int(self._call("cuDeviceGetAttribute", key, device))
+
+        major = attribute("COMPUTE_CAPABILITY_MAJOR")
+        return ContextDevice(
+            context=context,
+            compute_capability=10 * major + attribute("COMPUTE_CAPABILITY_MINOR"),
+            multiprocessors=attribute("MULTIPROCESSOR_COUNT"),
+            shared_bytes=attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"),
+        )
+
+    def load(self, content: bytes, symbol: str, threads: int, shared_bytes: int) -> Kernel:
+        """Load a cubin in the current context; not possible while a stream is captured.
+
+        Args:
+            content: The cubin.
+            symbol: Name of the kernel in it.
+            threads: Threads of a block.
+            shared_bytes: Dynamic shared memory of a block.
+
+        Raises:
+            EngineError: The driver refuses it.
+        """
+        module = self._call("cuModuleLoadData", content)
+        function = self._call("cuModuleGetFunction", module, symbol.encode())
+        if shared_bytes > _DEFAULT_SHARED_BYTES:
+            attributes = self._driver.CUfunction_attribute
+            most = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._call("cuFuncSetAttribute", function, most, shared_bytes)
+        return Kernel(function, threads, shared_bytes)
+
+    def launch(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int],
+        pointers: Sequence[int],
+        integers: Sequence[int],
+        stream: int,
+    ) -> None:
+        """Enqueue a kernel of OpenAI Triton on a stream; allowed while the stream is captured.
+
+        Such a kernel takes its own arguments and then two pointers to scratch memory, which are
+        null here (Triton's launcher does the same: backends/nvidia/driver.c of Triton 3.9).
+
+        Args:
+            kernel: The kernel.
+            grid: Blocks along x and y.
+            pointers: Device addresses, its first arguments; 0 for one that it does not read.
+            integers: 32-bit integers, the arguments after them.
+            stream: Handle of the stream.
+
+        Raises:
+            EngineError: The driver refuses the launch.
+        """
+        pointer, integer = ctypes.c_void_p, ctypes.c_int32
+        types = (*len(pointers) * (pointer,), *len(integers) * (integer,), pointer, pointer)
+        values = (*pointers, *integers, 0, 0)
+        blocks, threads = (*grid, 1), (kernel.threads, 1, 1)
+        where = (kernel.shared_bytes, stream)
+        self._call("cuLaunchKernel", kernel.function, *blocks, *threads, *where, (values, types), 0)
+
+
+def gpu_capabilities() -> tuple[str, ...]:
+    """Compute capability of each CUDA device here, as ``8.9``.
+
+    Empty where there is no device, no driver or no cuda-bindings; it never raises.
+    """
     try:
-        return importlib.import_module("cuda.bindings.runtime")
-    except ModuleNotFoundError:
-        raise MissingDependencyError("cuda-bindings", "trt", "running an engine on a GPU") from None
+        call = _Calls(_bindings("runtime", "looking for GPUs"), "cudaGetErrorString")
+        keys = call.module.cudaDeviceAttr
+        parts = (keys.cudaDevAttrComputeCapabilityMajor, keys.cudaDevAttrComputeCapabilityMinor)
+        return tuple(
+            ".".join(str(call("cudaDeviceGetAttribute", part, index)) for part in parts)
+            for index in range(call("cudaGetDeviceCount"))
+        )
+    # A library that is broken or too old raises what it likes; without it there is no GPU to use.
+    except Exception:
+        return ()
 
 
 def out_of_memory(size: int, what: str) -> EngineError:

@@ -15,6 +15,13 @@ from typing import Any
 from otter_export.config import OtterConfig
 from otter_export.errors import ConfigError, UnsupportedError
 
+#: Rotary tables have a row for each position; the longest published models have 1,010,000.
+MAX_POSITIONS = 1 << 20
+#: Every layer becomes entries in memory, so a hostile count must not get that far.
+_LIMITS = {"num_hidden_layers": 1 << 14, "max_position_embeddings": MAX_POSITIONS + 1}
+#: The sizes that a config.json may leave out or set to null.
+_OPTIONAL = ("intermediate_size", "num_key_value_heads", "head_dim")
+
 
 class Space(enum.Enum):
     """What a projection reads or writes; each has a base width and a channel width."""
@@ -65,6 +72,10 @@ class Family:
         activations: Paths inside a layer of the feed-forward's activation, in the space INNER.
         optional_prefix: A leading path that published weight files of this family may omit.
         refused: ``(config key, accepted value, reason)``: settings that have no rule.
+        biases: Path of a norm or projection inside a layer (or of the final norm) to the config key
+            that announces its bias, or to True if it always has one; other paths have none. None
+            takes whatever biases the files hold.
+        tied: Whether the head is the embedding when config.json does not say.
     """
 
     name: str
@@ -81,11 +92,17 @@ class Family:
     activations: tuple[str, ...] = ()
     optional_prefix: str = ""
     refused: tuple[tuple[str, object, str], ...] = ()
+    biases: Mapping[str, str | bool] | None = None
+    tied: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class BaseDimensions:
-    """Sizes of a base model, read from its config.json."""
+    """Sizes of a base model, read from its config.json.
+
+    ``tie_word_embeddings`` is what config.json says; `otter_export.checkpoint.BaseModel.open` sets
+    it to what the weights say.
+    """
 
     model_type: str
     hidden_size: int
@@ -107,41 +124,40 @@ class BaseDimensions:
             UnsupportedError: A setting of the family that has no rule here is switched on.
         """
 
-        def size(name: str, default: int | None = None, limit: int = 1 << 31) -> int:
+        def size(name: str, default: int | None = None) -> int:
             key = family.config_keys.get(name, name)
+            limit = _LIMITS.get(name, 1 << 31)
             value = data.get(key, default)
-            if value is None:
+            if value is None and name in _OPTIONAL:
                 value = default
             if type(value) is not int or not 0 < value < limit:
                 raise ConfigError(
-                    f"{source}: {key} must be an integer from 1 to {limit - 1}, got {value!r}"
+                    f"{source}: {key} must be an integer from 1 to {limit - 1}, got {value!r:.60}"
                 )
             return value
 
         for key, accepted, reason in family.refused:
             if data.get(key, accepted) not in (accepted, None):
                 raise UnsupportedError(
-                    f"{source}: {key} = {data[key]!r} is not supported: {reason}"
+                    f"{source}: {key} = {data[key]!r:.60} is not supported: {reason}"
                 )
         for _, key in family.embeddings:
             size(key)  # the rows of an embedding have no default
         hidden, heads = size("hidden_size"), size("num_attention_heads")
-        if data.get("head_dim") is None and hidden % heads:
+        if hidden % heads:
+            # Also with a head_dim, since transformers refuses it.
             raise ConfigError(f"{source}: hidden size {hidden} is not a multiple of {heads} heads")
-        # Llama and Qwen2 default to False and GPT-2 to True when the key is absent.
-        tied_default = bool(family.transposed)
         return cls(
             model_type=str(data.get("model_type")),
             hidden_size=hidden,
             intermediate_size=size("intermediate_size", 4 * hidden),
-            # Every layer becomes entries in memory, so a hostile count must not get that far.
-            num_hidden_layers=size("num_hidden_layers", limit=1 << 14),
+            num_hidden_layers=size("num_hidden_layers"),
             num_attention_heads=heads,
             num_key_value_heads=size("num_key_value_heads", heads),
             head_dim=size("head_dim", hidden // heads),
             vocab_size=size("vocab_size"),
             max_position_embeddings=size("max_position_embeddings", 2048),
-            tie_word_embeddings=bool(data.get("tie_word_embeddings", tied_default)),
+            tie_word_embeddings=bool(data.get("tie_word_embeddings", family.tied)),
         )
 
     def width(self, space: Space) -> int:

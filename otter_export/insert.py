@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,15 @@ import numpy.typing as npt
 from otter_export import config as config_file
 from otter_export.checkpoint import (
     OTTER_STEM,
-    TOKENIZER_FILES,
     BaseModel,
     check_widths,
-    find_base,
 )
 from otter_export.config import OtterConfig, Signal
 from otter_export.errors import CheckpointError, ConfigError
 from otter_export.files import SETTINGS_LIMIT, copy_regular, writing
+from otter_export.hub import TOKENIZER_FILES, find_base
 from otter_export.initialization import Maker, initial_tensors
+from otter_export.manifest import FILE_NAME as ENGINE_FILE
 from otter_export.output_directory import check_replaceable, output_directory
 from otter_export.safetensors_io import (
     WEIGHT_DTYPES,
@@ -40,6 +40,8 @@ from otter_export.safetensors_io import (
     read_header,
     write_safetensors,
 )
+from otter_export.tokenizer_file import FILE_NAME as TOKENIZER_FILE
+from otter_export.tokenizer_file import read_tokenizer, tokens_beyond
 
 _LARGEST_F16 = float(np.finfo(np.float16).max)
 
@@ -71,7 +73,10 @@ class ChannelOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Insertion:
-    """A checked plan: what `write` will put into the checkpoint directory."""
+    """A checked plan: what `write` will put into the checkpoint directory.
+
+    ``notes`` are what the user should know of the base: files and tensors that are not read.
+    """
 
     destination: Path
     force: bool
@@ -80,6 +85,7 @@ class Insertion:
     tensors: tuple[PlannedTensor, ...]
     copied: tuple[Path, ...]
     metadata: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def inserted_parameters(self) -> int:
@@ -138,11 +144,11 @@ def plan(
     """
     check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
     directory = find_base(base_name)
-    base = BaseModel.open(directory)
-    problems = base.problems()
-    if problems:
-        raise CheckpointError(f"{directory}: " + "; ".join(problems[:20]))
     _refuse_overlap(destination, directory)
+    _refuse_what_is_no_base(directory)
+    base = BaseModel.open(directory)
+    base.check_weights()
+    notes = tuple(_notes(base))
     named = _adapter_name(base_name, destination) if adapter else None
     config = channel_config(base, options, base_name=named)
     return Insertion(
@@ -153,6 +159,7 @@ def plan(
         tensors=_planned(config, base, options, replacements),
         copied=() if adapter else base_files(base),
         metadata={"format": "pt"},
+        notes=notes,
     )
 
 
@@ -203,9 +210,64 @@ def channel_config(
     return config
 
 
+def _refuse_what_is_no_base(directory: Path) -> None:
+    """Name what else of this package, or of others, was given in place of a base.
+
+    Raises:
+        CheckpointError: An engine, a checkpoint (whose channel would be lost), or an adapter.
+    """
+    if (directory / ENGINE_FILE).is_file():
+        raise CheckpointError(f"{directory} is an engine; a channel is inserted into a base model")
+    if (directory / config_file.FILE_NAME).is_file():
+        name = OtterConfig.load(directory).base_model_name_or_path
+        base = f"its base, {name}" if name else f"a copy without {config_file.FILE_NAME}"
+        raise CheckpointError(
+            f"{directory} is a checkpoint, which has a channel already; to start a new one, insert "
+            f"into {base}"
+        )
+    if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
+        raise CheckpointError(
+            f"{directory} is a LoRA adapter; merge it into its base first (merge_and_unload())"
+        )
+
+
+def _notes(base: BaseModel) -> Iterator[str]:
+    """What of the base is not read, and which tokens it cannot take.
+
+    Raises:
+        CheckpointError: It has no tokenizer that can be read.
+    """
+    index = base.weights.source.with_name(f"{base.weights.source.name}.index.json")
+    if index.is_file():
+        yield f"{base.weights.source.name} is read, as transformers does; {index.name} is not"
+    if extra := base.left_over():
+        more = f" and {len(extra) - 1} more" if extra[1:] else ""
+        yield f"the model does not read the stored tensor {extra[0]}{more}"
+    path = base.directory / TOKENIZER_FILE
+    if not path.is_file():
+        found = [
+            name for name in ("tokenizer.model", "vocab.json") if (path.parent / name).is_file()
+        ]
+        only = f", only {found[0]}" if found else ""
+        raise CheckpointError(
+            f"{base.directory} has no {TOKENIZER_FILE}{only}; save the fast tokenizer there: "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    try:
+        beyond = tokens_beyond(read_tokenizer(path), base.dimensions.vocab_size)
+    except (OSError, ConfigError) as error:
+        raise CheckpointError(str(error)) from None
+    if beyond:
+        more = f" and {len(beyond) - 1} more" if beyond[1:] else ""
+        yield (
+            f"the tokenizer has the token {beyond[0]!r:.40}{more} beyond the embedding's "
+            f"{base.dimensions.vocab_size} rows; texts with it cannot be read"
+        )
+
+
 def base_files(base: BaseModel) -> tuple[Path, ...]:
     """The files that make a base self-contained: configuration, tokenizer, weights."""
-    weights = {base.weights[name].file for name in base.weights} | {base.weights.source}
+    weights = {info.file for info in base.weights.values()} | {base.weights.source}
     named = [base.directory / name for name in ("config.json", *TOKENIZER_FILES)]
     return (*(path for path in named if path.is_file()), *sorted(weights))
 

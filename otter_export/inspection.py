@@ -118,7 +118,7 @@ class EngineSummary:
 
 
 def inspect(path: Path) -> CheckpointSummary | EngineSummary:
-    """Read a checkpoint or an engine directory; no weights are read.
+    """Read a checkpoint or an engine directory; no weights are read, and nothing is fetched.
 
     Raises:
         OtterError: It is neither, or it is damaged.
@@ -128,7 +128,7 @@ def inspect(path: Path) -> CheckpointSummary | EngineSummary:
     if (path / manifest_file.FILE_NAME).is_file():
         return EngineSummary(path, EngineManifest.load(path))
     if (path / config_file.FILE_NAME).is_file():
-        return summarize(Checkpoint.open(path))
+        return summarize(Checkpoint.open(path, fetch=False))
     raise OtterError(
         f"{path} has neither {config_file.FILE_NAME} (a checkpoint) nor "
         f"{manifest_file.FILE_NAME} (an engine)"

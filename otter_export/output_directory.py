@@ -37,7 +37,7 @@ def output_directory(destination: Path, *, marker: str, force: bool = False) -> 
     Args:
         destination: Final name; its parents are made as needed.
         marker: A file that a directory of this kind holds (``otter_config.json``). An existing
-            directory without it is never replaced, whatever ``force`` says.
+            directory without it is never replaced, whatever ``force`` says, unless it is empty.
         force: Replace an existing directory, after success.
 
     Raises:

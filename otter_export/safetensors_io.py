@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 
-from otter_export.config import read_json
+from otter_export.config import check_fetched, read_json
 from otter_export.errors import CheckpointError
 from otter_export.files import open_regular, replacing
 
@@ -26,6 +26,7 @@ FloatArray = npt.NDArray[np.float32]
 
 #: safetensors dtype names of the accepted weights, with the numpy type that holds their bits.
 WEIGHT_DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+_BLOCK_BYTES = 4 << 20
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -59,7 +60,9 @@ class TensorStore(Mapping[str, TensorInfo]):
 
     @classmethod
     def open(cls, directory: Path, stem: str) -> TensorStore:
-        """Open ``STEM.safetensors``, or the shards that ``STEM.safetensors.index.json`` names.
+        """Open ``STEM.safetensors``, else the shards that ``STEM.safetensors.index.json`` names.
+
+        The order is transformers': beside a single file, an index is what an older save left.
 
         Raises:
             CheckpointError: Neither file exists, a shard is missing, truncated, malformed or lies
@@ -67,10 +70,10 @@ class TensorStore(Mapping[str, TensorInfo]):
         """
         index = directory / f"{stem}.safetensors.index.json"
         single = directory / f"{stem}.safetensors"
-        if index.is_file():
-            return cls(_read_index(directory, index), index)
         if single.is_file():
             return cls(read_header(single), single)
+        if index.is_file():
+            return cls(_read_index(directory, index), index)
         pickles = sorted(p.name for p in directory.glob("*") if p.suffix in _PICKLE_SUFFIXES)
         if pickles:
             raise CheckpointError(
@@ -78,7 +81,9 @@ class TensorStore(Mapping[str, TensorInfo]):
                 "can run code and are never read; save them as safetensors "
                 "(save_pretrained(..., safe_serialization=True))"
             )
-        raise CheckpointError(f"{directory} has neither {single.name} nor {index.name}")
+        others = sorted(p.name for p in directory.glob("*.safetensors"))
+        found = f"; it holds {', '.join(others[:3])}" if others else ""
+        raise CheckpointError(f"{directory} has neither {single.name} nor {index.name}{found}")
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self._infos[name]
@@ -114,6 +119,18 @@ class TensorStore(Mapping[str, TensorInfo]):
         return to_float32(raw if index is None else raw[index], self._infos[name].dtype)
 
 
+def same_values(store: TensorStore, one: str, other: str) -> bool:
+    """Whether two tensors are equal, bit for bit; stops at the first block that differs."""
+    a, b = store[one], store[other]
+    if (a.dtype, a.shape) != (b.dtype, b.shape) or a.dtype not in WEIGHT_DTYPES:
+        return False
+    first, second = (store.raw(name).reshape(-1).view(np.uint8) for name in (one, other))
+    return all(
+        np.array_equal(first[i : i + _BLOCK_BYTES], second[i : i + _BLOCK_BYTES])
+        for i in range(0, len(first), _BLOCK_BYTES)
+    )
+
+
 def to_float32(raw: npt.NDArray[Any], dtype: str) -> FloatArray:
     """Widen the bits of an F32, F16 or BF16 tensor to float32 without rounding."""
     if dtype == "BF16":
@@ -141,10 +158,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         CheckpointError: The file is truncated, malformed, or not safetensors.
     """
     try:
-        with (
-            open_regular(path, error=CheckpointError) as file,
-            safetensors.safe_open(str(path), framework="np"),  # checks the length, too
-        ):
+        with open_regular(path, error=CheckpointError) as file:
+            check_fetched(file.read(64))
+            with safetensors.safe_open(str(path), framework="np"):
+                pass  # it has checked the length, which is read below
+            file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
@@ -181,10 +199,14 @@ def _read_index(directory: Path, index: Path) -> dict[str, TensorInfo]:
     found: dict[str, TensorInfo] = {}
     for name in shards:
         for tensor, info in read_header(directory / name).items():
-            if weight_map.get(tensor) != name:
+            if weight_map.get(tensor, name) != name:
                 raise CheckpointError(
-                    f"{directory / name} holds {tensor}, which {index} does not say"
+                    f"{directory / name} holds {tensor}, which {index} says is in "
+                    f"{weight_map[tensor]}"
                 )
+            # Older saves left buffers (rotary frequencies, masks) in shards but not in the index.
+            if tensor in found and tensor not in weight_map:
+                continue
             found[tensor] = info
     absent = sorted(set(weight_map) - set(found))
     if absent:

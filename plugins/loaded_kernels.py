@@ -7,9 +7,9 @@ import functools
 import threading
 from collections.abc import Sequence
 
+from otter_export.cuda import ContextDevice, Kernel, KernelLibrary
 from otter_export.errors import EngineError
 from otter_export.plugins.cubin_index import CubinIndex
-from otter_export.plugins.cuda_driver import CudaDriver, Device, Kernel
 from otter_export.plugins.tiles import Tile, Widths, choose_tile, grid
 
 
@@ -26,7 +26,7 @@ class LoadedKernels:
     """The kernels of one type in one CUDA context.
 
     Args:
-        driver: The driver.
+        library: Loads and launches them.
         device: The device of the current context.
         index: Compiled kernels.
         dtype: ``float16`` or ``bfloat16``.
@@ -35,13 +35,15 @@ class LoadedKernels:
         EngineError: There is no kernel for the device, or it cannot be loaded.
     """
 
-    def __init__(self, driver: CudaDriver, device: Device, index: CubinIndex, dtype: str) -> None:
-        self._driver = driver
+    def __init__(
+        self, library: KernelLibrary, device: ContextDevice, index: CubinIndex, dtype: str
+    ) -> None:
+        self._library = library
         self._device = device
         self._kernels: dict[bool, dict[Tile, Kernel]] = {True: {}, False: {}}
         for cubin in index.select(device.compute_capability, dtype):
             if cubin.shared_bytes <= device.shared_bytes:
-                self._kernels[cubin.aligned][cubin.tile] = driver.load(
+                self._kernels[cubin.aligned][cubin.tile] = library.load(
                     index.read(cubin), cubin.symbol, 32 * cubin.tile.warps, cubin.shared_bytes
                 )
         if not self._kernels[False]:
@@ -69,7 +71,7 @@ class LoadedKernels:
         aligned = widths.aligned and all(pointer % 16 == 0 for pointer in pointers)
         plan = self._plan(rows, widths, aligned)
         integers = (*plan.sizes, int(pointers[5] != 0))
-        self._driver.launch(plan.kernel, plan.grid, pointers, integers, stream)
+        self._library.launch(plan.kernel, plan.grid, pointers, integers, stream)
 
     def _new_plan(self, rows: int, widths: Widths, aligned: bool) -> _Plan:
         kernels = self._kernels[aligned] or self._kernels[False]
@@ -84,12 +86,12 @@ class KernelLoader:
 
     Args:
         index: The directory's index.
-        driver: The driver; None opens it when the first kernel is loaded.
+        library: Loads them; None makes one when the first kernel is loaded.
     """
 
-    def __init__(self, index: CubinIndex, driver: CudaDriver | None = None) -> None:
+    def __init__(self, index: CubinIndex, library: KernelLibrary | None = None) -> None:
         self._index = index
-        self._driver = driver
+        self._library = library
         self._loaded: dict[tuple[int, str], LoadedKernels] = {}
         self._lock = threading.Lock()
 
@@ -100,9 +102,9 @@ class KernelLoader:
             EngineError: There is no driver, no current context, or no kernel for its device.
         """
         with self._lock:
-            self._driver = self._driver or CudaDriver()
-            device = self._driver.device()
+            self._library = self._library or KernelLibrary()
+            device = self._library.device()
             key = (device.context, dtype)
             if key not in self._loaded:
-                self._loaded[key] = LoadedKernels(self._driver, device, self._index, dtype)
+                self._loaded[key] = LoadedKernels(self._library, device, self._index, dtype)
             return self._loaded[key]

@@ -172,6 +172,7 @@ def write_sparse_base(directory: Path, **overrides: Any) -> Path:
     config = {**LLAMA, **overrides}
     (directory / "config.json").write_text(json.dumps(config))
     write_sparse(directory / "model.safetensors", base_shapes(config), "BF16")
+    write_tokenizer(directory, 128)
     return directory
 
 

@@ -1,25 +1,24 @@
 """The builders behind target ``trt``: what each needs, and which one is taken.
 
-A builder is a value below; their order is the one in which ``--builder auto`` looks. None imports a
-CUDA library: all is known from what is installed.
+A builder is a value below; their order is the one in which ``--builder auto`` looks. None imports
+TensorRT: all is known from package metadata and the driver.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
+import importlib.util
+import re
 from collections.abc import Mapping
 
 from otter_export.checkpoint import BaseModel
 from otter_export.converters.target import Availability, BuildRequest
-from otter_export.converters.tensorrt.library import (
-    Version,
-    gpu_capabilities,
-    installed_version,
-    parsed,
-)
 from otter_export.converters.tensorrt.options import TensorRTOptions, parse_capabilities
+from otter_export.cuda import gpu_capabilities
 from otter_export.errors import UnsupportedError
 
+Version = tuple[int, ...]
 #: Head sizes for which TensorRT's fused attention has a kernel.
 HEAD_SIZES = (16, 32, 64, 80, 128, 256)
 #: Turing computes neither in bfloat16 nor with quantised weights (NVIDIA's support matrix).
@@ -227,3 +226,18 @@ def require_usable(availability: Availability) -> None:
     """
     if not availability.usable:
         raise UnsupportedError(f"--builder {availability.name}: {availability.note}")
+
+
+def installed_version(module: str) -> str | None:
+    """Version of the distribution that installs a top-level module; None if there is none."""
+    if importlib.util.find_spec(module) is None:
+        return None
+    for name in importlib.metadata.packages_distributions().get(module, ()):
+        return importlib.metadata.version(name)
+    return None
+
+
+def parsed(version: str) -> Version:
+    """``1.7.1.116`` as ``(1, 7, 1, 116)``; what follows the numbers (``rc1``, ``+cu13``) is cut."""
+    release = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in release.group().split(".")) if release else ()

@@ -62,7 +62,8 @@ def plan(
     """
     options, shapes = request.options_as(TensorRTOptions), engine_shapes(checkpoint, request)
     pipeline = tensorrt(shapes.capacity, plugin=options.plugin)
-    model = lower(checkpoint, pipeline, request.precision)
+    longest = shapes.max_sequence_length
+    model = lower(checkpoint, pipeline, request.precision, positions=longest)
     plugin_layers = sum((n.domain, n.op_type) == _PLUGIN_OP for n in model.graph)
     if plugin_layers and importlib.util.find_spec("triton") is None:
         raise MissingDependencyError("triton", "trt", "compiling the fused projection")

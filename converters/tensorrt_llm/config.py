@@ -16,8 +16,6 @@ from otter_export.errors import UnsupportedError
 from otter_export.precision import TENSORRT_LLM, Precision, choose_precision
 
 FAMILIES = ("llama", "qwen2")
-#: Rotary scalings that transformers and TensorRT-LLM compute alike from the same fields.
-ROTARY = ("default", "linear", "llama3")
 ARCHITECTURE = "OtterForCausalLM"
 
 
@@ -40,9 +38,24 @@ def check_supported(checkpoint: Checkpoint, precision: str, where: str) -> Preci
     Raises:
         UnsupportedError: Names the setting and what is accepted.
     """
-    base = checkpoint.base
-    source = base.directory / "config.json"
     chosen = choose_precision(TENSORRT_LLM, precision, where)
+    check_base(checkpoint.base, where)
+    for signal in checkpoint.config.signals:
+        if signal.kind not in OUTPUT_KINDS:
+            raise UnsupportedError(
+                f"signal {signal.name!r} has kind {signal.kind!r}; {where} builds "
+                f"{', '.join(OUTPUT_KINDS)}"
+            )
+    return chosen
+
+
+def check_base(base: BaseModel, where: str = "target trtllm") -> None:
+    """Refuse a base that the emitted models do not compute; reads nothing more of it.
+
+    Raises:
+        UnsupportedError: Names the setting and what is accepted.
+    """
+    source = base.directory / "config.json"
     if base.family.name not in FAMILIES:
         raise UnsupportedError(
             f"{source}: family {base.family.name} has no emitted model for {where}; "
@@ -53,43 +66,20 @@ def check_supported(checkpoint: Checkpoint, precision: str, where: str) -> Preci
         raise UnsupportedError(
             f"{source}: hidden_act = {activation!r} is not supported by {where}; accepted: 'silu'"
         )
-    for signal in checkpoint.config.signals:
-        if signal.kind not in OUTPUT_KINDS:
-            raise UnsupportedError(
-                f"signal {signal.name!r} has kind {signal.kind!r}; {where} builds "
-                f"{', '.join(OUTPUT_KINDS)}"
-            )
-    rotary(base)
-    return chosen
 
 
 def rotary(base: BaseModel) -> Rotary:
-    """Read the rotary embedding's settings, in transformers' old and new form.
+    """The rotary embedding's settings, in transformers' old and new form.
 
-    Raises:
-        UnsupportedError: A kind of scaling, or a partial rotation, that is not expressed here.
+    The scalings that a base may have are those that TensorRT-LLM computes from the same fields.
     """
-    source = base.directory / "config.json"
     settings = base.data.get("rope_parameters") or base.data.get("rope_scaling") or {}
-    nested = not isinstance(settings, Mapping) or any(
-        isinstance(value, Mapping) for value in settings.values()
-    )
-    kind = "one per layer type" if nested else _kind(settings)
-    if kind not in ROTARY:
-        raise UnsupportedError(
-            f"{source} asks for rotary scaling {kind!r}; accepted: {', '.join(ROTARY)}"
-        )
-    for factors in (base.data, settings):
-        if factors.get("partial_rotary_factor") not in (None, 1, 1.0):
-            raise UnsupportedError(
-                f"{source}: partial_rotary_factor = {factors['partial_rotary_factor']!r}; only "
-                "whole heads are rotated here (1.0)"
-            )
+    kind = settings.get("rope_type", settings.get("type", "default"))
     theta = settings.get("rope_theta", base.data.get("rope_theta", 10000.0))
     if kind == "default":
-        return Rotary(float(theta), None)
+        return Rotary(theta, None)
     scaling = {k: v for k, v in settings.items() if k not in ("rope_theta", "type", "rope_type")}
-    return Rotary(float(theta), {"type": kind, "rope_type": kind, **scaling})
+    return Rotary(theta, {"type": kind, "rope_type": kind, **scaling})
 
 
 def checkpoint_config(
@@ -156,7 +146,3 @@ def channel_sizes(checkpoint: Checkpoint) -> dict[str, int]:
 def norm_epsilon(base: BaseModel) -> float:
     """The norms' epsilon; transformers' default for the supported families is 1e-6."""
     return float(base.data.get("rms_norm_eps", 1e-6))
-
-
-def _kind(settings: Mapping[str, Any]) -> object:
-    return settings.get("rope_type", settings.get("type", "default"))

@@ -160,10 +160,8 @@ class RankTensors:
     def _output_head(self) -> PlannedTensor:
         """The rank's rows of the language model head; rows that pad the vocabulary are zero."""
         base = self.checkpoint.base
-        tied = base.dimensions.tie_word_embeddings
-        head = base.sites.embeddings[0][0] if tied else base.family.output_head
         rows = self.layout.vocabulary_rows // self.layout.tp_size
-        part = self._base(f"{head}.weight", slice(rows * self.rank, rows * (self.rank + 1)))
+        part = self._base(base.head_name, slice(rows * self.rank, rows * (self.rank + 1)))
         shape = (rows, base.dimensions.hidden_size)
 
         def make() -> Bits:

@@ -27,7 +27,7 @@ def config_text(name: str, manifest: EngineManifest, settings: Settings, instanc
         instances: How many processes load the engine, and where: ``1 kind: KIND_CPU``.
     """
     blocks = [
-        "# Written by otter-export triton. Parameters may be edited; load the model again then.\n"
+        "# Written by otter-export triton. Parameters may be edited; start the server again then.\n"
         "# docs/triton.md of otter-export explains each.",
         f'name: {_quoted(name)}\nbackend: "python"',
         "# Requests are batched by the scheduler inside the model, from step to step; for Triton\n"

@@ -106,10 +106,11 @@ def read(
     import torch
     from transformers import AutoTokenizer
 
+    from otter_export.checkpoint import BaseModel
     from otter_export.modeling.otter_model import load_base
 
     tokenizer: Any = AutoTokenizer.from_pretrained(str(base))
-    model = load_base(base)
+    model = load_base(BaseModel.open(base))
     states: dict[int, Array] = {}
     losses: dict[int, Array] = {}
     for batch in _batches(texts):

@@ -16,6 +16,8 @@ from typing import Any
 import click
 
 from otter_export.cli.generation_view import TextView, summary
+from otter_export.cli.progress import byte_bar
+from otter_export.engine_digest import check_engine
 from otter_export.errors import RequestError
 from otter_export.evaluation.reward_plot import check_plot_path, plot_rewards
 from otter_export.load import load_engine
@@ -58,6 +60,9 @@ from otter_export.runtime.scheduler.sequence import reward_signal
 @click.option("--batch-size", type=int, default=BATCH_SIZE, show_default=True)
 @click.option("--threads", type=int, help="Of the CPU.  [default: OMP_NUM_THREADS, else all cores]")
 @click.option("--provider", type=click.Choice(PROVIDERS), help="[default: the engine's own]")
+@click.option(
+    "--sha256", metavar="DIGEST", help="Load this engine and no other; see `inspect --sha256`."
+)
 def generate(
     directory: Path,
     prompts: tuple[str, ...],
@@ -72,6 +77,7 @@ def generate(
     batch_size: int,
     threads: int | None,
     provider: str | None,
+    sha256: str | None,
     **method_options: Any,
 ) -> None:
     """Continue prompts with the engine in DIR, steered by its reward."""
@@ -85,6 +91,9 @@ def generate(
         raise RequestError("there is nothing to continue; give --prompt TEXT or --prompts FILE")
     if plot is not None:
         check_plot_path(plot)
+    if sha256 is not None:
+        with byte_bar(None, "checking the engine") as advance:
+            check_engine(directory, sha256, advance)
     engine = load_engine(directory, provider=provider, threads=threads)
     with _closed_pipe_is_no_error():
         results = _generate(engine, requests, batch_size, as_json, live)

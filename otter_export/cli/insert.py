@@ -13,6 +13,8 @@ from otter_export import insert as insertion
 from otter_export.cli.progress import byte_bar
 from otter_export.cli.table import human_bytes, human_count, peak_memory
 from otter_export.config import Signal
+from otter_export.converters import TARGETS, refusals
+from otter_export.engine_io import OUTPUT_KINDS
 from otter_export.insert import ChannelOptions, Insertion
 from otter_export.safetensors_io import WEIGHT_DTYPES
 
@@ -133,6 +135,8 @@ def insert(
         force=force,
     )
     click.echo(_settings(plan))
+    for note in plan.notes:
+        click.echo(f"note: {note}")
     with byte_bar(plan.total_bytes, "writing") as progress:
         plan.write(progress)
     click.echo(
@@ -150,5 +154,16 @@ def _settings(plan: Insertion) -> str:
         f"channel d'={c.hidden_size} m'={c.intermediate_size} H'={c.num_attention_heads} "
         f"H'kv={c.num_key_value_heads} e={c.head_dim}, {c.embedding}, {c.initialization}; "
         f"{human_count(plan.inserted_parameters)} parameters\n"
-        f"signals {signals}"
+        f"signals {signals}\n"
+        f"targets {_targets(plan)}"
     )
+
+
+def _targets(plan: Insertion) -> str:
+    """What each target will say of this base, before anything is trained."""
+    unbuilt = [s for s in plan.config.signals if s.kind not in OUTPUT_KINDS]
+    if unbuilt:
+        return f"none builds the signal {unbuilt[0].name} (kind {unbuilt[0].kind})"
+    reasons = dict(refusals(plan.base))
+    builds = ", ".join(name for name in TARGETS if name not in reasons)
+    return "\n".join([f"{builds} build it", *(f"  not {n}: {why}" for n, why in reasons.items())])

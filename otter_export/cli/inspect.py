@@ -12,6 +12,7 @@ import click
 from otter_export import inspection
 from otter_export.cli.table import human_bytes, human_count, table
 from otter_export.config import Signal
+from otter_export.engine_digest import engine_digest
 from otter_export.engine_io import TensorSpec
 from otter_export.inspection import PARTS, CheckpointSummary, EngineSummary, Size, dtypes
 from otter_export.manifest import EngineManifest
@@ -20,8 +21,14 @@ from otter_export.manifest import EngineManifest
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(path: Path, as_json: bool) -> None:
-    """Show the checkpoint or engine at PATH. Reads headers only, whatever its size."""
+@click.option(
+    "--sha256", is_flag=True, help="Print an engine's digest alone, for `generate --sha256`."
+)
+def inspect(path: Path, as_json: bool, sha256: bool) -> None:
+    """Show the checkpoint or engine at PATH. Reads headers only, and fetches nothing."""
+    if sha256:
+        click.echo(engine_digest(path))
+        return
     summary = inspection.inspect(path)
     if as_json:
         click.echo(json.dumps(summary.to_json(), indent=1))

@@ -13,11 +13,11 @@ DELAY_SECONDS = 2.0
 
 
 @contextlib.contextmanager
-def byte_bar(total: int, description: str) -> Iterator[Callable[[int], None]]:
+def byte_bar(total: int | None, description: str) -> Iterator[Callable[[int], None]]:
     """Yield a callback that takes the number of bytes just processed.
 
     Args:
-        total: Bytes in all.
+        total: Bytes in all; None if nobody knows yet.
         description: What is going on: ``writing``.
     """
     with tqdm(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import onnx_ir as ir
 
 from otter_export.converters.engine_directory import source_of
@@ -9,7 +11,7 @@ from otter_export.evaluation.check import CheckResult, none_may_differ
 from otter_export.evaluation.stored_weights import mismatches
 from otter_export.evaluation.subject import Subject
 from otter_export.manifest import FILE_NAME, describe_file
-from otter_export.runtime.tokenizer import FILE_NAME as TOKENIZER_FILE
+from otter_export.tokenizer_file import FILE_NAME as TOKENIZER_FILE
 
 
 def files(subject: Subject) -> CheckResult:
@@ -38,7 +40,7 @@ def _read_files(subject: Subject) -> set[str]:
 
 
 def source(subject: Subject) -> CheckResult:
-    """The checkpoint is the one that the engine was built from."""
+    """Checkpoint and base are the ones that the engine was built from."""
     recorded = dict(subject.manifest.source.get("sha256") or {})
     actual = source_of(subject.checkpoint)["sha256"]
     wrong = [
@@ -46,14 +48,21 @@ def source(subject: Subject) -> CheckResult:
         for name, digest in actual.items()
         if recorded.get(name) != digest
     ]
+    sizes = dataclasses.asdict(subject.checkpoint.base.dimensions)
+    wrong += [
+        f"{name} of the base {subject.checkpoint.base.directory} is {sizes[name]}, the engine was "
+        f"built with {value}"
+        for name, value in subject.manifest.base.items()
+        if name in sizes and sizes[name] != value
+    ]
     reason = "parity with another checkpoint means nothing"
-    return none_may_differ("source", "files that differ", wrong, reason, files=len(actual))
+    return none_may_differ("source", "differences", wrong, reason, files=len(actual))
 
 
 def finite(subject: Subject) -> CheckResult:
     """No weight of the checkpoint, inserted or base, is NaN or infinite."""
     wrong = [f"{name} holds NaN or infinity" for name in subject.checkpoint.non_finite()]
-    count = len(subject.checkpoint.tensors) + len(subject.checkpoint.base.weights)
+    count = len(subject.checkpoint.tensors) + len(subject.checkpoint.base.tensors)
     reason = "one such weight spoils every output"
     return none_may_differ("finite", "tensors with NaN or infinity", wrong, reason, tensors=count)
 

@@ -81,7 +81,7 @@ def use_stored_weights(model: OtterModel, checkpoint: Checkpoint, stored: Stored
         assert isinstance(found, Tensor)
         return found
 
-    head, embedding = base.family.output_head, f"{base.sites.embeddings[0][0]}.weight"
+    head, embedding = base.family.output_head, base.embedding_name
     # A tied head may be stored apart from the embedding: quantised, where the embedding is not.
     untied = torch.nn.Parameter(parameter(f"{head}.weight").clone(), requires_grad=False)
     model.base.get_submodule(head).weight = untied

@@ -143,9 +143,7 @@ def checkpoint_weights(checkpoint: Checkpoint) -> Mapping[str, Callable[[], Floa
             bias = functools.partial(base.projection_bias, site)
             found[f"{site.graph_name}.bias"] = bias  # type: ignore[assignment]
     head = f"{base.family.output_head}.weight"
-    tied = base.dimensions.tie_word_embeddings
-    source = f"{base.sites.embeddings[0][0]}.weight" if tied else head
-    found[head] = functools.partial(base.float32, source)
+    found[head] = functools.partial(base.float32, base.head_name)
     for name in checkpoint.tensors:
         found[name] = functools.partial(checkpoint.float32, name)
     return found

@@ -80,8 +80,22 @@ class Report:
             ran = sum(r.passed is not None for r in self.results)
             raise VerificationError(
                 f"{self.directory}: {len(self.failed)} of {ran} checks failed: "
-                f"{', '.join(self.failed)}"
+                f"{', '.join(self.failed)}; {self.cause}"
             )
+
+    @property
+    def cause(self) -> str:
+        """What the first failure found, or what the passed checks leave as its cause."""
+        failed = next(result for result in self.results if result.passed is False)
+        if failed.notes:
+            return failed.notes[0]
+        known = {result.name: result.passed for result in self.results}
+        if known.get("weights") and failed.name in ("logits", "signals"):
+            return (
+                "the engine stores the checkpoint's weights, so it computes otherwise: a setting "
+                "of config.json was changed since the build, or the engine's kernels round"
+            )
+        return f"{failed.what} is {failed.measured}"
 
     def to_json(self) -> dict[str, Any]:
         """For ``--json``."""

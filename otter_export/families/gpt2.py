@@ -32,6 +32,14 @@ FAMILY = Family(
     resized=(("attn", "split_size", Space.QUERY),),
     activations=("mlp.act",),
     optional_prefix="transformer.",
+    tied=True,
+    biases=dict.fromkeys(
+        (
+            *("ln_1", "ln_2", "transformer.ln_f"),
+            *("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+        ),
+        True,
+    ),
     refused=(
         ("scale_attn_by_inverse_layer_idx", False, "the base graph has no such scale"),
         ("scale_attn_weights", True, "the base graph always scales by 1/sqrt(head size)"),

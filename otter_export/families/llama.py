@@ -1,4 +1,4 @@
-"""Llama and what shares its modules: RMSNorm, rotary embedding, gated FFN, no biases."""
+"""Llama and what shares its modules: RMSNorm, rotary embedding, gated FFN; biases are optional."""
 
 from otter_export.family import Family, Projection, Space
 
@@ -22,4 +22,9 @@ FAMILY = Family(
     output_head="lm_head",
     projections=PROJECTIONS,
     activations=("mlp.act_fn",),
+    optional_prefix="model.",
+    biases={
+        **dict.fromkeys((f"self_attn.{name}_proj" for name in "qkvo"), "attention_bias"),
+        **dict.fromkeys((f"mlp.{name}_proj" for name in ("gate", "up", "down")), "mlp_bias"),
+    },
 )

@@ -9,4 +9,5 @@ FAMILY = dataclasses.replace(
     name="qwen2",
     model_types=("qwen2",),
     refused=(("use_sliding_window", False, "sliding windows have no tree mask yet"),),
+    biases={f"self_attn.{name}_proj": True for name in "qkv"},
 )

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import mobius
 import numpy as np
@@ -22,7 +26,7 @@ from otter_export.checkpoint import BaseModel
 from otter_export.errors import UnsupportedError
 from otter_export.family import ProjectionSite
 from otter_export.graph.emit import Make, lazy_tensor, static_shape
-from otter_export.graph.rotary import check_scaling, check_tables
+from otter_export.graph.weights import multiplied_weight
 
 #: Hub dtypes by the name that mobius gives them.
 DTYPES = {
@@ -32,12 +36,14 @@ DTYPES = {
 }
 
 
-def base_graph(base: BaseModel, dtype: str = "f32") -> ir.Model:
+def base_graph(base: BaseModel, dtype: str = "f32", positions: int | None = None) -> ir.Model:
     """Build the hub graph of a base model.
 
     Args:
         base: The base; only config.json and safetensors headers are read here.
         dtype: One of `DTYPES`: type of weights and activations.
+        positions: Rows of the rotary tables; None takes all of the base's positions. Learned
+            positions are a weight and stay whole.
 
     Returns:
         The model; every weight is a lazy tensor that reads its safetensors when written.
@@ -46,11 +52,13 @@ def base_graph(base: BaseModel, dtype: str = "f32") -> ir.Model:
         UnsupportedError: mobius cannot build this base faithfully, or names a weight that the base
             lacks.
     """
-    check_scaling(base)
-    with _quiet():
+    with _quiet(), tempfile.TemporaryDirectory() as directory:
+        # The directory's own config.json may say what the weights do not.
+        config = _config(base, positions)
+        Path(directory, "config.json").write_text(json.dumps(config), encoding="utf-8")
         try:
             package = mobius.build(
-                str(base.directory),
+                directory,
                 load_weights=False,
                 dtype=dtype,
                 execution_provider="onnx-standard",
@@ -61,11 +69,64 @@ def base_graph(base: BaseModel, dtype: str = "f32") -> ir.Model:
                 f"(model_type {base.dimensions.model_type!r}): {error}"
             ) from error
     model: ir.Model = package["model"]
-    check_tables(model, base)
+    check_rotary_tables(model, base, positions)
     if base.dimensions.tie_word_embeddings:
         _share_tied_head(model, base)
+    _add_missing_biases(model, base, DTYPES[dtype])
     _attach_weights(model, base, DTYPES[dtype])
     return model
+
+
+def _config(base: BaseModel, positions: int | None) -> dict[str, Any]:
+    """What mobius-onnx reads; the scalings that are built do not depend on the last position."""
+    key = base.family.config_keys.get("max_position_embeddings", "max_position_embeddings")
+    learned = key in (rows for _, rows in base.family.embeddings)
+    config = base.library_config
+    return config if positions is None or learned else {**config, key: positions}
+
+
+def check_rotary_tables(model: ir.Model, base: BaseModel, positions: int | None = None) -> None:
+    """The cos and sin tables must have a row for every position that an engine accepts.
+
+    Raises:
+        UnsupportedError: They have another number of rows than ``positions``, or
+            ``max_position_embeddings`` if that is None.
+    """
+    wanted = base.dimensions.max_position_embeddings if positions is None else positions
+    for name, value in model.graph.initializers.items():
+        if not name.endswith((".cos_cache", ".sin_cache")) or value.shape is None:
+            continue
+        if value.shape[0] != wanted:
+            raise UnsupportedError(
+                f"{base.directory}: the base graph has a rotary table of {value.shape[0]} rows for "
+                f"{wanted} positions (max_position_embeddings)"
+            )
+
+
+def _add_missing_biases(model: ir.Model, base: BaseModel, dtype: ir.DataType) -> None:
+    """Add the biases of projections that mobius-onnx builds without (Llama's ``mlp_bias``)."""
+    initializers = model.graph.initializers
+    missing = {
+        f"{site.graph_name}.weight": f"{site.graph_name}.bias"
+        for site in base.sites.projections
+        if f"{site.parameter}.bias" in base.tensors
+        and f"{site.graph_name}.bias" not in initializers
+    }
+    for node in list(model.graph):
+        weight = multiplied_weight(node)
+        name = None if weight is None else missing.get(str(weight.name))
+        if weight is None or name is None:
+            continue
+        rows = static_shape(weight)[0]
+        bias = ir.Value(name=name, shape=ir.Shape([rows]), type=ir.TensorType(dtype))
+        initializers[name] = bias
+        product = node.outputs[0]
+        added = ir.node("Add", [product, bias], name=f"{node.name}_bias")
+        added.outputs[0].name = f"{product.name}_biased"
+        added.outputs[0].shape, added.outputs[0].type = product.shape, product.type
+        ir.convenience.replace_all_uses_with(product, added.outputs[0])
+        added.replace_input_with(0, product)
+        model.graph.insert_after(node, added)
 
 
 def _share_tied_head(model: ir.Model, base: BaseModel) -> None:

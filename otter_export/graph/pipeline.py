@@ -25,6 +25,7 @@ from otter_export.graph.passes.keep_rows import KeepLastLogits, KeepRows
 from otter_export.graph.passes.merge_reshapes import MergeReshapes
 from otter_export.graph.passes.quantize_weights import QuantizeWeights
 from otter_export.graph.passes.read_only_cache import ReadOnlyCache
+from otter_export.graph.passes.reuse_statistics import ReuseStatistics
 from otter_export.graph.passes.separate_masks import SeparateMasks
 from otter_export.graph.passes.tie_embedding import TieEmbedding
 from otter_export.graph.passes.weight_only import WeightOnly
@@ -65,6 +66,7 @@ def lower(
     precision: str,
     *,
     widened: bool = True,
+    positions: int | None = None,
     after_each: AfterEach | None = None,
 ) -> ir.Model:
     """Build a graph, widen it and lower it; its weights are read when the model is saved.
@@ -74,6 +76,7 @@ def lower(
         pipeline: `onnxruntime` or `tensorrt`.
         precision: One of the pipeline's.
         widened: False gives the base alone, lowered by the same passes.
+        positions: The longest sequence that will run; None takes all of the base's positions.
         after_each: Called with each pass's name and the model, to dump or check it.
 
     Raises:
@@ -81,7 +84,7 @@ def lower(
             built.
     """
     chosen = choose_precision(pipeline.precisions, precision, pipeline.where)
-    model = base_graph(checkpoint.base, chosen.dtype.hub)
+    model = base_graph(checkpoint.base, chosen.dtype.hub, positions)
     if widened:
         widen(model, checkpoint)
     return run_passes(model, pipeline.passes(checkpoint.base, chosen), after_each)
@@ -100,15 +103,18 @@ def onnxruntime(provider: str = "cpu") -> Pipeline:
 
 
 def _onnxruntime_passes(base: BaseModel, precision: Precision, *, on_cpu: bool) -> Passes:
-    embedding = f"{base.family.embeddings[0][0]}.weight"
+    embedding = base.embedding_name
     # 1. What is computed: logits of the rows that are wanted; caches read, not copied.
     passes: Passes = [KeepLastLogits(), FloatLogits(), ReadOnlyCache()]
-    # 2. Products on two-dimensional states.
+    # 2. Statistics before flattening, while residual Adds are still recognisable.
+    if on_cpu:
+        passes.append(ReuseStatistics())
+    # 3. Products on two-dimensional states.
     passes += [FlattenTokens(_embedding_tables(base)), MergeReshapes()]
     if not on_cpu:
         # Functions of com.otter become their bodies; after flattening, which knows them by name.
         passes.append(common.InlinePass())
-    # 3. Precision: before transposes are folded, since quantisation reads [out, in].
+    # 4. Precision: before transposes are folded, since quantisation reads [out, in].
     if precision.projections is not None:
         passes.append(QuantizeWeights(_formats(base, precision)))
     passes.append(FoldTransposes())
@@ -118,7 +124,7 @@ def _onnxruntime_passes(base: BaseModel, precision: Precision, *, on_cpu: bool) 
         passes.append(HalfStorage(_is_base_matrix))
     elif precision.half == "embedding":  # it is gathered, not multiplied
         passes.append(HalfStorage(embedding.__eq__))
-    # 4. What the passes left behind.
+    # 5. What the passes left behind.
     return passes + _without_what_is_unused()
 
 
@@ -227,10 +233,7 @@ def _formats(base: BaseModel, precision: Precision) -> Callable[[str], WeightFor
         )
         for site in base.sites.projections
     }
-    # A tied head reads the embedding's.
-    tied = base.dimensions.tie_word_embeddings
-    head = base.family.embeddings[0][0] if tied else base.family.output_head
-    formats[f"{head}.weight"] = precision.head
+    formats[base.head_name] = precision.head
     return formats.get
 
 

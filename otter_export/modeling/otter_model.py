@@ -12,10 +12,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import safetensors
 import torch
 from torch import Tensor, nn
 
-from otter_export.checkpoint import Checkpoint, expected_tensors
+from otter_export.checkpoint import BaseModel, Checkpoint, expected_tensors
 from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError
 from otter_export.family import (
@@ -125,7 +126,7 @@ def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -
     Raises:
         CheckpointError: transformers cannot load the base.
     """
-    base = load_base(checkpoint.base.directory, dtype)
+    base = load_base(checkpoint.base, dtype)
     source = checkpoint.base
     model = OtterModel(base, checkpoint.config, source.family, source.dimensions, source.sites)
     model.load_channel(checkpoint.float32)
@@ -135,24 +136,48 @@ def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -
     return model.to(dtype).eval()
 
 
-def load_base(directory: Any, dtype: torch.dtype = torch.float32) -> Any:
-    """The untouched base model, from safetensors, never running code of the checkpoint."""
-    from transformers import AutoModelForCausalLM
+def load_base(base: BaseModel, dtype: torch.dtype = torch.float32) -> Any:
+    """The untouched base model in transformers, on the weights that engines are built from.
+
+    Raises:
+        CheckpointError: transformers cannot make the model, or it has other parameters.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
     from transformers.utils import logging as transformers_logging
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    settings = dict(base.library_config)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(directory),
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        model, report = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(_base_parameters(base)),
             dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"transformers cannot load {directory}: {error}") from error
+    # Its configuration classes raise exceptions of their own.
+    except Exception as error:
+        raise CheckpointError(f"transformers cannot load {base.directory}: {error}") from error
+    different = sorted({*report["missing_keys"], *report["unexpected_keys"]})
+    if different:
+        raise CheckpointError(
+            f"{base.directory}: transformers' model has other parameters than the family "
+            f"{base.family.name}: {', '.join(different[:5])}"
+        )
     return model.eval()
+
+
+def _base_parameters(base: BaseModel) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter that the model reads, by its name in transformers, as it is stored."""
+    for name in base.tensors:
+        stored = base.stored_name(name)
+        assert stored is not None, name  # Checkpoint.open has listed what is missing
+        info = base.weights[stored]
+        with safetensors.safe_open(str(info.file), framework="pt") as file:
+            yield name, file.get_tensor(stored)
 
 
 def _widen_modules(

@@ -5,25 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from otter_export.checkpoint import BaseModel
-from otter_export.errors import CheckpointError
-from otter_export.modeling.data import Tokenizer
+from otter_export.errors import CheckpointError, EngineError
+from otter_export.runtime.tokenizer import JsonTokenizer
+from otter_export.tokenizer_file import FILE_NAME
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer beside a base model; never runs code of the checkpoint.
+def load_tokenizer(directory: Path) -> JsonTokenizer:
+    """The tokenizer beside a base model: the one that its engines will have.
 
     Raises:
-        CheckpointError: There is none, or transformers cannot read it.
+        CheckpointError: There is none, or it cannot be read.
     """
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
+        return JsonTokenizer(directory / FILE_NAME)
+    except EngineError as error:
         raise CheckpointError(f"{directory} has no usable tokenizer: {error}") from None
-    return tokenizer
 
 
 def end_token_id(base: BaseModel) -> int | None:

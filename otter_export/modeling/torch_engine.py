@@ -22,7 +22,7 @@ from otter_export.runtime.executor import StepInputs
 from otter_export.runtime.memory.torch import TorchBlock, torch_memory
 from otter_export.runtime.recent import Recent
 from otter_export.runtime.step_engine import StepEngine
-from otter_export.runtime.tokenizer import FILE_NAME as TOKENIZER_FILE
+from otter_export.tokenizer_file import FILE_NAME as TOKENIZER_FILE
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 DEVICES = ("cpu", "cuda")
@@ -208,7 +208,7 @@ def _load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> Otte
     far positions by a wrong angle.
     """
     source = checkpoint.base
-    base = load_base(source.directory, dtype)
+    base = load_base(source, dtype)
     model = OtterModel(base, checkpoint.config, source.family, source.dimensions, source.sites)
     model.load_channel(checkpoint.float32)
     for name, parameter in model.named_parameters():

@@ -26,8 +26,8 @@ from otter_export.runtime.step_inputs import (
     plan_parts,
     read_only_inputs,
 )
-from otter_export.runtime.tokenizer import FILE_NAME as TOKENIZER_FILE
 from otter_export.runtime.tokenizer import JsonTokenizer
+from otter_export.tokenizer_file import FILE_NAME as TOKENIZER_FILE
 
 
 class StepEngine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import sys
@@ -12,6 +13,10 @@ from otter_export.errors import OtterError
 from otter_export.runtime.request import Result
 from otter_export.runtime.scheduler import Observer, RequestHandle
 from otter_export.runtime.scheduler.observer import outcome_name
+from otter_export.serving.error_text import log_text, one_line
+
+#: Characters of a client's own name for its request.
+_ID_LIMIT = 128
 
 
 class RequestLog(Observer):
@@ -38,16 +43,21 @@ class RequestLog(Observer):
         self._stream = stream
 
     def write(self, event: str, *, level: str = "info", **fields: Any) -> None:
-        """Write one line."""
+        """Write one line; where nobody takes it, requests are answered all the same."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = {"time": now, "level": level, "event": event, **self._context, **fields}
-        # One write, so that lines of several threads do not mix.
-        (self._stream or sys.stderr).write(json.dumps(line, ensure_ascii=True) + "\n")
-        (self._stream or sys.stderr).flush()
+        if isinstance(name := fields.get("request_id"), str):
+            line["request_id"] = one_line(name, _ID_LIMIT)
+        stream = self._stream or sys.stderr
+        # A full disk, a closed pipe, a closed stream.
+        with contextlib.suppress(OSError, ValueError):
+            # One write, so that lines of several threads do not mix.
+            stream.write(json.dumps(line, ensure_ascii=True) + "\n")
+            stream.flush()
 
     def rejected(self, request_id: str | None, error: OtterError) -> None:
         """A request was refused."""
-        self.write("rejected", level="warning", request_id=request_id, error=_one_line(error))
+        self.write("rejected", level="warning", request_id=request_id, error=log_text(error))
 
     def ended(self, handle: RequestHandle, outcome: Result | OtterError, seconds: float) -> None:
         """A request got its result or its error."""
@@ -60,7 +70,7 @@ class RequestLog(Observer):
         if isinstance(outcome, Result):
             fields |= _measures(outcome)
         else:
-            fields["error"] = _one_line(outcome)
+            fields["error"] = log_text(outcome)
         if self._prompts:
             fields["prompt"] = handle.request.prompt
             if isinstance(outcome, Result):
@@ -79,7 +89,3 @@ def _measures(result: Result) -> dict[str, Any]:
         "finish_reason": result.finish_reason,
         "mean_reward": round(sum(rewards) / len(rewards), 6) if rewards else None,
     }
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

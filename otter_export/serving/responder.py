@@ -80,10 +80,10 @@ class Responder:
     """Takes events from the scheduler's thread and sends them, in order.
 
     Args:
-        on_failure: Called with a request whose response could not be sent, and why.
+        on_failure: Called with a request whose response could not be sent, and why; raises nothing.
     """
 
-    def __init__(self, on_failure: Callable[[Reply, Exception], None]) -> None:
+    def __init__(self, on_failure: Callable[[Reply, BaseException], None]) -> None:
         self._on_failure = on_failure
         self._queue: queue.SimpleQueue[tuple[Reply, Event] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="responder", daemon=True)
@@ -103,8 +103,9 @@ class Responder:
             reply, event = item
             try:
                 reply.send(event)
-            # Whatever the server raises for one request must not end the others'.
-            except Exception as error:
+            # Whatever the server raises for one request must not end the others'; without this
+            # thread they would wait for ever.
+            except BaseException as error:
                 self._on_failure(reply, error)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 # Made by the backend, inside its own process only.
@@ -15,6 +16,7 @@ from otter_export.errors import (
     OtterError,
     QueueFullError,
 )
+from otter_export.serving.error_text import client_text
 from otter_export.serving.metrics import GAUGES, Labels, description
 from otter_export.serving.responder import Outputs
 
@@ -26,10 +28,12 @@ class TritonChannel:
 
     Args:
         sender: From ``request.get_response_sender()``.
+        private: Directories that no client hears of.
     """
 
-    def __init__(self, sender: Any) -> None:
+    def __init__(self, sender: Any, private: Sequence[str] = ()) -> None:
         self._sender = sender
+        self._private = tuple(private)
         # The server forgets a request with its final response; to ask about it after that would
         # be to ask about freed memory.
         self._lock = threading.Lock()
@@ -42,7 +46,7 @@ class TritonChannel:
 
     def fail(self, error: OtterError) -> None:
         """See `Channel`."""
-        message = " ".join(str(error).split())
+        message = client_text(error, *self._private)
         failure = pb_utils.TritonError(message, error_code(error))
         self._send(pb_utils.InferenceResponse(output_tensors=[], error=failure), True)
 

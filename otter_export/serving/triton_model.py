@@ -7,6 +7,7 @@ the responder's and the watcher's.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import traceback
@@ -23,6 +24,7 @@ import triton_python_backend_utils as pb_utils
 from otter_export.errors import EngineError, OtterError, RequestError, UnsupportedError
 from otter_export.runtime.load import open_engine
 from otter_export.runtime.scheduler import Scheduler
+from otter_export.serving.error_text import log_text
 from otter_export.serving.metrics import Metrics
 from otter_export.serving.parsing import parse_request
 from otter_export.serving.request_log import RequestLog
@@ -69,8 +71,10 @@ class TritonPythonModel:
         )
         _choose_device(args)
         version = Path(args["model_repository"]) / args["model_version"]
+        engine_directory = version / ENGINE_DIRECTORY
+        self._private = (str(engine_directory), str(engine_directory.resolve()))
         engine = open_engine(
-            version / ENGINE_DIRECTORY,
+            engine_directory,
             provider=self._settings.provider or None,
             threads=self._settings.threads or None,
         )
@@ -87,16 +91,29 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> None:
         """Hand requests to the scheduler; each gets its responses or one error."""
         for request in requests:
-            channel = TritonChannel(request.get_response_sender())
-            request_id = request.request_id() or uuid.uuid4().hex[:12]
+            channel, request_id = None, None
             try:
+                channel = TritonChannel(request.get_response_sender(), self._private)
+                request_id = request.request_id() or uuid.uuid4().hex[:12]
                 self._accept(request, channel, request_id)
-            # A traceback out of here would end every request of this call.
-            except Exception as error:
-                self._log.write(
-                    "failed", level="error", request_id=request_id, error=traceback.format_exc()
-                )
-                channel.fail(EngineError(f"internal error ({type(error).__name__}); see the log"))
+            # A traceback out of here would end every request of this call. Not all are Exceptions:
+            # a panic of the tokenizers library is none.
+            except BaseException as error:
+                self._failed(channel, request_id, error)
+
+    def _failed(
+        self, channel: TritonChannel | None, request_id: str | None, error: BaseException
+    ) -> None:
+        """End a request with what nobody foresaw; raises nothing."""
+        kind = type(error).__name__
+        # Where it happened, and not what the error says: that may be a part of the prompt.
+        lines = [*traceback.format_tb(error.__traceback__), kind]
+        if self._settings.log_prompts:
+            lines.append(log_text(error))
+        self._log.write("failed", level="error", request_id=request_id, error="\n".join(lines))
+        if channel is not None:
+            with contextlib.suppress(Exception):
+                channel.fail(EngineError(f"internal error ({kind}); see the server's log"))
 
     def _accept(self, request: Any, channel: TritonChannel, request_id: str) -> None:
         try:
@@ -135,10 +152,13 @@ class TritonPythonModel:
         self._watcher.close()
         self._log.write("unloaded")
 
-    def _not_sent(self, reply: Reply, error: Exception) -> None:
-        """A response could not be sent: nobody is there to read the others."""
+    def _not_sent(self, reply: Reply, error: BaseException) -> None:
+        """A response could not be made or sent; the request ends, so that no client waits."""
         request_id = reply.handle.request_id if reply.handle else None
-        self._log.write("not_sent", level="error", request_id=request_id, error=str(error))
+        self._log.write("not_sent", level="error", request_id=request_id, error=log_text(error))
+        with contextlib.suppress(Exception):
+            kind = type(error).__name__
+            reply.channel.fail(EngineError(f"a response could not be sent ({kind})"))
         if reply.handle is not None:
             self._scheduler.cancel(reply.handle)
 

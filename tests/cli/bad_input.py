@@ -87,8 +87,11 @@ def cut(file: str, size: int) -> Damage:
 
 
 def sharded(weight_map: dict[str, str]) -> Damage:
-    """Put an index beside the weights, which takes precedence."""
-    return content("ckpt/model.safetensors.index.json", json.dumps({"weight_map": weight_map}))
+    """Put an index in the place of the weights, which become the shard ``s0.safetensors``."""
+    index = content("ckpt/model.safetensors.index.json", json.dumps({"weight_map": weight_map}))
+    return both(
+        index, lambda directory: (directory / MODEL).rename(directory / "ckpt/s0.safetensors")
+    )
 
 
 def both(*damages: Damage) -> Damage:
@@ -298,8 +301,8 @@ WEIGHTS = [
     Case(
         "index of another file",
         "inspect ckpt",
-        "holds .*, which .*index.json does not say",
-        sharded({"a": "model.safetensors"}),
+        "index.json names tensors that no shard holds: a",
+        sharded({"a": "s0.safetensors"}),
     ),
 ]  # fmt: skip
 

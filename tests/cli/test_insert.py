@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,85 @@ def test_default_widths(
     config = channel_config(BaseModel.open(tmp_path), ChannelOptions(hidden_size=hidden))
     found = (config.intermediate_size, config.num_attention_heads, config.num_key_value_heads)
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ({}, "targets onnx, trt, trtllm build it"),
+        (
+            {"hidden_act": "gelu"},
+            "targets onnx, trt build it\n  not trtllm: .* hidden_act = 'gelu'",
+        ),
+    ],
+)
+def test_what_each_target_will_say(
+    base: dict[str, str], message: str, cli: Cli, tmp_path: Path
+) -> None:
+    tiny.write_base(tmp_path / "base", **base)
+    result = cli("insert", tmp_path / "base", tmp_path / "ckpt")
+    assert result.status == 0 and re.search(message, result.stdout)
+
+
+def test_a_signal_that_no_target_builds_is_said(cli: Cli, tiny_llama: Path, tmp_path: Path) -> None:
+    result = cli("insert", tiny_llama, tmp_path / "ckpt", "--signal", "draft:medusa:identity:3")
+    assert "targets none builds the signal draft (kind medusa)" in result.stdout
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_checkpoint_is_no_base(
+    trained: bool, cli: Cli, tiny_checkpoint: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Its channel would be dropped."""
+    adapter = tiny.write_checkpoint(tmp_path / "adapter", base=tiny_llama, adapter=True)
+    result = cli("insert", adapter if trained else tiny_checkpoint, tmp_path / "ckpt")
+    assert result.status == 2 and "is a checkpoint, which has a channel already" in result.stderr
+    remedy = f"insert into its base, {os.path.relpath(tiny_llama, adapter)}"
+    assert (remedy if trained else "a copy without otter_config.json") in result.stderr
+    assert not (tmp_path / "ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("engine.json", "is an engine; a channel is inserted into a base model"),
+        ("adapter_config.json", "is a LoRA adapter; merge it into its base first"),
+    ],
+)
+def test_what_is_given_in_place_of_a_base(
+    file: str, message: str, cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / file).write_text("{}")
+    result = cli("insert", tmp_path / "given", tmp_path / "ckpt")
+    assert result.status == 2 and message in result.stderr
+
+
+def test_a_base_needs_the_tokenizer_that_engines_read(cli: Cli, tmp_path: Path) -> None:
+    base = tiny.write_base(tmp_path / "base")
+    (base / "tokenizer.json").rename(base / "tokenizer.model")
+    result = cli("insert", base, tmp_path / "ckpt")
+    assert result.status == 2 and "has no tokenizer.json, only tokenizer.model" in result.stderr
+    (base / "tokenizer.json").write_text('{"model": {"type": "New"}}')
+    result = cli("insert", base, tmp_path / "ckpt")
+    assert result.status == 2 and "tokenizer.json is not a readable tokenizer" in result.stderr
+
+
+def test_what_of_a_base_is_not_read_is_said(cli: Cli, tmp_path: Path) -> None:
+    base = tiny.write_base(tmp_path / "base", vocab_size=127)
+    tiny.write_tokenizer(base, 128)
+    tensors = load_file(base / "model.safetensors")
+    buffers = {"model.rotary_emb.inv_freq": np.ones(8, np.float32)}
+    save_file({**tensors, **buffers}, base / "model.safetensors")
+    (base / "model.safetensors.index.json").write_text("{}")
+    shown = cli("insert", base, tmp_path / "ckpt").stdout
+    assert (
+        "note: model.safetensors is read, as transformers does; model.safetensors.index.json"
+        in shown
+    )
+    assert "note: the model does not read the stored tensor model.rotary_emb.inv_freq\n" in shown
+    assert "note: the tokenizer has the token 'w127' beyond the embedding's 127 rows" in shown
+    assert not (tmp_path / "ckpt" / "model.safetensors.index.json").exists()
 
 
 def test_shards_and_their_index_are_copied(family: str, cli: Cli, tmp_path: Path) -> None:

@@ -121,3 +121,24 @@ def test_no_weights_are_read(tmp_path: Path) -> None:
     # The whole process, start included: half a second on an idle machine, so that there is room
     # for a busy one; reading the weights would take minutes.
     assert seconds < 3.0
+
+
+def test_a_checkpoint_makes_nobody_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    """A stranger's adapter names its base; looking at it asks the hub's cache alone."""
+    hub = pytest.importorskip("huggingface_hub")
+    checkpoint = tiny.write_checkpoint(tmp_path / "ck", adapter=True)
+    config = json.loads((checkpoint / "otter_config.json").read_text())
+    config["base_model_name_or_path"] = "stranger/model"
+    (checkpoint / "otter_config.json").write_text(json.dumps(config))
+    asked: list[object] = []
+
+    def snapshot_download(name: str, **options: object) -> str:
+        asked.append(options.get("local_files_only"))
+        raise OSError("it is not in the cache")
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    result = cli("inspect", checkpoint)
+    assert result.status == 2 and asked == [True]
+    assert "get it with: hf download stranger/model" in result.stderr

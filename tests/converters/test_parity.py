@@ -18,6 +18,7 @@ import pytest
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from otter_export.base_config import FAITHFUL_ACTIVATIONS
 from otter_export.checkpoint import Checkpoint
 from otter_export.config import Signal
 from otter_export.graph.pipeline import lower, onnxruntime
@@ -43,7 +44,8 @@ CASES = (
     Case("head_dim-not-d/H", base={"head_dim": 32}),
     Case("no-grouping", base={"num_key_value_heads": 4}),
     Case("attention_bias", base={"attention_bias": True}),
-    Case("gelu", base={"hidden_act": "gelu"}),
+    Case("mlp_bias", base={"mlp_bias": True}),
+    *(Case(f"llama-{name}", base={"hidden_act": name}) for name in FAITHFUL_ACTIVATIONS),
     Case("sharded", base={"shards": 3}),
     Case("rope_theta", base={"rope_theta": 5e5}),
     Case("table", channel={"embedding": "table"}),
@@ -51,6 +53,10 @@ CASES = (
     Case("adapter", channel={"adapter": True}),
     Case("gpt2-table", "gpt2", channel={"embedding": "table"}),
     Case("gpt2-inner-relu", "gpt2", base={"n_inner": 80, "activation_function": "relu"}),
+    *(
+        Case(f"gpt2-{name}", "gpt2", base={"activation_function": name})
+        for name in FAITHFUL_ACTIVATIONS
+    ),
     Case("qwen2-tied", "qwen2", base={"tie_word_embeddings": True}),
 )
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from otter_export.checkpoint import Checkpoint, find_base
+from otter_export.checkpoint import Checkpoint
 from otter_export.errors import CheckpointError, ConfigError
+from otter_export.hub import find_base
 from tests import tiny
 
 

@@ -231,8 +231,34 @@ def test_an_index_and_its_shards_must_agree(tmp_path: Path) -> None:
     write_index(tmp_path, {"w": "one.safetensors", "v": "one.safetensors"})
     with pytest.raises(CheckpointError, match="tensors that no shard holds: v"):
         TensorStore.open(tmp_path, "model")
-    write_index(tmp_path, {"v": "one.safetensors"})
-    with pytest.raises(CheckpointError, match="holds w, which"):
+    save_file({"v": np.zeros(2, np.float32)}, tmp_path / "two.safetensors")
+    write_index(tmp_path, {"w": "two.safetensors", "v": "one.safetensors"})
+    with pytest.raises(CheckpointError, match=r"holds w, which .* says is in two\.safetensors"):
+        TensorStore.open(tmp_path, "model")
+
+
+def test_buffers_that_the_index_does_not_name_are_read(tmp_path: Path) -> None:
+    """Older saves left rotary frequencies in the shards."""
+    save_file({"w": np.zeros(2, np.float32), "inv_freq": np.ones(2)}, tmp_path / "one.safetensors")
+    write_index(tmp_path, {"w": "one.safetensors"})
+    assert sorted(TensorStore.open(tmp_path, "model")) == ["inv_freq", "w"]
+    save_file({"inv_freq": np.ones(2), "v": np.ones(2)}, tmp_path / "two.safetensors")
+    write_index(tmp_path, {"w": "one.safetensors", "v": "two.safetensors"})
+    assert TensorStore.open(tmp_path, "model")["inv_freq"].file.name == "one.safetensors"
+
+
+def test_a_single_file_comes_before_an_index(tmp_path: Path) -> None:
+    """As in transformers; the index is what an older save left, its shards may be gone."""
+    save_file({"w": np.zeros(2, np.float32)}, tmp_path / "model.safetensors")
+    write_index(tmp_path, {"v": "gone.safetensors"})
+    store = TensorStore.open(tmp_path, "model")
+    assert list(store) == ["w"] and store.source == tmp_path / "model.safetensors"
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    with pytest.raises(CheckpointError, match=r"Git LFS pointer; fetch .* git lfs pull"):
         TensorStore.open(tmp_path, "model")
 
 

@@ -72,7 +72,7 @@ def test_it_agrees_with_people_on_held_out_snippets(
 
 @pytest.mark.slow
 def test_the_base_is_bit_identical(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    model, base = load_reference(checkpoint), load_base(checkpoint.base.directory)
+    model, base = load_reference(checkpoint), load_base(checkpoint.base)
     tokenizer = load_tokenizer(checkpoint.base.directory)
     for text in ("The movie was", "In 1905, a clerk in Bern wrote four papers that changed"):
         ids = torch.tensor([tokenizer.encode(text)])

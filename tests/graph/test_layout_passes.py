@@ -18,6 +18,7 @@ from otter_export.graph.passes.float_logits import FloatLogits
 from otter_export.graph.passes.keep_rows import KeepLastLogits
 from otter_export.graph.passes.merge_reshapes import MergeReshapes
 from otter_export.graph.passes.read_only_cache import ReadOnlyCache
+from otter_export.graph.passes.reuse_statistics import ReuseStatistics
 from tests.graph.text import ops, parse, randn, run
 
 Array = np.ndarray[Any, Any]
@@ -125,6 +126,57 @@ def test_float_logits_casts_half_logits_only() -> None:
     np.testing.assert_array_equal(after.astype(np.float16), before)
     assert not FloatLogits()(half).modified
     assert not FloatLogits()(parse(text.format("float"), H=randn(4, 9))).modified
+
+
+RMS = """g (float[B, S, 8] a, float[B, S, 8] b, float[8] gamma)
+   => (float[B, S, 1] q, float[B, S, 8] y)
+   {{ {} n = RMSNormalization <axis = -1, epsilon = 1e-3> (x, gamma)
+      r = com.otter.InverseRms <epsilon = 1e-3> (x) q = Identity (r) y = Add (x, n) }}"""
+A, B = randn(2, 3, 8), randn(2, 3, 8, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        # Two activations: the residual is fused.
+        ("s = Sigmoid (a) t = Sigmoid (b) x = Add (s, t)", "SkipSimplifiedLayerNormalization"),
+        # Graph inputs are no residual of two computed states.
+        ("x = Sigmoid (a)", "SimplifiedLayerNormalization"),
+    ],
+)
+def test_reuse_statistics_of_rms_norms(text: str, first: str) -> None:
+    model = parse(RMS.format(text), functions=True, gamma=randn(8, seed=2))
+    before = run(model, a=A, b=B)
+    assert ReuseStatistics()(model).modified
+    assert first in ops(model)
+    assert "InverseRms" not in ops(model)
+    for found, expected in zip(run(model, a=A, b=B), before, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6, rtol=1e-6)
+    assert not ReuseStatistics()(model).modified
+
+
+def test_reuse_statistics_of_layer_norms() -> None:
+    model = parse(
+        """g (float[B, S, 8] a, float[8] gamma, float[8] beta)
+           => (float[B, S, 8] y, float[B, S, 1] p, float[B, S, 1] q)
+           { x = Sigmoid (a)
+             n = LayerNormalization <axis = -1, epsilon = 1e-3> (x, gamma, beta)
+             m, r = com.otter.MeanInverseStd <epsilon = 1e-3> (x)
+             y = Identity (n) p = Identity (m) q = Identity (r) }""",
+        functions=True,
+        gamma=randn(8, seed=2),
+        beta=randn(8, seed=3),
+    )
+    before = run(model, a=A)
+    assert ReuseStatistics()(model).modified
+    assert ops(model) == ["Sigmoid", "LayerNormalization", *["Identity"] * 3]
+    for found, expected in zip(run(model, a=A), before, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+    assert not ReuseStatistics()(model).modified
+
+
+def test_reuse_statistics_without_norms() -> None:
+    assert not ReuseStatistics()(heads_model()).modified
 
 
 def attention_model(rotary: bool, attributes: str = "scale = 0.3") -> ir.Model:

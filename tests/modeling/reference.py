@@ -28,7 +28,7 @@ def load(
     """A tiny base, untouched, and the same base with a channel inserted."""
     options = {**widths(family), **options}
     checkpoint = Checkpoint.open(tiny.write_checkpoint(directory / "ck", family, **options))
-    base = load_base(checkpoint.base.directory, dtype)
+    base = load_base(checkpoint.base, dtype)
     return base, load_reference(checkpoint, dtype), checkpoint
 
 

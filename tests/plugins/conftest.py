@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from otter_export.plugins.cubin_index import CubinIndex
+from tests.runtime.memory.fake_cuda import check_arity
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +42,76 @@ def library_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+class StubBindings:
+    """``cuda.bindings.driver`` over the stub; names, arity and enumerations are the real module's.
+
+    As in the real one, the library is looked for at the first call, a function returns its error
+    and its results, and the arguments of a kernel are laid out by the types that are named.
+    """
+
+    def __init__(self, library: Path) -> None:
+        reason = "cuda-bindings is not installed"
+        self._real = pytest.importorskip("cuda.bindings.driver", reason=reason)
+        self._stub = ctypes.CDLL(str(library))
+        self.CUdevice_attribute = self._real.CUdevice_attribute
+        self.CUfunction_attribute = self._real.CUfunction_attribute
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self, f"_{name}")
+        check = getattr(self._real, name)
+
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            check_arity(check, len(arguments))
+            if os.environ.get("STUB_CUDA_MISSING"):
+                raise RuntimeError("libcuda.so.1 was not found\nand more")
+            return function(*arguments)  # type: ignore[no-any-return]
+
+        return call
+
+    def _cuInit(self, flags: int) -> tuple[Any, ...]:
+        return (self._stub.cuInit(flags),)
+
+    def _cuGetErrorString(self, error: int) -> tuple[Any, ...]:
+        text = ctypes.c_char_p()
+        return self._stub.cuGetErrorString(error, ctypes.byref(text)), text.value
+
+    def _cuCtxGetCurrent(self) -> tuple[Any, ...]:
+        context = ctypes.c_void_p()
+        return self._stub.cuCtxGetCurrent(ctypes.byref(context)), context.value or 0
+
+    def _cuCtxGetDevice(self) -> tuple[Any, ...]:
+        device = ctypes.c_int()
+        return self._stub.cuCtxGetDevice(ctypes.byref(device)), device.value
+
+    def _cuDeviceGetAttribute(self, attribute: Any, device: int) -> tuple[Any, ...]:
+        assert isinstance(attribute, self._real.CUdevice_attribute)
+        value = ctypes.c_int()
+        pointer = ctypes.byref(value)
+        return self._stub.cuDeviceGetAttribute(pointer, int(attribute), device), value.value
+
+    def _cuModuleLoadData(self, image: bytes) -> tuple[Any, ...]:
+        module = ctypes.c_void_p()
+        return self._stub.cuModuleLoadData(ctypes.byref(module), image), module
+
+    def _cuModuleGetFunction(self, module: ctypes.c_void_p, name: bytes) -> tuple[Any, ...]:
+        function = ctypes.c_void_p()
+        return self._stub.cuModuleGetFunction(ctypes.byref(function), module, name), function
+
+    def _cuFuncSetAttribute(
+        self, function: ctypes.c_void_p, attribute: Any, value: int
+    ) -> tuple[Any, ...]:
+        assert isinstance(attribute, self._real.CUfunction_attribute)
+        return (self._stub.cuFuncSetAttribute(function, int(attribute), value),)
+
+    def _cuLaunchKernel(self, function: ctypes.c_void_p, *arguments: Any) -> tuple[Any, ...]:
+        *sizes, stream, (values, types), extra = arguments
+        assert extra == 0 and len(values) == len(types)
+        held = [kind(value) for kind, value in zip(types, values, strict=True)]
+        addresses = (ctypes.c_void_p * len(held))(*map(ctypes.addressof, held))
+        handle = ctypes.c_void_p(stream)
+        return (self._stub.cuLaunchKernel(function, *sizes, handle, addresses, None),)
+
+
 class StubDriver:
     """A library with the driver's functions that writes down what it is asked to do.
 
@@ -53,8 +125,12 @@ class StubDriver:
         self._monkeypatch = monkeypatch
         monkeypatch.setenv("STUB_CUDA_LOG", str(log))
 
+    def bindings(self) -> StubBindings:
+        """The stub as ``cuda.bindings.driver``."""
+        return StubBindings(self.library)
+
     def set(self, **settings: object) -> None:
-        """Set ``capability``, ``multiprocessors``, ``context`` or ``fail``."""
+        """Set ``capability``, ``multiprocessors``, ``context``, ``fail`` or ``missing``."""
         for name, value in settings.items():
             self._monkeypatch.setenv(f"STUB_CUDA_{name.upper()}", str(value))
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from otter_export.cuda import KernelLibrary
 from otter_export.plugins.cpp_table import write_table
 from otter_export.plugins.cubin_index import CubinIndex
-from otter_export.plugins.cuda_driver import CudaDriver
 from otter_export.plugins.loaded_kernels import LoadedKernels
 from otter_export.plugins.tiles import TILES, UNALIGNED_TILES, Widths
 from tests.plugins.conftest import StubDriver, compiler_or_skip
@@ -95,8 +95,8 @@ def test_same_launches_as_python(
     in_cpp = _launches(stub)
     assert len([call for call in in_cpp if call["call"] == "launch"]) == len(CASES)
     (tmp_path / "calls").unlink()
-    driver = CudaDriver(str(stub.library))
-    kernels = LoadedKernels(driver, driver.device(), cubins, "float16")
+    library = KernelLibrary(stub.bindings())
+    kernels = LoadedKernels(library, library.device(), cubins, "float16")
     for rows, widths, pointers in CASES:
         kernels.launch(rows, widths, pointers, STREAM)
     assert _launches(stub) == in_cpp

@@ -84,7 +84,7 @@ def test_each_architecture(capability: int, tmp_path: Path) -> None:
 
 
 def _check_arguments(compiled: Any) -> None:
-    """What the kernel declares is what `CudaDriver.launch` passes, in order and size."""
+    """What the kernel declares is what `KernelLibrary.launch` passes, in order and size."""
     ptx = compiled.asm["ptx"]
     entry = re.search(rf"\.visible \.entry {compiled.metadata.name}\((.*?)\)", ptx, re.DOTALL)
     assert entry is not None

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.gpu.forms import Tensors, draw, error
-from otter_export.plugins.cuda_driver import CudaDriver
+from otter_export.cuda import KernelLibrary
 from otter_export.plugins.loaded_kernels import LoadedKernels
 from otter_export.plugins.tiles import TILES, UNALIGNED_TILES, Tile, Widths
 from otter_export.plugins.torch_op import linear, linear_joined
@@ -67,8 +67,8 @@ def test_cubins_through_the_driver(tmp_path: Path, dtype: str) -> None:
     major, minor = torch.cuda.get_device_capability()
     torch.cuda.current_stream().synchronize()  # makes the context current
     index = build_cubins(tmp_path, (10 * major + minor,), dtypes=(dtype,))
-    driver = CudaDriver()
-    kernels = LoadedKernels(driver, driver.device(), index, dtype)
+    library = KernelLibrary()
+    kernels = LoadedKernels(library, library.device(), index, dtype)
     for rows, widths in SHAPES:
         t = draw(widths, rows, getattr(torch, dtype), "cuda")
         bias, bias_channel = t.weight[:, 0].contiguous(), t.from_base[:, 0].contiguous()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import tokenizers
 
+from otter_export import tokenizer_file
 from otter_export.errors import EngineError, RequestError
-from otter_export.runtime import tokenizer as module
 from otter_export.runtime.detokenizer import Detokenizer
 from otter_export.runtime.tokenizer import JsonTokenizer
 
@@ -111,7 +111,7 @@ def test_missing_and_corrupt_files(tmp_path: Path, content: bytes | None, messag
 
 
 def test_an_oversize_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LIMIT_BYTES", 10)
+    monkeypatch.setattr(tokenizer_file, "_LIMIT_BYTES", 10)
     (tmp_path / "tokenizer.json").write_bytes(b" " * 11)
     with pytest.raises(EngineError, match="has 11 bytes; at most 10 are read"):
         JsonTokenizer(tmp_path / "tokenizer.json")

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from examples import triton_live
 from otter_export.converters.triton.repository import CONTAINER
 from otter_export.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from otter_export.serving.settings import Settings
 from otter_export.serving.tensors import INPUTS, OUTPUTS
+from tools.tritonserver.server import CONTROL_HEADER, CONTROL_VARIABLE, CONTROLLED
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,17 @@ def test_metrics(page: str) -> None:
 
 def test_container(page: str) -> None:
     assert CONTAINER in page
+
+
+def test_commands_keep_control_from_clients(page: str, repository: Path) -> None:
+    restricted = ",".join(CONTROLLED)
+    assert f'OWNER="{restricted}:{CONTROL_HEADER}=$(openssl rand' in page
+    assert f"| `{restricted}` answer 403" in page
+    assert f"{CONTROL_VARIABLE}=$(" in page and f'-H "{CONTROL_HEADER}: $' in page
+    security = (repository / "docs" / "security.md").read_text(encoding="utf-8")
+    assert triton_live._LIMIT_BYTES == 64 << 10 and security.count("64 KB") == 2
+    assert f"from {triton_live._LIMIT_CONNECTIONS} connections" in security
+    assert f"{triton_live._REQUEST_SECONDS:g} s for its request" in security
 
 
 def test_python_parses(page: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,6 +100,95 @@ def test_a_broken_request_object_does_not_end_the_call(serve: Serve) -> None:
     served.model.execute([broken, fine])
     assert error(broken.sender.wait()).code() == TritonError.INTERNAL
     assert outputs(fine.sender.wait()[0])["token_id"]
+
+
+class Panic(BaseException):
+    """As tokenizers' ``PanicException``: no Exception."""
+
+
+def test_nothing_leaves_the_call(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither a panic in the tokenizer nor a request without a way back; the others are served."""
+    served = serve()
+
+    class NoWayBack(InferenceRequest):
+        def get_response_sender(self) -> Any:
+            raise RuntimeError("it is gone")
+
+    class Panicking(InferenceRequest):
+        def timeout(self) -> int:
+            raise Panic(str(self.tensors))
+
+    lost, panicking = NoWayBack({}), Panicking(arrays({"text_input": "a secret"}), "r1")
+    fine = InferenceRequest(arrays({"text_input": "abc", "max_tokens": 3}))
+    served.model.execute([lost, panicking, fine])
+    failed = error(panicking.sender.wait())
+    assert (failed.code(), failed.message()) == (
+        TritonError.INTERNAL,
+        "internal error (Panic); see the server's log",
+    )
+    assert outputs(fine.sender.wait()[0])["token_id"]
+    served.model.finalize()
+    log = capsys.readouterr().err
+    assert "secret" not in log
+    lines = [json.loads(line) for line in log.splitlines()]
+    kinds = [line["error"].rpartition("\n")[2] for line in lines if line["event"] == "failed"]
+    assert kinds == ["RuntimeError", "Panic"]
+
+
+def test_a_log_that_nobody_takes_ends_no_request(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+    closed = io.StringIO()
+    closed.close()
+    for stream in (Full(), closed):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert error(served.ask(text_input="a", top_k=0).wait()).code() == TritonError.INVALID_ARG
+        assert outputs(served.ask(text_input="abc", max_tokens=3).wait()[0])["token_id"]
+
+
+def test_a_name_of_megabytes_is_not_repeated(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = serve()
+    long = "s" * 10_000_000
+    refused = error(served.ask(name="r" * 100_000, text_input="a", signal=long).wait())
+    assert len(refused.message()) < 600
+    served.model.finalize()
+    assert max(map(len, capsys.readouterr().err.splitlines())) < 5000
+
+
+def test_no_path_of_the_server_is_in_an_answer(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = Path("repository") / "otter" / "1" / "engine"
+    paths = (str(directory), str(directory.resolve()), "/srv/models/otter/1")
+
+    class Failing(FakeEngine):
+        def forward(self, *arguments: Any) -> Any:
+            raise EngineError(" and ".join(f"{path}/model.onnx is damaged" for path in paths))
+
+    served = serve(Failing(make_manifest()))
+    heard = error(served.ask(text_input="abc").wait()).message()
+    assert heard == " and ".join(["model.onnx is damaged"] * len(paths))
+    served.model.finalize()
+    assert all(json.dumps(path)[1:-1] in capsys.readouterr().err for path in paths[2:])
+
+
+def test_an_answer_that_cannot_be_made_ends_its_request(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a surrogate pair has no bytes in UTF-8; a client that waited for it would for ever."""
+    served = serve()
+    monkeypatch.setattr(served.engine.tokenizer, "decode", lambda ids: "\ud800" * len(ids))
+    failed = error(served.ask(text_input="abc", max_tokens=3).wait())
+    assert failed.code() == TritonError.INTERNAL
+    assert "could not be sent (UnicodeEncodeError)" in failed.message()
 
 
 def test_an_engine_that_fails_ends_requests_with_its_error(serve: Serve) -> None:

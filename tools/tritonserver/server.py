@@ -5,6 +5,10 @@
 
 Prints the addresses once the server is ready; serves until Ctrl-C, SIGTERM or ``--max-seconds``.
 Install the server first: ``make triton-server``.
+
+It serves the models of the repository and no others. A client that may load models may run any
+code as the server's user: the Python backend takes a model's source from the request. So nobody
+may, unless ``OTTER_CONTROL_KEY`` holds a key, which requests must carry then (docs/security.md).
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import dataclasses
 import http.client
 import os
 import random
+import re
+import secrets
 import shutil
 import signal
 import socket
@@ -33,6 +39,12 @@ else:  # run as a script
 from otter_export.errors import OtterError
 
 HOST = "127.0.0.1"
+#: Name of the header that carries the key, and the variable that holds it.
+CONTROL_HEADER = "otter-control-key"
+CONTROL_VARIABLE = "OTTER_CONTROL_KEY"
+#: What only the owner of a server needs. Each can run code, read memory or write files.
+CONTROLLED = ("model-repository", "shared-memory", "trace", "logging")
+_KEY = re.compile(r"[A-Za-z0-9_-]{16,128}")
 #: Exit status of coreutils' ``timeout`` when it ended the program.
 TIME_IS_UP = 124
 #: The server waits this long for requests in flight before it exits.
@@ -56,12 +68,13 @@ class TritonServer:
         ports: Where it listens, on 127.0.0.1.
         log: File for its output.
         lifetime_seconds: It ends by itself after this long; 0: never.
+        control_key: Who sends it may load and unload models, and so run code; None: nobody may.
         arguments: More of the server's own options.
         variables: Environment variables of its own.
         environment: Where it is installed.
 
     Raises:
-        OtterError: It is not installed, or a port is taken.
+        OtterError: It is not installed, a port is taken, or the key is none.
     """
 
     def __init__(
@@ -71,6 +84,7 @@ class TritonServer:
         log: Path,
         *,
         lifetime_seconds: float = 0,
+        control_key: str | None = None,
         arguments: Sequence[str] = (),
         variables: dict[str, str] | None = None,
         environment: Environment | None = None,
@@ -93,8 +107,7 @@ class TritonServer:
             *(f"--{name}-address={HOST}" for name in ("http", "grpc", "metrics")),
             *(f"--{name}-port={port}" for name, port in dataclasses.asdict(ports).items()),
             f"--exit-timeout-secs={EXIT_SECONDS}",
-            # A model that stopped can be loaded again; see docs/triton.md.
-            *("--model-control-mode=explicit", "--load-model=*"),
+            *control_options(control_key),
             *("--allow-gpu-metrics=false", "--log-format=ISO8601"),
             *arguments,
         ]
@@ -178,6 +191,31 @@ class TritonServer:
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
+
+
+def control_options(key: str | None) -> list[str]:
+    """Options that keep the control of a server from its clients.
+
+    Args:
+        key: What a request must carry in its header `CONTROL_HEADER`. None: the models are those
+            that the repository has at the start, and the other protocols have a key that is thrown
+            away.
+
+    Raises:
+        OtterError: The key has other characters, or is short.
+    """
+    if key is not None and not _KEY.fullmatch(key):
+        raise OtterError(
+            f"{CONTROL_VARIABLE} must have 16 to 128 letters, digits, '-' or '_'; make one with: "
+            'python -c "import secrets; print(secrets.token_urlsafe())"'
+        )
+    restricted = f"{','.join(CONTROLLED)}:{CONTROL_HEADER}={key or secrets.token_urlsafe()}"
+    explicit = ("--model-control-mode=explicit", "--load-model=*")
+    return [
+        *(explicit if key else ("--model-control-mode=none",)),
+        f"--http-restricted-api={restricted}",
+        f"--grpc-restricted-protocol={restricted}",
+    ]
 
 
 def free_ports() -> Ports:
@@ -271,6 +309,7 @@ def _serve(options: argparse.Namespace) -> int:
             ports=ports,
             timeout_seconds=options.ready_seconds,
             lifetime_seconds=options.max_seconds,
+            control_key=os.environ.get(CONTROL_VARIABLE) or None,
         )
         print(f"ready: http {HOST}:{ports.http}, grpc {HOST}:{ports.grpc}, ", end="")
         print(

@@ -4,6 +4,10 @@
     python3 probe.py --strict                 # readiness: a busy model is not ready
     python3 probe.py --recover                # if not alive, unload and load the model
 
+``--recover`` needs a server with ``--model-control-mode=explicit``. Such a server loads any code
+that it is sent, so it must ask for a key; the probe sends that of ``OTTER_CONTROL_KEY``, a variable
+of the environment.
+
 Triton's own ``/v2/health/ready`` asks the server, not the process in which the model runs: if that
 process is killed, it goes on answering 200. This needs nothing but Python's own library.
 """
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -19,6 +24,11 @@ from typing import Any
 
 #: Answers of the model itself when it cannot take one request more: the model is alive.
 BUSY = ("requests wait already", "seconds were over")
+#: Header of ``--http-restricted-api``, and the variable with the key that it asks for.
+CONTROL_HEADER = "otter-control-key"
+CONTROL_VARIABLE = "OTTER_CONTROL_KEY"
+#: Straight to the server, whatever proxy the environment names.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 #: A large engine takes its time.
 _LOAD_SECONDS = 300.0
 
@@ -34,16 +44,17 @@ def main() -> int:
     parser.add_argument(
         "--recover",
         action="store_true",
-        help="if the probe fails, unload and load the model, then probe again; the server needs "
-        "--model-control-mode=explicit",
+        help="if the probe fails, unload and load the model, then probe again; the server's key is "
+        f"taken from the variable {CONTROL_VARIABLE}",
     )
     options = parser.parse_args()
     alive, reason = probe(options)
     if not alive and options.recover:
         print(f"not alive: {reason}; loading {options.model} again", file=sys.stderr)
+        key = os.environ.get(CONTROL_VARIABLE)
         for action in ("unload", "load"):
             path = f"/v2/repository/models/{options.model}/{action}"
-            status, answer = post(options, path, {}, _LOAD_SECONDS)
+            status, answer = post(options, path, {}, _LOAD_SECONDS, key)
             if status != 200:
                 print(f"{action} failed: {answer}", file=sys.stderr)
         alive, reason = probe(options)
@@ -69,16 +80,19 @@ def probe(options: argparse.Namespace) -> tuple[bool, str]:
 
 
 def post(
-    options: argparse.Namespace, path: str, fields: dict[str, Any], timeout: float
+    options: argparse.Namespace,
+    path: str,
+    fields: dict[str, Any],
+    timeout: float,
+    key: str | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """HTTP status and JSON of a POST; status 0 if there is no answer."""
+    headers = {"Content-Type": "application/json"} | ({CONTROL_HEADER: key} if key else {})
     request = urllib.request.Request(
-        options.url.rstrip("/") + path,
-        json.dumps(fields).encode(),
-        {"Content-Type": "application/json"},
+        options.url.rstrip("/") + path, json.dumps(fields).encode(), headers
     )
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
+        with _DIRECT.open(request, timeout=timeout) as response:
             return response.status, decoded(response.read())
     except urllib.error.HTTPError as error:
         return error.code, decoded(error.read())

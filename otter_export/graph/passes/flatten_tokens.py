@@ -11,6 +11,7 @@ from otter_export.graph.emit import Emitter
 _TOKENWISE = {
     "MatMul", "Add", "Mul", "Sub", "Sigmoid", "Gelu", "Relu", "Tanh", "Swish", "Erf", "Cast",
     "RMSNormalization", "LayerNormalization", "InverseRms", "MeanInverseStd", "Identity", "Split",
+    "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization",
 }  # fmt: skip
 
 

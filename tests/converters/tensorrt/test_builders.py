@@ -13,7 +13,7 @@ import pytest
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.target import BuildRequest
-from otter_export.converters.tensorrt import builders, library
+from otter_export.converters.tensorrt import builders
 from otter_export.converters.tensorrt.builders import BUILDERS, choose_builder
 from otter_export.converters.tensorrt.options import TensorRTOptions, parse_capabilities
 from otter_export.converters.tensorrt.target import TARGET
@@ -172,11 +172,11 @@ def test_options_of_another_builder_are_refused(machine: Machine, tiny_checkpoin
 
 
 def test_versions_are_numbers() -> None:
-    assert library.parsed("1.7.1.116") == (1, 7, 1, 116)
-    assert library.parsed("1.3.0rc2+cu13") == (1, 3, 0)
-    assert library.parsed("dev") == ()
-    assert library.installed_version("no_such_module_at_all") is None
-    assert library.installed_version("numpy") is not None
+    assert builders.parsed("1.7.1.116") == (1, 7, 1, 116)
+    assert builders.parsed("1.3.0rc2+cu13") == (1, 3, 0)
+    assert builders.parsed("dev") == ()
+    assert builders.installed_version("no_such_module_at_all") is None
+    assert builders.installed_version("numpy") is not None
 
 
 def test_without_the_extra_that_builds_graphs(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters.tensorrt.library import gpu_capabilities
+from otter_export.cuda import gpu_capabilities
 from otter_export.manifest import EngineManifest
 from tests.command_line import Cli
 

@@ -143,17 +143,6 @@ def test_without_a_usable_builder_only_the_checkpoint_is_written(
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "precision": ({}, {"precision": "int8"}, "--precision int8 is not available .* fp16, bf16"),
     "activation": ({"hidden_act": "gelu"}, {}, "hidden_act = 'gelu' .* accepted: 'silu'"),
-    "yarn": (
-        {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
-        {},
-        "rotary scaling 'yarn'; accepted: default, linear, llama3",
-    ),
-    "nested rotary": (
-        {"rope_parameters": {"full": {"rope_type": "default"}}},
-        {},
-        "'one per layer type'",
-    ),
-    "part of a head": ({"partial_rotary_factor": 0.5}, {}, r"partial_rotary_factor = 0\.5"),
     "ranks": ({}, {"tp": 3}, "--tensor-parallel 3 does not divide .*; possible: 1, 2"),
     "candidates": ({}, {"max_batch_size": 0}, "--max-batch-size 0"),
 }

@@ -16,7 +16,7 @@ import torch
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.target import Availability, BuildRequest
-from otter_export.converters.tensorrt.library import parsed
+from otter_export.converters.tensorrt.builders import parsed
 from otter_export.converters.tensorrt.options import TensorRTOptions
 from otter_export.converters.tensorrt_llm import engine, pytorch
 from tests import tiny

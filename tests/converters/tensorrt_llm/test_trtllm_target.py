@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig
 
 from otter_export import load_engine
@@ -91,13 +91,17 @@ def test_every_tensor_is_there_once(precision: str, dtype: str, tmp_path: Path) 
         assert store.raw(name).tobytes() == expected.tobytes(), name
 
 
-def test_a_stored_copy_of_a_tied_head_is_left_out(tmp_path: Path) -> None:
-    base = tiny.write_base(tmp_path / "base", tie_word_embeddings=False)
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_stored_copy_of_a_tied_head_is_left_out(equal: bool, tmp_path: Path) -> None:
+    """One that differs from the embedding is the model's own head, whatever config.json says."""
+    base = tiny.write_base(tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + np.float32(not equal)
+    save_file(tensors, base / "model.safetensors")
     checkpoint = Checkpoint.open(tiny.write_checkpoint(tmp_path / "ck", base=base))
-    store = TensorStore.open(written(checkpoint, tmp_path / "model"), "model")
-    assert "lm_head.weight" not in store and "model.embed_tokens.weight" in store
+    directory = written(checkpoint, tmp_path / "model")
+    assert ("lm_head.weight" in TensorStore.open(directory, "model")) is not equal
+    assert json.loads((directory / "config.json").read_text())["tie_word_embeddings"] is equal
 
 
 def test_shards_hold_no_more_than_asked_for(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from otter_export.errors import DeadlineError, QueueFullError
 from otter_export.runtime.request import Request
 from otter_export.runtime.scheduler import Limits, Scheduler
 from tests.runtime.fake_engine import FakeEngine
+from tools.tritonserver.server import CONTROL_HEADER, CONTROL_VARIABLE
 
 PROBE = Path(converter.__file__).resolve().parent / "model" / "probe.py"
 ALIVE = (200, {"token_id": 7, "reward": 0.25})
@@ -31,6 +33,7 @@ class Server:
     def __init__(self, answers: list[tuple[int, Any]]) -> None:
         self.answers = answers
         self.asked: list[tuple[str, Any]] = []
+        self.keys: list[str | None] = []
         self.url = ""
 
     def answer(self, path: str, body: Any) -> tuple[int, Any]:
@@ -47,6 +50,7 @@ def serving(*answers: tuple[int, Any]) -> Iterator[Server]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            state.keys.append(self.headers[CONTROL_HEADER])
             status, answer = state.answer(self.path, body)
             text = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(status)
@@ -64,10 +68,11 @@ def serving(*answers: tuple[int, Any]) -> Iterator[Server]:
         server.shutdown()
 
 
-def probe(url: str, *options: str) -> tuple[int, str]:
+def probe(url: str, *options: str, **variables: str) -> tuple[int, str]:
     done = subprocess.run(
         # As in a container: no site-packages at all.
         [sys.executable, "-I", "-S", str(PROBE), "--url", url, *options],
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
     )
@@ -131,6 +136,19 @@ def test_recovery_unloads_loads_and_asks_again() -> None:
         "load",
         "generate",
     ]
+
+
+def test_the_key_goes_with_what_needs_it_alone() -> None:
+    """And straight to the server: a proxy of the environment would see it."""
+    variables = {CONTROL_VARIABLE: "the-owners-key", "http_proxy": "http://127.0.0.1:9"}
+    with serving(DEAD, ALIVE) as server:
+        assert probe(server.url, "--recover", **variables)[0] == 0
+    assert server.keys == [None, "the-owners-key", "the-owners-key", None]
+
+
+def test_a_key_that_no_header_can_hold_is_an_answer() -> None:
+    with serving(DEAD) as server:
+        assert probe(server.url, "--recover", **{CONTROL_VARIABLE: "a\nb"})[0] == 1
 
 
 def test_a_recovery_that_does_not_help_fails() -> None:

@@ -17,6 +17,7 @@ from otter_export.manifest import EngineManifest
 from otter_export.serving.settings import Settings
 from otter_export.serving.tensors import INPUTS, OUTPUTS
 from tests import dummy_engine
+from tools.tritonserver.server import CONTROL_HEADER, CONTROLLED
 
 
 @pytest.fixture
@@ -170,6 +171,11 @@ def test_readme_and_requirements(engine: Path, tmp_path: Path) -> None:
     readme = (out / "README.md").read_text()
     assert "v2/models/film/generate_stream" in readme and '"$PWD":/models:ro' in readme
     assert "${" not in readme
+    # Who may load models may run code; see docs/security.md.
+    assert "--model-control-mode=none" in readme and "explicit" not in readme
+    assert f'OWNER="{",".join(CONTROLLED)}:{CONTROL_HEADER}=$(openssl rand' in readme
+    assert "-restricted-api=$OWNER" in readme and "-restricted-protocol=$OWNER" in readme
+    assert re.findall(r"-p (\S+)", readme) == ["127.0.0.1:8000-8002:8000-8002"]
     for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL):
         ast.parse(block)
     for fields in re.findall(r"-d '(.*?)'", readme):

@@ -13,6 +13,14 @@ from types import SimpleNamespace
 from typing import Any
 
 OK, OUT_OF_MEMORY = 0, 2
+#: Beginnings of names that are the real module's.
+_STRUCTURES = (
+    "make_",
+    "cudaMemcpyKind",
+    "cudaMemcpy3DParms",
+    "cudaStreamCaptureM",
+    "cudaDeviceAttr",
+)
 
 
 class FakeCuda:
@@ -35,17 +43,32 @@ class FakeCuda:
         imitated = type(self).__dict__.get(f"_{name}")
         if imitated is None:
             if name.startswith(
-                ("make_", "cudaMemcpyKind", "cudaMemcpy3DParms", "cudaStreamCaptureM")
+                (
+                    "make_",
+                    "cudaMemcpyKind",
+                    "cudaMemcpy3DParms",
+                    "cudaStreamCaptureM",
+                    "cudaDeviceAttr",
+                )
             ):
                 return real
             raise AssertionError(f"{name} is not imitated")
 
         def call(*arguments: Any) -> Any:
-            _check_arity(real, len(arguments))
+            check_arity(real, len(arguments))
             self.calls.append(name)
             return imitated(self, *arguments)
 
         return call
+
+    def _cudaGetDeviceCount(self) -> Any:
+        return OK, 2
+
+    def _cudaDeviceGetAttribute(self, attribute: Any, device: int) -> Any:
+        names = self.runtime.cudaDeviceAttr
+        major = attribute == names.cudaDevAttrComputeCapabilityMajor
+        assert major or attribute == names.cudaDevAttrComputeCapabilityMinor
+        return OK, 8 if major else 6 + 3 * device
 
     def _cudaGetDevice(self) -> Any:
         return OK, 0
@@ -136,7 +159,7 @@ class FakeCuda:
         return (OK,)
 
 
-def _check_arity(function: Any, count: int) -> None:
+def check_arity(function: Any, count: int) -> None:
     """The real function must take so many arguments, where its signature is known."""
     try:
         parameters = inspect.signature(function).parameters.values()

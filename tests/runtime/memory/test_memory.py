@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otter_export.cuda import CudaDevice
+from otter_export.cuda import CudaDevice, gpu_capabilities
 from otter_export.errors import EngineError, MissingDependencyError
 from otter_export.runtime.memory.block import Move
 from otter_export.runtime.memory.cuda import CudaBlock, cuda_memory
@@ -172,6 +174,17 @@ def test_a_captured_graph_is_launched_and_a_failed_capture_is_ended(cuda: FakeCu
 
 def test_a_device_names_its_capability(cuda: FakeCuda) -> None:
     assert (CudaDevice(cuda).capability, CudaDevice(cuda).stream) == ("8.9", 7)
+
+
+def test_the_gpus_of_this_machine(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("otter_export.cuda._bindings", lambda *_: cuda)
+        assert gpu_capabilities() == ("8.6", "8.9")
+    broken = types.ModuleType("cuda.bindings.runtime")  # without any function
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", broken)
+    assert gpu_capabilities() == ()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    assert gpu_capabilities() == ()
 
 
 def test_the_recently_used_stay() -> None:

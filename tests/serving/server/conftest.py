@@ -16,7 +16,7 @@ import pytest
 from otter_export import load_engine
 from otter_export.checkpoint import Checkpoint
 from tests import built, tiny
-from tests.serving.server.running import Library, Served
+from tests.serving.server.running import CONTROL_KEY, Library, Served
 from tools.tritonserver.environment import default_environment
 from tools.tritonserver.server import start
 
@@ -88,6 +88,7 @@ def served(repository: Path, small_repository: Path, engine_directory: Path) -> 
         repository,
         repository.with_name("server.log"),
         lifetime_seconds=LIFETIME_SECONDS,
+        control_key=CONTROL_KEY,
         arguments=[f"--model-repository={small_repository}", IMPATIENT],
         variables={"OMP_NUM_THREADS": "1"},
     ) as server:

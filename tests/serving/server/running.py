@@ -24,8 +24,10 @@ from otter_export import generate
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.request import Request, Result
 from tests.serving.server.cases import CASES, check_answer
-from tools.tritonserver.server import HOST, TritonServer
+from tools.tritonserver.server import CONTROL_VARIABLE, HOST, TritonServer
 
+#: Of the servers whose models a test loads again.
+CONTROL_KEY = "a-key-of-these-tests"
 #: A metric of Prometheus' text format.
 _METRIC = re.compile(r"(?P<name>otter_\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -151,13 +153,21 @@ def probe(served: Served, repository: Path, *arguments: str) -> subprocess.Compl
     """Run the repository's own probe."""
     script = [sys.executable, str(repository / "small" / "probe.py"), "--model", "small"]
     options = ["--url", f"http://{served.http}", "--timeout", "2", *arguments]
-    return subprocess.run([*script, *options], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [*script, *options],
+        env={**os.environ, CONTROL_VARIABLE: CONTROL_KEY},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 @contextlib.contextmanager
-def live_page(upstream: str, tokenizer: Path | None = None) -> Iterator[str]:
+def live_page(
+    upstream: str, tokenizer: Path | None = None, *, request_seconds: float = 10.0
+) -> Iterator[str]:
     """The live page's server; yields its address."""
-    with LiveServer(0, upstream, "otter", tokenizer) as live:
+    with LiveServer(0, upstream, "otter", tokenizer, request_seconds=request_seconds) as live:
         thread = threading.Thread(target=live.serve_forever, daemon=True)
         thread.start()
         try:

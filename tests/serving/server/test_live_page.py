@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import http.server
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from examples import triton_client
+from examples import triton_client, triton_live
 from examples.triton_client import ServerError
 from tests.serving.server.running import live_page
 from tools.tritonserver.server import HOST, free_ports
@@ -83,11 +86,74 @@ def test_other_sites_cannot_use_it(upstream: str) -> None:
         assert send(address, "POST", "/elsewhere", b"{}")[0] == 404
 
 
+@pytest.mark.parametrize("host", ["evil.test", "evil.test:{port}", "127.0.0.1", "127.0.0.1:1", ""])
+def test_a_name_that_was_made_to_lead_here_is_refused(upstream: str, host: str) -> None:
+    """DNS rebinding: for the browser, the page and this server are of one origin then."""
+    with live_page(upstream) as address:
+        name = host.format(port=address.rpartition(":")[2])
+        headers = {"Host": name, "Origin": f"http://{name}"}
+        assert send(address, "POST", "/generate_stream", b"{}", **headers)[0] == 404
+        assert send(address, "GET", "/", **headers)[0] == 404
+        for own in ("localhost", "127.0.0.1"):
+            name = f"{own}:{address.rpartition(':')[2]}"
+            headers = {"Host": name, "Origin": f"http://{name}"}
+            assert send(address, "POST", "/generate_stream", b"{}", **headers)[0] == 200
+
+
 def test_a_body_must_have_a_sensible_length(upstream: str) -> None:
     with live_page(upstream) as address:
-        for length in (str(1 << 40), "-1", "x"):
+        for length in (str(1 << 40), "-1", "x", "65537", "9" * 5000):
             headers = {"Content-Length": length}
             assert send(address, "POST", "/generate_stream", None, **headers)[0] == 413
+        headers = {"Transfer-Encoding": "chunked"}
+        assert send(address, "POST", "/generate_stream", None, **headers)[0] == 411
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[1]", b"[" * 60_000, b'{"a":' * 10_000, b'{"a": [[1]]}', b'{"a": {}}', b"\xff"],
+    ids=lambda body: repr(body[:12]),
+)
+def test_only_flat_objects_are_passed_on(upstream: str, body: bytes) -> None:
+    """150,000 brackets end tritonserver 24.10."""
+    with live_page(upstream) as address:
+        status, answer, _ = send(address, "POST", "/generate_stream", body)
+    assert status == 400 and "flat JSON object" in json.loads(answer)["error"]
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /gen", b"POST / HTTP/1.1\r\nHost:", None])
+def test_a_request_that_stalls_is_closed(upstream: str, sent: bytes | None) -> None:
+    """Also one that goes on, byte by byte: each begins a socket's own timeout anew."""
+    with live_page(upstream, request_seconds=0.5) as address:
+        host, _, port = address.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            if sent is None:
+                sent = b"POST /generate_stream HTTP/1.1\r\nHost: " + f"{host}:{port}".encode()
+                sent += b"\r\nContent-Length: 1000\r\n\r\n"
+            connection.sendall(sent)
+            started = time.monotonic()
+            with contextlib.suppress(OSError):
+                while time.monotonic() < started + 5:
+                    connection.sendall(b"x")
+                    time.sleep(0.05)
+            assert time.monotonic() < started + 4
+        assert send(address, "GET", "/")[0] == 200
+
+
+def test_there_are_only_so_many_connections(upstream: str) -> None:
+    with live_page(upstream, request_seconds=1.0) as address, contextlib.ExitStack() as held:
+        host, _, port = address.removeprefix("http://").partition(":")
+        for _ in range(triton_live._LIMIT_CONNECTIONS):
+            held.enter_context(socket.create_connection((host, int(port)), timeout=20))
+        with socket.create_connection((host, int(port)), timeout=20) as one_more:
+            assert one_more.recv(1) == b""
+        deadline = time.monotonic() + 20
+        while True:  # their time is up after a second, and there is room again
+            with contextlib.suppress(OSError):
+                assert send(address, "GET", "/")[0] == 200
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 def test_a_server_that_is_not_there_is_said(upstream: str) -> None:

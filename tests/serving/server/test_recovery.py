@@ -23,6 +23,7 @@ from otter_export.errors import OtterError
 from tests.serving.server.cases import CASES, PROMPT, check_answer
 from tests.serving.server.conftest import IMPATIENT, SMALL_QUEUE
 from tests.serving.server.running import (
+    CONTROL_KEY,
     Library,
     Served,
     ask,
@@ -67,7 +68,13 @@ def test_a_model_killed_in_the_middle_of_an_answer(
 ) -> None:
     """It may take the server with it (a lock that it holds is lost); the probe sees either."""
     log = small_repository.with_name("killed.log")
-    with start(small_repository, log, lifetime_seconds=60, arguments=[IMPATIENT]) as server:
+    with start(
+        small_repository,
+        log,
+        lifetime_seconds=60,
+        control_key=CONTROL_KEY,
+        arguments=[IMPATIENT],
+    ) as server:
         served = Served(server, small_repository, engine_directory)
         stream = triton_client.stream_http(served.http, SLOW, model="small", timeout_seconds=3)
         next(stream)

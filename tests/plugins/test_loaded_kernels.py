@@ -1,4 +1,4 @@
-"""L1: loading and launching through the CUDA driver, against a stub of its library.
+"""L1: loading and launching compiled kernels, against a stub of the CUDA driver's library.
 
 The stub reads the arguments of a launch by the sizes that test_cubins.py finds in the kernels, so
 what it writes down is what a kernel would read.
@@ -10,9 +10,9 @@ import dataclasses
 
 import pytest
 
+from otter_export.cuda import KernelLibrary
 from otter_export.errors import EngineError
 from otter_export.plugins.cubin_index import CubinIndex
-from otter_export.plugins.cuda_driver import CudaDriver
 from otter_export.plugins.loaded_kernels import KernelLoader, LoadedKernels
 from otter_export.plugins.tiles import TILES, UNALIGNED_TILES, Widths, choose_tile, grid
 from tests.plugins.conftest import StubDriver
@@ -24,7 +24,7 @@ STREAM = 0x5555_0000_0001
 
 
 def _load(stub: StubDriver, cubins: CubinIndex) -> LoadedKernels:
-    return KernelLoader(cubins, CudaDriver(str(stub.library))).load("float16")
+    return KernelLoader(cubins, KernelLibrary(stub.bindings())).load("float16")
 
 
 def test_a_launch_passes_every_argument(stub: StubDriver, cubins: CubinIndex) -> None:
@@ -71,7 +71,7 @@ def test_no_rows_launch_nothing(stub: StubDriver, cubins: CubinIndex) -> None:
 
 
 def test_kernels_are_loaded_once_for_a_context(stub: StubDriver, cubins: CubinIndex) -> None:
-    loader = KernelLoader(cubins, CudaDriver(str(stub.library)))
+    loader = KernelLoader(cubins, KernelLibrary(stub.bindings()))
     first = loader.load("float16")
     assert loader.load("float16") is first
     assert len(stub.calls("load")) == len(TILES) + len(UNALIGNED_TILES)
@@ -90,11 +90,13 @@ def test_more_shared_memory_is_asked_for(stub: StubDriver, cubins: CubinIndex) -
 
 
 def test_errors_are_one_line(stub: StubDriver, cubins: CubinIndex) -> None:
+    stub.set(missing=1)
     with pytest.raises(EngineError, match="runs on NVIDIA GPUs only"):
-        CudaDriver("libno_such_driver.so.1")
+        KernelLibrary(stub.bindings())
+    stub.set(missing="")
     stub.set(fail="cuInit:100")
     with pytest.raises(EngineError, match="cuInit failed with 100 \\(unknown error\\)"):
-        CudaDriver(str(stub.library))
+        KernelLibrary(stub.bindings())
     stub.set(fail="cuModuleLoadData:218")
     with pytest.raises(EngineError, match="cuModuleLoadData failed with 218"):
         _load(stub, cubins)

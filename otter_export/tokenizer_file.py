@@ -1,0 +1,150 @@
+"""Reading a tokenizer: ``tokenizer.json``, and the tokens that lie beside it.
+
+Training, engines and servers all read tokenizers here, so that they see the same ids. The file
+alone is not all that transformers reads: tokens may also be added by ``tokenizer_config.json``,
+``special_tokens_map.json`` and ``added_tokens.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from otter_export.config import check_fetched, read_json
+from otter_export.errors import ConfigError
+from otter_export.files import read_regular
+
+FILE_NAME = "tokenizer.json"
+_CONFIG = "tokenizer_config.json"
+_SPECIAL = "special_tokens_map.json"
+_ADDED = "added_tokens.json"
+#: The largest known vocabularies (262,144 tokens) take 35 MB.
+_LIMIT_BYTES = 256 << 20
+#: Fields that name one special token, in transformers' order, then those that list several.
+_NAMED = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+_LISTS = ("additional_special_tokens", "extra_special_tokens")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+
+
+def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a ``tokenizer.json``, with the tokens that the files beside it add.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ConfigError: It is too large or no tokenizer, or a file beside it gives a token an id that
+            it cannot have.
+    """
+    content = read_regular(path, _LIMIT_BYTES, ConfigError)
+    try:
+        check_fetched(content)
+        tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+        _add_tokens(tokenizer, path)
+    except (ConfigError, KeyboardInterrupt, SystemExit):
+        raise
+    # tokenizers raises plain Exception for what it cannot parse; its panics are no Exception.
+    except BaseException as error:
+        raise ConfigError(f"{path} is not a readable tokenizer: {error}") from None
+    # A file may carry the settings of its training; prompts must come through whole.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def tokens_beyond(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> list[str]:
+    """The tokens whose ids have no row in an embedding of ``vocab_size`` rows, by id."""
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    return sorted((token for token, i in vocab.items() if i >= vocab_size), key=vocab.__getitem__)
+
+
+def _add_tokens(tokenizer: tokenizers.Tokenizer, path: Path) -> None:
+    """Add what the files beside ``tokenizer.json`` add, by transformers' rules."""
+    known = {str(token) for token in tokenizer.get_added_tokens_decoder().values()}
+    for source, token, expected in _tokens_beside(path.parent):
+        if str(token) in known:
+            continue
+        known.add(str(token))
+        add = tokenizer.add_special_tokens if token.special else tokenizer.add_tokens
+        add([token])
+        found = tokenizer.token_to_id(str(token))
+        if expected is not None and found != expected:
+            raise ConfigError(
+                f"{source} gives the token {str(token)!r:.60} the id {expected}, but {FILE_NAME} "
+                f"leaves it {found}; save both files again: "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            )
+
+
+def _tokens_beside(directory: Path) -> Iterator[tuple[Path, tokenizers.AddedToken, int | None]]:
+    """``(file, token, its id if the file has one)`` of all tokens that other files name."""
+    path = directory / _CONFIG
+    config = _object(path)
+    numbered = config.get("added_tokens_decoder")
+    # As in transformers: a file that lists its tokens does not need the older two.
+    special = config if numbered is not None else {**config, **_object(directory / _SPECIAL)}
+    names = set(_special_names(special))
+    if numbered is None:
+        path = directory / _ADDED
+        numbered = {str(i): {"content": token} for token, i in _object(path).items()}
+    if not isinstance(numbered, Mapping):
+        raise ConfigError(f"{path}: added_tokens_decoder must be an object")
+    entries = []
+    for key, entry in numbered.items():
+        token = _token(entry, special=str(_content(entry)) in names)
+        if token is None or not key.isdecimal():
+            raise ConfigError(f"{path}: {key!r:.20} is no id of an added token, or has no content")
+        entries.append((int(key), token))
+    for index, token in sorted(entries, key=lambda entry: entry[0]):
+        yield path, token, index
+    for field in (*_NAMED, *_LISTS):
+        value = special.get(field)
+        for entry in value if isinstance(value, list) else [value]:
+            token = _token(entry, special=True)
+            if token is not None:
+                yield directory / _CONFIG, token, None
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    """A JSON object, or an empty one if the file does not exist."""
+    data = read_json(path) if path.is_file() else {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _special_names(config: Mapping[str, Any]) -> Iterator[str]:
+    for field in (*_NAMED, *_LISTS):
+        value = config.get(field)
+        for entry in value if isinstance(value, list) else [value]:
+            content = _content(entry)
+            if content:
+                yield content
+
+
+def _content(entry: object) -> str | None:
+    """The text of a token, which is a string or an object with its flags."""
+    content = entry.get("content") if isinstance(entry, Mapping) else entry
+    return content if isinstance(content, str) and content else None
+
+
+def _token(entry: object, *, special: bool) -> tokenizers.AddedToken | None:
+    content = _content(entry)
+    if content is None:
+        return None
+    given = entry if isinstance(entry, Mapping) else {}
+    special = bool(given.get("special", False)) or special
+    flags = {flag: bool(given[flag]) for flag in _FLAGS if flag in given}
+    return tokenizers.AddedToken(content, special=special, **flags)
