@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from otter_export import __version__
 from otter_export import config as config_file
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import CheckpointError, ConfigError
+from otter_export.files import SETTINGS_LIMIT, copy_regular
 from otter_export.hub import TOKENIZER_FILES
 from otter_export.manifest import EngineManifest, describe_file
 from otter_export.tokenizer_file import read_tokenizer
@@ -30,7 +30,7 @@ def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> list[str]:
     """Copy the base's tokenizer files; returns their names.
 
     Raises:
-        CheckpointError: There is no tokenizer.json, or it cannot be read.
+        CheckpointError: There is no tokenizer.json, or it cannot be read; a file is too large.
     """
     source = checkpoint.base.directory
     if not (source / "tokenizer.json").is_file():
@@ -44,7 +44,7 @@ def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> list[str]:
         raise CheckpointError(str(error)) from None
     names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     for name in names:
-        shutil.copyfile(source / name, directory / name)
+        copy_regular(source / name, directory / name, limit=SETTINGS_LIMIT, error=CheckpointError)
     return names
 
 

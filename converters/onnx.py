@@ -21,6 +21,7 @@ from otter_export.converters.target import (
     option,
 )
 from otter_export.engine_io import READ_ONLY, TensorSpec
+from otter_export.files import writing
 from otter_export.graph.emit import static_shape
 from otter_export.graph.pipeline import lower, onnxruntime
 from otter_export.manifest import EngineManifest
@@ -90,20 +91,25 @@ TARGET = OnnxTarget()
 
 
 def save_model(model: ir.Model, directory: Path, progress: Progress | None = None) -> None:
-    """Write ``model.onnx`` and stream its weights into ``model.onnx.data``, one at a time."""
+    """Write ``model.onnx`` and stream its weights into ``model.onnx.data``, one at a time.
+
+    Raises:
+        OtterError: They cannot be written.
+    """
 
     def report(tensor: ir.TensorProtocol, _: Any) -> None:
         if progress is not None:
             progress(tensor.nbytes)
 
-    ir.save(
-        model,
-        directory / MODEL_FILE,
-        external_data=DATA_FILE,
-        size_threshold_bytes=_EXTERNAL_BYTES,
-        callback=report,
-        max_workers=1,
-    )
+    with writing(directory / DATA_FILE, sum(row[-1] for row in weight_rows(model))):
+        ir.save(
+            model,
+            directory / MODEL_FILE,
+            external_data=DATA_FILE,
+            size_threshold_bytes=_EXTERNAL_BYTES,
+            callback=report,
+            max_workers=1,
+        )
 
 
 def tensor_specs(values: Any) -> tuple[TensorSpec, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from otter_export.engine_io import RESERVED_NAMES
 from otter_export.errors import ConfigError
+from otter_export.files import read_regular
 
 FILE_NAME = "otter_config.json"
 FORMAT = "otter"
@@ -26,6 +27,8 @@ _MAX_WIDTH = 1 << 20
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 #: No score is that large; also refuses infinity, NaN and integers beyond float64.
 _MAX_BOUND = 1e300
+#: Of lists and objects in a JSON file; real ones have fewer than ten.
+_MAX_DEPTH = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,19 +160,31 @@ def read_json(path: Path, limit_bytes: int = 32 << 20) -> Any:
     """Parse a JSON file.
 
     Raises:
-        ConfigError: The file is missing, larger than ``limit_bytes``, or is not JSON.
+        ConfigError: The file is missing, no regular file, larger than ``limit_bytes``, not JSON,
+            or nested without reason.
     """
     try:
-        size = path.stat().st_size
-        if size > limit_bytes:
-            raise ConfigError(f"{path}: {size} bytes; a JSON file of at most {limit_bytes} is read")
-        content = path.read_bytes()
+        content = read_regular(path, limit_bytes, ConfigError)
         check_fetched(content)
-        return json.loads(content.decode("utf-8"))
+        value = json.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not readable JSON: {error}") from None
+    if _is_deep(value):
+        raise ConfigError(f"{path} nests more than {_MAX_DEPTH} lists and objects in each other")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether a JSON value is nested so deep that who walks it may run out of stack."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(_MAX_DEPTH):
+        inner = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [v for values in inner for v in values if isinstance(v, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def check_fetched(start: bytes) -> None:

@@ -26,6 +26,7 @@ from otter_export.checkpoint import (
 )
 from otter_export.config import OtterConfig, Signal
 from otter_export.errors import CheckpointError, ConfigError
+from otter_export.files import SETTINGS_LIMIT, copy_regular, writing
 from otter_export.hub import TOKENIZER_FILES, find_base
 from otter_export.initialization import Maker, initial_tensors
 from otter_export.manifest import FILE_NAME as ENGINE_FILE
@@ -42,7 +43,6 @@ from otter_export.safetensors_io import (
 from otter_export.tokenizer_file import FILE_NAME as TOKENIZER_FILE
 from otter_export.tokenizer_file import read_tokenizer, tokens_beyond
 
-_BLOCK_BYTES = 4 << 20
 _LARGEST_F16 = float(np.finfo(np.float16).max)
 
 
@@ -115,7 +115,8 @@ class Insertion:
                 directory / f"{OTTER_STEM}.safetensors", self.tensors, self.metadata, progress
             )
             text = json.dumps(self.config.to_json(), indent=1) + "\n"
-            (directory / marker).write_text(text, encoding="utf-8")
+            with writing(directory / marker):
+                (directory / marker).write_text(text, encoding="utf-8")
 
 
 def plan(
@@ -339,8 +340,6 @@ def _refuse_overlap(destination: Path, base: Path) -> None:
 
 
 def _copy(source: Path, destination: Path, progress: Callable[[int], None] | None) -> None:
-    with source.open("rb") as reader, destination.open("wb") as writer:
-        while block := reader.read(_BLOCK_BYTES):
-            writer.write(block)
-            if progress is not None:
-                progress(len(block))
+    # The headers of weights have been compared with their sizes; nothing vouches for the others.
+    limit = None if source.suffix == ".safetensors" else SETTINGS_LIMIT
+    copy_regular(source, destination, progress, limit=limit, error=CheckpointError)

@@ -20,6 +20,7 @@ import safetensors
 
 from otter_export.config import check_fetched, read_json
 from otter_export.errors import CheckpointError
+from otter_export.files import open_regular, replacing
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -157,11 +158,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         CheckpointError: The file is truncated, malformed, or not safetensors.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path, error=CheckpointError) as file:
             check_fetched(file.read(64))
-        with safetensors.safe_open(str(path), framework="np"):
-            pass
-        with path.open("rb") as file:
+            with safetensors.safe_open(str(path), framework="np"):
+                pass  # it has checked the length, which is read below
+            file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
@@ -241,6 +242,9 @@ def write_safetensors(
 
     Returns:
         The file's size in bytes.
+
+    Raises:
+        OtterError: It cannot be written.
     """
     plan = list(tensors)
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -256,19 +260,14 @@ def write_safetensors(
         offset += nbytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(encoded).to_bytes(8, "little") + encoded)
-            for tensor in plan:
-                data = np.asarray(tensor.make(), order="C")
-                expected = sizes[tensor.dtype] * math.prod(tensor.shape)
-                if data.nbytes != expected or data.shape != tensor.shape:
-                    raise ValueError(f"{tensor.name}: made {data.shape}, planned {tensor.shape}")
-                file.write(data.data if data.size else b"")
-                if progress is not None:
-                    progress(data.nbytes)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for tensor in plan:
+            data = np.asarray(tensor.make(), order="C")
+            expected = sizes[tensor.dtype] * math.prod(tensor.shape)
+            if data.nbytes != expected or data.shape != tensor.shape:
+                raise ValueError(f"{tensor.name}: made {data.shape}, planned {tensor.shape}")
+            file.write(data.data if data.size else b"")
+            if progress is not None:
+                progress(data.nbytes)
     return path.stat().st_size

@@ -15,6 +15,7 @@ import tokenizers
 
 from otter_export.config import check_fetched, read_json
 from otter_export.errors import ConfigError
+from otter_export.files import read_regular
 
 FILE_NAME = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
@@ -47,11 +48,8 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
         ConfigError: It is too large or no tokenizer, or a file beside it gives a token an id that
             it cannot have.
     """
-    size = path.stat().st_size
-    if size > _LIMIT_BYTES:
-        raise ConfigError(f"{path} has {size} bytes; a tokenizer of at most {_LIMIT_BYTES} is read")
+    content = read_regular(path, _LIMIT_BYTES, ConfigError)
     try:
-        content = path.read_bytes()
         check_fetched(content)
         tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
         _add_tokens(tokenizer, path)

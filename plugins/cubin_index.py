@@ -21,6 +21,7 @@ from typing import Any
 
 from otter_export.config import read_json
 from otter_export.errors import ConfigError, EngineError
+from otter_export.files import open_regular
 from otter_export.plugins.tiles import Tile
 
 FILE_NAME = "otter_linear.json"
@@ -185,7 +186,7 @@ class CubinIndex:
         try:
             if not path.resolve(strict=True).is_relative_to(self.directory.resolve()):
                 raise EngineError(f"{path} leads outside the engine; build the engine again")
-            with path.open("rb") as file:
+            with open_regular(path, error=EngineError) as file:
                 content = file.read(cubin.size + 1)
         except OSError as error:
             raise EngineError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -217,7 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dtypes = given.dtype.split(",")
         total = count_cubins(capabilities, dtypes)
         with (
-            output_directory(given.out, marker=FILE_NAME, force=True) as directory,
+            # Only what is there now is replaced, not what appears in the meantime.
+            output_directory(given.out, marker=FILE_NAME, force=given.out.exists()) as directory,
             tqdm(total=total, unit="kernel", desc="compile", file=sys.stderr) as bar,
         ):
             index = build_cubins(directory, capabilities, bar.update, dtypes)

@@ -17,6 +17,7 @@ from otter_export import __version__
 from otter_export.converters.triton.config import WARMUP, config_text
 from otter_export.converters.triton.package import copy_package
 from otter_export.errors import ConfigError, EngineError, OtterError
+from otter_export.files import copy_regular
 from otter_export.manifest import FILE_NAME as MANIFEST_FILE
 from otter_export.manifest import EngineManifest, describe_file
 from otter_export.runtime.executors import EXECUTORS
@@ -201,7 +202,7 @@ def _copy_engine(plan: RepositoryPlan, destination: Path, progress: Progress | N
                     "--link out to copy it"
                 ) from None
         else:
-            shutil.copyfile(plan.engine / name, target)
+            copy_regular(plan.engine / name, target, error=EngineError)
         # What is deployed is what was built: the copy is read again, and its hash compared.
         if expected is not None and describe_file(destination, name, progress).sha256 != expected:
             raise EngineError(

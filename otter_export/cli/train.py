@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal as signals
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from otter_export.checkpoint import Checkpoint
+from otter_export.checkpoint import OTTER_STEM, Checkpoint
+from otter_export.config import read_json
+from otter_export.files import exclusive
 from otter_export.modeling import report as reporting
 from otter_export.modeling.data import Item, Reader, overlap, split
 from otter_export.modeling.tokenization import end_token_id, load_tokenizer
@@ -164,6 +166,7 @@ def train(
     command is repeated. The result replaces CKPT/otter.safetensors, with training_report.json and
     training_curve.png beside it.
     """
+    click.get_current_context().with_resource(exclusive(checkpoint, "is being trained"))
     opened = Checkpoint.open(checkpoint)
     signal = reward_signal(opened, signal_name or opened.config.signals[0].name)
     reader = Reader(
@@ -184,6 +187,9 @@ def train(
     trainer = Trainer(opened, config, items, held_out, ends=reader.end_id is not None)
     if restart:
         remove_state(checkpoint)
+    if trainer.is_written():  # killed when all was done but the end
+        _finish(checkpoint, read_json(checkpoint / reporting.REPORT))
+        return
     resumed = trainer.resume()
     _show_settings(trainer, resumed)
     for name, judged_items in judged.items():
@@ -196,7 +202,6 @@ def train(
     _run(trainer)
     trainer.use_best()
     results = {name: _judge(trainer, name, items) for name, items in judged.items()}
-    size = reporting.write_trained(opened, trainer.best)
     if delta is not None:
         reporting.write_delta(delta, trainer.best)
     sources = {
@@ -208,13 +213,21 @@ def train(
         "max_tokens": reader.max_tokens,
     }
     content = reporting.report(trainer, sources, results)
+    # The tensors come last: until they are replaced, a repeated command resumes this run.
     reporting.write_report(checkpoint, content)
+    trainer.note_result()
+    reporting.write_trained(opened, trainer.best)
+    _finish(checkpoint, content)
+
+
+def _finish(checkpoint: Path, content: Mapping[str, Any]) -> None:
+    """Forget the state of a run whose results are written, and show them."""
     remove_state(checkpoint)
     click.echo(reporting.summary(content))
+    path = checkpoint / f"{OTTER_STEM}.safetensors"
     click.echo(
-        f"{checkpoint / 'otter.safetensors'}: {size / 1e6:.1f} MB, "
-        f"step {trainer.progress.best_step} of {trainer.progress.step}, "
-        f"{trainer.progress.seconds:.0f} s"
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB, "
+        f"step {content['best_step']} of {content['steps']}, {content['seconds']:.0f} s"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from otter_export.errors import MissingDependencyError, RequestError
+from otter_export.files import replacing
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -58,12 +59,8 @@ def plot_rewards(
     axes.set_xlabel("generated token")
     axes.set_ylabel(signal)
     axes.legend()
-    temporary = path.with_name(f".{path.name}.partial{path.suffix}")
-    try:
-        figure.savefig(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:].lower())
 
 
 def mean_by_position(sequences: Sequence[Sequence[float]]) -> list[float]:

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from otter_export.checkpoint import OTTER_STEM, Checkpoint
+from otter_export.files import replacing
 from otter_export.modeling.train_state import write_json
-from otter_export.modeling.training import Trainer
+from otter_export.modeling.training import Trainer, stored_bits
 from otter_export.safetensors_io import PlannedTensor, from_float32, write_safetensors
 
 REPORT = "training_report.json"
@@ -33,14 +33,13 @@ def write_trained(checkpoint: Checkpoint, trained: Mapping[str, Tensor]) -> int:
     Returns:
         The file's size in bytes.
     """
-
-    def make(name: str) -> npt.NDArray[Any]:
-        if name in trained:
-            return from_float32(trained[name].numpy(), checkpoint.tensors[name].dtype)
-        return checkpoint.tensors.raw(name)
-
     plan = [
-        PlannedTensor(name, info.dtype, info.shape, lambda name=name: make(name))  # type: ignore[misc]
+        PlannedTensor(
+            name,
+            info.dtype,
+            info.shape,
+            lambda name=name: stored_bits(checkpoint, trained, name),  # type: ignore[misc]
+        )
         for name, info in checkpoint.tensors.items()
     ]
     return write_safetensors(checkpoint.directory / f"{OTTER_STEM}.safetensors", plan)
@@ -120,9 +119,8 @@ def draw_curve(path: Path, content: Mapping[str, Any]) -> None:
     right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the curves, not on them
     for axis in (left, right):
         axis.grid(alpha=0.3)
-    temporary = path.with_name(f".{path.name}.partial")
-    FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
-    temporary.replace(path)
+    with replacing(path) as file:
+        FigureCanvasAgg(figure).print_png(file)  # type: ignore[no-untyped-call]
 
 
 def smoothed(values: list[float]) -> list[float]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from otter_export.modeling.objectives import (
     response_rewards,
 )
 from otter_export.modeling.otter_model import OtterModel, load_reference
-from otter_export.modeling.train_state import load_state, save_state
+from otter_export.modeling.train_state import amend_record, load_record, load_state, save_state
 from otter_export.modeling.training_config import (
     DTYPES,
     Progress,
@@ -36,6 +37,7 @@ from otter_export.modeling.training_config import (
     schedule,
     trainable_names,
 )
+from otter_export.safetensors_io import from_float32
 
 
 class Listener(Protocol):
@@ -226,6 +228,20 @@ class Trainer:
             record["best_metric"] = None
         save_state(self.checkpoint.directory, tensors, record)
 
+    def note_result(self) -> None:
+        """Note in the saved state what the checkpoint is about to hold.
+
+        The tensors are replaced first and the state is removed then; `is_written` tells who was
+        killed between the two.
+        """
+        best = self.best
+        result = self._digest(lambda name: stored_bits(self.checkpoint, best, name))
+        amend_record(self.checkpoint.directory, {"result": result})
+
+    def is_written(self) -> bool:
+        """Whether this run has ended already, and its tensors are those of the checkpoint."""
+        return load_record(self.checkpoint.directory).get("result") == self.fingerprint
+
     @torch.no_grad()
     def resume(self) -> bool:
         """Continue from the checkpoint's saved state, if it has one.
@@ -243,6 +259,7 @@ class Trainer:
                 "repeat its settings to resume it, or start over with --restart"
             )
         record.pop("tensors")
+        record.pop("result", None)
         if record["best_metric"] is None:
             record["best_metric"] = -math.inf
         self.progress = Progress(**record)
@@ -260,12 +277,31 @@ class Trainer:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Digest of all that the result depends on."""
+        return self._digest(self.checkpoint.tensors.raw)
+
+    def _digest(self, bits: Callable[[str], npt.NDArray[Any]]) -> str:
+        """Digest of settings, data and the bits of every inserted tensor."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config)).encode())
         for items in (self.train, self.held_out):
             digest.update(repr([(i.rows, i.score) for i in items]).encode())
         for name in self.checkpoint.tensors:
-            digest.update(name.encode() + self.checkpoint.tensors.raw(name).tobytes())
+            digest.update(name.encode() + bits(name).tobytes())
         return digest.hexdigest()
+
+
+def stored_bits(
+    checkpoint: Checkpoint, trained: Mapping[str, Tensor], name: str
+) -> npt.NDArray[Any]:
+    """The bits of an inserted tensor as the trained checkpoint stores them.
+
+    Args:
+        checkpoint: Gives the dtype, and the tensors that were not trained.
+        trained: Float32 values by name.
+        name: Which tensor.
+    """
+    if name in trained:
+        return from_float32(trained[name].numpy(), checkpoint.tensors[name].dtype)
+    return checkpoint.tensors.raw(name)
 
 
 def _make_trainable(

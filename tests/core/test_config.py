@@ -171,7 +171,7 @@ def test_read_json_refuses_deep_and_large_files(tmp_path: Path) -> None:
     path.write_text("[" * 200_000)
     with pytest.raises(ConfigError, match="not readable JSON"):
         read_json(path)
-    with pytest.raises(ConfigError, match="at most 1000 is read"):
+    with pytest.raises(ConfigError, match="at most 1000 are read"):
         read_json(path, limit_bytes=1000)
     with pytest.raises(ConfigError, match="does not exist"):
         read_json(tmp_path / "absent.json")

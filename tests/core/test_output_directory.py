@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from otter_export import output_directory as module
 from otter_export.errors import OtterError
+from otter_export.files import exclusive
 from otter_export.output_directory import output_directory
 
 MARKER = "marker.json"
@@ -101,3 +103,67 @@ def test_a_killed_process_leaves_nothing_under_the_name(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "x" / MARKER).read_text() == "one"
     write(tmp_path / "x", "two", force=True)  # what was left does not stand in the way
+    assert names(tmp_path) == ["x"]  # and is removed
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_appears_meanwhile_is_kept(tmp_path: Path, force: bool) -> None:
+    for kind, name in ((Path.mkdir, "folder"), (Path.touch, "file")):
+        target = tmp_path / name
+        with (
+            pytest.raises(OtterError, match="--force"),
+            output_directory(target, marker=MARKER, force=force) as directory,
+        ):
+            (directory / MARKER).write_text("ours")
+            kind(target)
+            if target.is_dir():
+                (target / "thesis.tex").write_text("years of work")
+    assert (tmp_path / "folder" / "thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "file").read_bytes() == b""
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_of_two_at_a_time_one_wins(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    with (
+        pytest.raises(OtterError, match="x has appeared while this command worked; it is kept"),
+        output_directory(target, marker=MARKER) as directory,
+    ):
+        (directory / MARKER).write_text("slow")
+        write(target, "fast")
+    assert (target / MARKER).read_text() == "fast"
+    assert names(tmp_path) == ["x"]
+
+
+def test_what_is_in_use_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    write(target, "one")
+    with (
+        exclusive(target, "is being trained"),
+        pytest.raises(OtterError, match="is in use by another process"),
+    ):
+        write(target, "two", force=True)
+    assert (target / MARKER).read_text() == "one"
+
+
+def test_without_exchange_names_are_recovered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_exchange", lambda one, other: False)
+    target = tmp_path / "x"
+    write(target, "one")
+    write(target, "two", force=True)
+    assert (target / MARKER).read_text() == "two"
+    assert names(tmp_path) == ["x"]
+
+    target.rename(tmp_path / ".x.0123456789abcdef.old")  # killed here
+    with pytest.raises(OtterError, match="x exists"):
+        write(target, "three")
+    assert (target / MARKER).read_text() == "two"
+    assert names(tmp_path) == ["x"]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OtterError, match=r"cannot write .*file.*; "):
+        write(tmp_path / "file" / "x", "one")

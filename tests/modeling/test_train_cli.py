@@ -18,6 +18,7 @@ import torch
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.cli.main import main
+from otter_export.files import exclusive
 from otter_export.safetensors_io import TensorStore
 from tests import tiny
 
@@ -236,3 +237,83 @@ def test_a_killed_run_resumes_to_the_same_tensors(
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     assert_resumes(tmp_path, data, capsys)
+
+
+@pytest.mark.parametrize("planted", ["training_state", "training_state/state.json"])
+def test_a_planted_link_is_refused(
+    tmp_path: Path,
+    checkpoint: Path,
+    data: Path,
+    planted: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A stranger's checkpoint must not lead a training run out of its directory."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "state.json").write_text("{}")
+    link = checkpoint / planted
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(outside / "state.json" if link.suffix else outside)
+    command = ["train", checkpoint, "--data", data, "--objective", "regression", *FAST]
+    for restart in ([], ["--restart"]):
+        assert run(*command, *restart) == 2
+        assert f"{link} is a link; remove it" in capsys.readouterr().err
+    assert [p.name for p in outside.iterdir()] == ["state.json"]
+    assert (outside / "state.json").read_text() == "{}"
+
+
+def test_links_at_predictable_names_are_not_written_through(
+    tmp_path: Path, checkpoint: Path, data: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    names = ("otter.safetensors", "training_report.json", "training_curve.png")
+    for name in names[1:]:
+        (checkpoint / name).symlink_to(victim)
+    for name in names:
+        (checkpoint / f".{name}.partial").symlink_to(victim)
+    command = ["train", checkpoint, "--data", data, "--objective", "regression", *FAST]
+    assert run(*command, "--max-steps", "2") == 0
+    assert victim.read_text() == "precious"
+    assert all((checkpoint / name).is_file() for name in names)
+    assert not any((checkpoint / name).is_symlink() for name in names)
+
+
+def test_a_state_names_no_file_elsewhere(
+    tmp_path: Path, checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = checkpoint / "training_state"
+    state.mkdir()
+    (state / "state.json").write_text(json.dumps({"tensors": "../otter.safetensors"}))
+    command = ["train", checkpoint, "--data", data, "--objective", "regression", *FAST]
+    assert run(*command) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_two_trainings_of_one_checkpoint(
+    checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", checkpoint, "--data", data, "--objective", "regression", *FAST]
+    with exclusive(checkpoint, "is being trained"):
+        assert run(*command) == 2
+    assert f"{checkpoint} is being trained by another process" in capsys.readouterr().err
+    assert run(*command, "--max-steps", "1") == 0
+
+
+def test_a_run_that_was_killed_before_its_last_call_is_finished(
+    checkpoint: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The tensors are replaced, the state is not removed: it must not be trained a second time."""
+    command = ["train", checkpoint, "--data", data, "--objective", "regression", *FAST]
+    with monkeypatch.context() as patch:
+        patch.setattr("otter_export.cli.train._finish", lambda *_: None)
+        assert run(*command, "--max-steps", "2") == 0
+    tensors = (checkpoint / "otter.safetensors").read_bytes()
+    assert (checkpoint / "training_state" / "state.json").is_file()
+    assert run(*command, "--max-steps", "2") == 0
+    assert "held-out pearson by prefix" in capsys.readouterr().out
+    assert (checkpoint / "otter.safetensors").read_bytes() == tensors
+    assert not (checkpoint / "training_state").exists()

@@ -113,5 +113,5 @@ def test_missing_and_corrupt_files(tmp_path: Path, content: bytes | None, messag
 def test_an_oversize_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_file, "_LIMIT_BYTES", 10)
     (tmp_path / "tokenizer.json").write_bytes(b" " * 11)
-    with pytest.raises(EngineError, match="has 11 bytes; a tokenizer of at most 10 is read"):
+    with pytest.raises(EngineError, match="has 11 bytes; at most 10 are read"):
         JsonTokenizer(tmp_path / "tokenizer.json")

@@ -1,0 +1,294 @@
+"""Reading and writing of files that may be hostile, in use, or on a full disk.
+
+What is read comes from strangers: only regular files are opened for it, and their size is bounded
+before memory is taken. What is written goes to a new file beside its name, which is opened
+exclusively under a name that nobody can foresee, then renamed: a name holds the old content or the
+new, and nothing is written through a link that somebody planted there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from otter_export.errors import OtterError
+
+#: Of texts and settings that no caller knows a tighter limit for.
+SETTINGS_LIMIT = 256 << 20
+_BLOCK_BYTES = 4 << 20
+_REMEDIES = {
+    errno.ENOSPC: "free some space there, or write to another disk",
+    errno.EDQUOT: "free some of your quota there, or write to another disk",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or write to another disk",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EACCES: "check the permissions of it and its directory, or choose another place",
+    errno.EPERM: "check the permissions of it and its directory, or choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+@contextlib.contextmanager
+def open_regular(
+    path: Path, limit: int | None = None, error: type[OtterError] = OtterError
+) -> Iterator[BinaryIO]:
+    """Open a regular file for reading; links are followed, but to nothing else.
+
+    A pipe is not waited for, and a device is not read.
+
+    Args:
+        path: The file.
+        limit: Largest accepted size in bytes.
+        error: What is raised.
+
+    Raises:
+        FileNotFoundError: There is no such file; the caller knows what to do then.
+        OtterError: It cannot be read, is no regular file, or is larger than ``limit``; of the
+            class ``error``.
+    """
+    try:
+        # Opening a pipe would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as reason:
+        raise error(f"{path} cannot be read: {_reason(reason)}") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise error(f"{path} is not a regular file; only regular files are read")
+    with os.fdopen(descriptor, "rb") as file:
+        if limit is not None and status.st_size > limit:
+            raise error(f"{path} has {status.st_size} bytes; at most {limit} are read")
+        yield file
+
+
+def read_regular(
+    path: Path, limit: int = SETTINGS_LIMIT, error: type[OtterError] = OtterError
+) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes; see `open_regular`."""
+    with open_regular(path, limit, error) as file:
+        try:
+            content = file.read(limit + 1)  # it may grow while it is read
+        except OSError as reason:
+            raise error(f"{path} cannot be read: {_reason(reason)}") from None
+    if len(content) > limit:
+        raise error(f"{path} has more than {limit} bytes; at most {limit} are read")
+    return content
+
+
+def copy_regular(
+    source: Path,
+    destination: Path,
+    progress: Callable[[int], None] | None = None,
+    *,
+    limit: int | None = None,
+    error: type[OtterError] = OtterError,
+) -> None:
+    """Copy a regular file, through links, to a name that does not exist yet.
+
+    Args:
+        source: The file.
+        destination: Its copy.
+        progress: Called with the number of bytes just copied.
+        limit: Largest accepted size in bytes.
+        error: What is raised if ``source`` cannot be read.
+
+    Raises:
+        OtterError: ``source`` is no such file, or ``destination`` cannot be written.
+    """
+    try:
+        with (
+            open_regular(source, limit, error) as reader,
+            writing(destination),
+            destination.open("xb") as writer,
+        ):
+            while block := reader.read(_BLOCK_BYTES):
+                writer.write(block)
+                if progress is not None:
+                    progress(len(block))
+    except FileNotFoundError:
+        raise error(f"{source} does not exist") from None
+
+
+@contextlib.contextmanager
+def writing(path: Path, size: int = 0) -> Iterator[None]:
+    """Turn a system error within the block into one line: the file, the reason, what to do.
+
+    Args:
+        path: What is written; named if the error does not name a file itself.
+        size: About how many bytes; used to find the reason where a library has lost it.
+
+    Raises:
+        OtterError: An OSError was raised within the block.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # a reader of the output that has gone; no file
+    except OSError as error:
+        name = error.filename if isinstance(error.filename, str | os.PathLike) else path
+        # numpy counts what it has written, and drops the reason why it was less.
+        cause = error if error.errno is not None else _lost_reason(path.parent, size) or error
+        remedy = _REMEDIES.get(cause.errno or 0, "check the path, or choose another place")
+        raise OtterError(f"cannot write {name}: {_reason(cause)}; {remedy}") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file that takes the name ``path`` when the block succeeds.
+
+    Leftovers of killed processes that were replacing the same name are removed.
+
+    Raises:
+        OtterError: It cannot be written.
+    """
+    with writing(path):
+        remove_leftovers(path)
+        temporary, descriptor = create_partial(path)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()  # errors of the last block come before the name is taken
+                temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def create_partial(path: Path, *, directory: bool = False) -> tuple[Path, int]:
+    """Make a new, empty file or directory beside ``path``, and hold it.
+
+    Returns:
+        Its path, and a descriptor which says, as long as it is open, that its process lives: the
+        system forgets it with the process, however that ends.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    while True:
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+        if directory:
+            partial.mkdir()
+            descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        else:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(partial, flags, 0o666)
+        if hold(descriptor) and _names(partial, descriptor):
+            return partial, descriptor
+        os.close(descriptor)  # taken for a leftover in the moment before it was held
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what `create_partial` made beside ``path`` for processes that are gone."""
+    for leftover, _ in held_leftovers(path, "partial"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                leftover.unlink()
+
+
+def held_leftovers(path: Path, suffix: str) -> Iterator[tuple[Path, int]]:
+    """Yield what processes that are gone left beside ``path``, one at a time and held.
+
+    Args:
+        path: The final name.
+        suffix: ``partial`` or ``old``.
+    """
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.{suffix}")
+    try:
+        leftovers = sorted(p for p in path.parent.iterdir() if pattern.fullmatch(p.name))
+    except OSError:
+        return
+    for leftover in leftovers:
+        try:
+            descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            continue  # a link, gone, or another user's
+        try:
+            status = os.fstat(descriptor)
+            kind = stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)
+            mine = status.st_uid == os.geteuid()
+            if kind and mine and hold(descriptor, unsure=False) and _names(leftover, descriptor):
+                yield leftover, descriptor
+        finally:
+            os.close(descriptor)
+
+
+def hold(descriptor: int, *, unsure: bool = True) -> bool:
+    """Lock an open file or directory for this process, unless another holds it.
+
+    Args:
+        descriptor: Of the file; the lock ends when it is closed.
+        unsure: The answer on file systems that have no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return unsure
+    return True
+
+
+@contextlib.contextmanager
+def exclusive(directory: Path, use: str) -> Iterator[None]:
+    """Hold a directory during the block, so that two processes do not change it at a time.
+
+    Args:
+        directory: Which; nothing is held where there is none, which the reader will say.
+        use: What the holder does, for the error: ``is trained``.
+
+    Raises:
+        OtterError: Another process holds it.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        yield
+        return
+    try:
+        if not hold(descriptor):
+            raise OtterError(
+                f"{directory} {use} by another process; wait for its end, or use a copy"
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _names(path: Path, descriptor: int) -> bool:
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def _lost_reason(directory: Path, size: int) -> OSError | None:
+    """Why ``size`` bytes cannot be written into a directory, asked of the system."""
+    try:
+        partial, descriptor = create_partial(directory / "space")
+    except OSError as error:
+        return error
+    try:
+        os.posix_fallocate(descriptor, 0, max(size, 1))
+    except OSError as error:
+        return error
+    finally:
+        os.close(descriptor)
+        partial.unlink(missing_ok=True)
+    return None
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -1,0 +1,209 @@
+"""L0: only regular, bounded files are read; writing follows no link and tells its errors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from otter_export.config import read_json
+from otter_export.errors import CheckpointError, ConfigError, EngineError, OtterError
+from otter_export.files import (
+    copy_regular,
+    create_partial,
+    exclusive,
+    read_regular,
+    remove_leftovers,
+    replacing,
+    writing,
+)
+from otter_export.runtime.tokenizer import JsonTokenizer
+from otter_export.safetensors_io import TensorStore, read_header
+
+SPARSE = 1 << 40
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def directory(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize("make", [fifo, device, directory])
+@pytest.mark.parametrize(
+    ("read", "error"),
+    [
+        (read_regular, OtterError),
+        (read_json, ConfigError),
+        (JsonTokenizer, EngineError),
+        (read_header, CheckpointError),
+        (lambda path: copy_regular(path, path.with_name("copy")), OtterError),
+    ],
+)
+def test_what_is_no_regular_file_is_refused_at_once(
+    tmp_path: Path,
+    make: Callable[[Path], None],
+    read: Callable[[Path], object],
+    error: type[OtterError],
+) -> None:
+    path = tmp_path / "file"
+    make(path)
+    with pytest.raises(error, match="file is not a regular file; only regular files are read"):
+        read(path)
+    assert not (tmp_path / "copy").exists()
+
+
+def test_sizes_are_bounded_before_memory_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.touch()
+    os.truncate(path, SPARSE)
+    with pytest.raises(OtterError, match=f"has {SPARSE} bytes; at most 1000 are read"):
+        read_regular(path, 1000)
+    with pytest.raises(EngineError, match=f"has {SPARSE} bytes"):
+        JsonTokenizer(path)
+    with pytest.raises(OtterError, match=f"has {SPARSE} bytes"):
+        copy_regular(path, tmp_path / "copy", limit=1000)
+
+
+def test_links_to_regular_files_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(b"{}")
+    link = tmp_path / "config.json"
+    link.symlink_to("blob")
+    assert read_json(link) == {}
+    copy_regular(link, tmp_path / "copy")
+    assert not (tmp_path / "copy").is_symlink()
+    assert (tmp_path / "copy").read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize("brackets", ["[]", '{"a": }'])
+def test_deep_json_is_refused(tmp_path: Path, brackets: str) -> None:
+    path, half = tmp_path / "config.json", len(brackets) - 1
+
+    def nested(depth: int) -> None:
+        path.write_text(brackets[:half] * depth + "1" + brackets[half:] * depth)
+
+    nested(64)
+    read_json(path)
+    nested(65)
+    with pytest.raises(ConfigError, match="nests more than 64"):
+        read_json(path)
+    nested(600)
+    with pytest.raises(ConfigError, match="nests more than 64"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("stem", ["otter", "model"])
+def test_weights_behind_a_pipe_are_not_waited_for(tmp_path: Path, stem: str) -> None:
+    fifo(tmp_path / f"{stem}.safetensors")
+    with pytest.raises(CheckpointError, match=f"{stem}.safetensors"):
+        TensorStore.open(tmp_path, stem)
+
+
+def test_replacing_leaves_the_old_or_the_new(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError), replacing(path) as file:
+        file.write(b"new")
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+    with replacing(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_replacing_writes_through_no_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    place = tmp_path / "place"
+    place.mkdir()
+    for name in ("file", ".file.partial"):
+        (place / name).symlink_to(victim)
+    with replacing(place / "file") as file:
+        file.write(b"new")
+    assert victim.read_bytes() == b"precious"
+    assert (place / "file").read_bytes() == b"new"
+    assert not (place / "file").is_symlink()
+
+
+def test_leftovers_are_removed_when_their_process_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    held = [create_partial(path, directory=directory) for directory in (False, True)]
+    code = (
+        "import os, pathlib, signal\n"
+        "from otter_export.files import create_partial\n"
+        "for directory in (False, True):\n"
+        "    create_partial(pathlib.Path('x'), directory=directory)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path)
+    assert done.returncode == -signal.SIGKILL
+    others = [tmp_path / ".y.0123456789abcdef.partial", tmp_path / ".x.mine.partial"]
+    for other in others:
+        other.touch()
+    assert len(list(tmp_path.iterdir())) == 6
+    remove_leftovers(path)
+    assert set(tmp_path.iterdir()) == {*others, *(partial for partial, _ in held)}
+    for _, descriptor in held:
+        os.close(descriptor)
+
+
+def test_a_link_with_the_name_of_a_leftover_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    link = tmp_path / ".x.0123456789abcdef.partial"
+    link.symlink_to(tmp_path / "victim")
+    remove_leftovers(tmp_path / "x")
+    assert link.is_symlink()
+    assert (tmp_path / "victim").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EROFS, "can be written to"),
+        (errno.EACCES, "permissions"),
+        (errno.EIO, "choose another place"),
+    ],
+)
+def test_system_errors_name_the_file_the_reason_and_what_to_do(number: int, remedy: str) -> None:
+    message = f"write a/b: {os.strerror(number)}; .*{remedy}"
+    with pytest.raises(OtterError, match=message), writing(Path("a/b")):
+        raise OSError(number, os.strerror(number))
+    with pytest.raises(OtterError, match="write a/c: "), writing(Path("a/b")):
+        raise OSError(number, os.strerror(number), "a/c")
+
+
+def test_a_lost_reason_is_found(tmp_path: Path) -> None:
+    """Numpy counts what it has written, and says nothing else."""
+    path, reasons = tmp_path / "model.onnx.data", r"(No space left|File too large)"
+    with pytest.raises(OtterError, match=reasons), writing(path, 1 << 62):
+        raise OSError("1536 requested and 0 written")
+    with pytest.raises(OtterError, match="1536 requested"), writing(tmp_path / "x", 10):
+        raise OSError("1536 requested and 0 written")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    with (
+        exclusive(tmp_path, "is being trained"),
+        pytest.raises(OtterError, match="is being trained by another process; wait"),
+        exclusive(tmp_path, "is being trained"),
+    ):
+        pass
+    with exclusive(tmp_path, "is being trained"), exclusive(tmp_path / "none", "is being trained"):
+        pass
