@@ -10,6 +10,7 @@ from typing import Any
 
 from otter_export import __version__
 from otter_export import config as config_file
+from otter_export.boundary import writing
 from otter_export.checkpoint import TOKENIZER_FILES, Checkpoint
 from otter_export.errors import CheckpointError
 from otter_export.manifest import EngineManifest, describe_file
@@ -38,7 +39,8 @@ def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> list[str]:
         )
     names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     for name in names:
-        shutil.copyfile(source / name, directory / name)
+        with writing(directory / name):
+            shutil.copyfile(source / name, directory / name)
     return names
 
 

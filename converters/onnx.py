@@ -10,6 +10,7 @@ from typing import Any
 import mobius
 import onnx_ir as ir
 
+from otter_export.boundary import writing
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.engine_directory import copy_tokenizer, engine_manifest
 from otter_export.converters.target import (
@@ -96,14 +97,15 @@ def save_model(model: ir.Model, directory: Path, progress: Progress | None = Non
         if progress is not None:
             progress(tensor.nbytes)
 
-    ir.save(
-        model,
-        directory / MODEL_FILE,
-        external_data=DATA_FILE,
-        size_threshold_bytes=_EXTERNAL_BYTES,
-        callback=report,
-        max_workers=1,
-    )
+    with writing(directory / DATA_FILE):
+        ir.save(
+            model,
+            directory / MODEL_FILE,
+            external_data=DATA_FILE,
+            size_threshold_bytes=_EXTERNAL_BYTES,
+            callback=report,
+            max_workers=1,
+        )
 
 
 def tensor_specs(values: Any) -> tuple[TensorSpec, ...]:

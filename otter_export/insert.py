@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from otter_export import config as config_file
+from otter_export.boundary import writing
 from otter_export.checkpoint import (
     OTTER_STEM,
     TOKENIZER_FILES,
@@ -277,7 +278,7 @@ def _refuse_overlap(destination: Path, base: Path) -> None:
 
 
 def _copy(source: Path, destination: Path, progress: Callable[[int], None] | None) -> None:
-    with source.open("rb") as reader, destination.open("wb") as writer:
+    with source.open("rb") as reader, writing(destination), destination.open("wb") as writer:
         while block := reader.read(_BLOCK_BYTES):
             writer.write(block)
             if progress is not None:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 
+from otter_export.boundary import errors_as, writing
 from otter_export.config import read_json
 from otter_export.errors import CheckpointError
 
@@ -139,14 +140,14 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     Raises:
         CheckpointError: The file is truncated, malformed, or not safetensors.
     """
-    try:
-        with safetensors.safe_open(str(path), framework="np"):
-            pass
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
+    # Opened here first: the library says of a file without permissions that it does not exist.
+    with (
+        errors_as(CheckpointError, f"{path} is not a readable safetensors file"),
+        path.open("rb") as file,
+        safetensors.safe_open(str(path), framework="np"),
+    ):
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     start = 8 + length
     return {
@@ -235,7 +236,7 @@ def write_safetensors(
     encoded += b" " * (-len(encoded) % 8)
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        with temporary.open("wb") as file:
+        with writing(path), temporary.open("wb") as file:
             file.write(len(encoded).to_bytes(8, "little") + encoded)
             for tensor in plan:
                 data = np.asarray(tensor.make(), order="C")

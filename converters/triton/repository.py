@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from otter_export import __version__
+from otter_export.boundary import writing
 from otter_export.converters.triton.config import WARMUP, config_text
 from otter_export.converters.triton.package import copy_package
 from otter_export.errors import ConfigError, EngineError, OtterError
@@ -192,16 +193,19 @@ def _copy_engine(plan: RepositoryPlan, destination: Path, progress: Progress | N
     ]:
         target = destination / name
         target.parent.mkdir(parents=True, exist_ok=True)
+        # A link to a link would dangle where the engine's own is relative, as in a cache.
+        source = (plan.engine / name).resolve()
         if plan.link:
             try:
-                os.link(plan.engine / name, target)
+                os.link(source, target)
             except OSError as error:
                 raise OtterError(
-                    f"cannot make a hard link to {plan.engine / name}: {error.strerror}; leave "
-                    "--link out to copy it"
+                    f"cannot make a hard link to {source}: {error.strerror}; leave --link out to "
+                    "copy it"
                 ) from None
         else:
-            shutil.copyfile(plan.engine / name, target)
+            with writing(target):
+                shutil.copyfile(source, target)
         # What is deployed is what was built: the copy is read again, and its hash compared.
         if expected is not None and describe_file(destination, name, progress).sha256 != expected:
             raise EngineError(

@@ -1,7 +1,7 @@
 """``otter-export``: the group of commands, loaded lazily so that ``--help`` needs no extra.
 
-Exit status: 0 done, 1 a check failed, 2 misuse or bad input (one line; ``--verbose`` shows the
-traceback).
+Exit status: 0 done, 1 a check failed, 2 misuse, bad input or whatever else kept a command from its
+work (one line; ``--verbose`` shows the traceback).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import click
 
 from otter_export import __version__
+from otter_export.boundary import reason
+from otter_export.cli.streams import standard_streams
 from otter_export.errors import MissingDependencyError, OtterError, VerificationError
 
 
@@ -47,6 +49,10 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+class _ReaderGoneError(Exception):
+    """Nobody reads standard output any more, as after ``| head -1``; no error of the command."""
+
+
 class _LazyGroup(click.Group):
     """A group whose commands are imported when they are called, not when they are listed."""
 
@@ -72,6 +78,15 @@ class _LazyGroup(click.Group):
             ) from error
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # at its own exit, Python would make status 120 of a failure
+            return result
+        except BrokenPipeError as error:
+            # click makes status 1 of it, which is that of a failed check.
+            raise _ReaderGoneError from error
+
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="otter-export")
@@ -86,28 +101,43 @@ def main(arguments: list[str] | None = None) -> None:
     # --verbose works at any place of the line, as users type it after the command.
     verbose = "--verbose" in args
     args = [a for a in args if a != "--verbose"]
-    sys.exit(_run(args, verbose))
+    with standard_streams():
+        status = _run(args, verbose)
+    sys.exit(status)
 
 
 def _run(args: list[str], verbose: bool) -> int:
     try:
         result: Any = cli.main(args, prog_name="otter-export", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return 130
+    except _ReaderGoneError:
+        # Who writes files has written them by then, and the reader has had enough.
+        return 0
     except click.ClickException as error:
         error.show()
         return 2
     except VerificationError as error:
-        return _fail(error, verbose, 1)
-    except (OtterError, OSError, MemoryError) as error:
-        return _fail(error, verbose, 2)
+        return _fail(str(error), verbose, 1)
+    except OtterError as error:
+        return _fail(str(error), verbose)
+    except (OSError, MemoryError) as error:
+        return _fail(reason(error), verbose)
+    # Only a mistake of this package gets here: what libraries raise became an error of ours where
+    # they were called.
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        hint = "this is a mistake in otter-export: please report it with what --verbose shows"
+        return _fail(f"unexpected {what}; {hint}", verbose)
 
 
-def _fail(error: Exception, verbose: bool, status: int) -> int:
+def _fail(message: str, verbose: bool, status: int = 2) -> int:
     if verbose:
         traceback.print_exc()
     # Messages are one line each, so that they can be grepped and shown by other programs.
-    click.echo("error: " + " ".join(str(error).split()), err=True)
+    click.echo("error: " + " ".join(message.split()), err=True)
     return status

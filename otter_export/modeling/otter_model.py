@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from otter_export.boundary import errors_as
 from otter_export.checkpoint import Checkpoint, expected_tensors
 from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError
@@ -142,7 +143,7 @@ def load_base(directory: Any, dtype: torch.dtype = torch.float32) -> Any:
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
+    with errors_as(CheckpointError, f"transformers cannot load {directory}"):
         model: Any = AutoModelForCausalLM.from_pretrained(
             str(directory),
             dtype=dtype,
@@ -150,8 +151,6 @@ def load_base(directory: Any, dtype: torch.dtype = torch.float32) -> Any:
             trust_remote_code=False,
             local_files_only=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"transformers cannot load {directory}: {error}") from error
     return model.eval()
 
 

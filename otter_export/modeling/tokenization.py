@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from otter_export.boundary import errors_as
 from otter_export.checkpoint import BaseModel
 from otter_export.errors import CheckpointError
 from otter_export.modeling.data import Tokenizer
@@ -17,12 +18,10 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     """
     from transformers import AutoTokenizer
 
-    try:
+    with errors_as(CheckpointError, f"{directory} has no usable tokenizer"):
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{directory} has no usable tokenizer: {error}") from None
     return tokenizer
 
 

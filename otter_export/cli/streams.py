@@ -1,0 +1,117 @@
+"""Standard output and standard error of a command, whatever the caller made of them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
+
+
+@contextlib.contextmanager
+def standard_streams() -> Iterator[None]:
+    """Make both streams fit to be written to, for as long as the block runs.
+
+    A descriptor that the caller closed (``2>&-``) is opened on the null device: the next file that
+    is opened would get its number else, and with it what libraries print. What an encoding cannot
+    hold is written as an escape, so that text cannot end a command. A closed standard error is
+    written to in vain, since what goes there is for people and not the command's work.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    before = sys.stdout, sys.stderr
+    output = sys.stdout or _null()
+    sys.stdout = cast(TextIO, _Output(output))
+    sys.stderr = cast(TextIO, _Forgiving(sys.stderr or _null()))
+    try:
+        with _escaping(output):
+            yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def discard(stream: TextIO, descriptor: int) -> None:
+    """Lead a stream that cannot be written to into the null device, what it has buffered too."""
+    with contextlib.suppress(OSError, ValueError):
+        if stream.fileno() == descriptor:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, descriptor)
+            os.close(null)
+
+
+@contextlib.contextmanager
+def _escaping(stream: TextIO) -> Iterator[None]:
+    """Write characters that the stream's encoding does not have as escapes."""
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
+        return
+    errors = stream.errors
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it flushes
+            stream.reconfigure(errors=errors)
+
+
+def _null() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123  (for the process)
+
+
+class _Stream:
+    """A text stream whose failures are handled.
+
+    Args:
+        stream: Where the text goes.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write text."""
+        with self._handled():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        with self._handled():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "buffer":  # click would write there where the encoding is narrow
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+    def _handled(self) -> contextlib.AbstractContextManager[None]:
+        raise NotImplementedError
+
+
+class _Output(_Stream):
+    """Standard output, whose errors say that they are its."""
+
+    @contextlib.contextmanager
+    def _handled(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            discard(self._stream, 1)  # Python's own exit would make status 120 of what is left
+            error.filename = "standard output"
+            raise
+
+
+class _Forgiving(_Stream):
+    """Standard error, whose failures are nobody's concern."""
+
+    @contextlib.contextmanager
+    def _handled(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            discard(self._stream, 2)
