@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import os
 import sys
@@ -96,9 +95,6 @@ def _generate(
     engine: Engine, requests: list[Request], batch_size: int, as_json: bool, live: bool
 ) -> list[Result]:
     """Generate and print."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that is not UTF-8 shows a mark for what it cannot, and goes on.
-        sys.stdout.reconfigure(errors="replace")
     started = time.perf_counter()
     if as_json:
         results = _collect(engine, requests, batch_size, "generating")
