@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from otter_export.cli.generation_view import TextView, summary
+from otter_export.cli.streams import until_closed
 from otter_export.errors import RequestError
 from otter_export.evaluation.reward_plot import check_plot_path, plot_rewards
 from otter_export.load import load_engine
@@ -85,7 +82,7 @@ def generate(
     if plot is not None:
         check_plot_path(plot)
     engine = load_engine(directory, provider=provider, threads=threads)
-    with _closed_pipe_is_no_error():
+    with until_closed():
         results = _generate(engine, requests, batch_size, as_json, live)
     if plot is not None:
         _plot(engine, requests, results, batch_size, plot)
@@ -151,15 +148,3 @@ def _plot(
         series = {"guided": [r.rewards for r in results], "unguided": [r.rewards for r in unguided]}
     plot_rewards(path, series, reward_signal(engine.manifest, requests[0].method.signal).name)
     click.echo(f"plot: {path}", err=True)
-
-
-@contextlib.contextmanager
-def _closed_pipe_is_no_error() -> Iterator[None]:
-    """End quietly when the reader of stdout goes away, as in ``generate ... --json | head -1``."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # What Python still holds for stdout goes nowhere, else its own exit would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)

@@ -49,10 +49,6 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-class _ReaderGoneError(Exception):
-    """Nobody reads standard output any more, as after ``| head -1``; no error of the command."""
-
-
 class _LazyGroup(click.Group):
     """A group whose commands are imported when they are called, not when they are listed."""
 
@@ -78,15 +74,6 @@ class _LazyGroup(click.Group):
             ) from error
         return command
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()  # at its own exit, Python would make status 120 of a failure
-            return result
-        except BrokenPipeError as error:
-            # click makes status 1 of it, which is that of a failed check.
-            raise _ReaderGoneError from error
-
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="otter-export")
@@ -109,13 +96,11 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(args: list[str], verbose: bool) -> int:
     try:
         result: Any = cli.main(args, prog_name="otter-export", standalone_mode=False)
+        sys.stdout.flush()  # at its own exit, Python would make status 120 of a failure
         return result if isinstance(result, int) else 0
     except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return 130
-    except _ReaderGoneError:
-        # Who writes files has written them by then, and the reader has had enough.
-        return 0
     except click.ClickException as error:
         error.show()
         return 2

@@ -16,8 +16,8 @@ def standard_streams() -> Iterator[None]:
 
     A descriptor that the caller closed (``2>&-``) is opened on the null device: the next file that
     is opened would get its number else, and with it what libraries print. What an encoding cannot
-    hold is written as an escape, so that text cannot end a command. A closed standard error is
-    written to in vain, since what goes there is for people and not the command's work.
+    hold is written as an escape, so that text cannot end a command. What cannot be written to
+    standard error is lost, since it is for people and not the command's work.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -35,7 +35,27 @@ def standard_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def discard(stream: TextIO, descriptor: int) -> None:
+@contextlib.contextmanager
+def until_closed() -> Iterator[None]:
+    """End the program, without an error, when the reader of standard output goes away.
+
+    For work that is nothing but its output: who leaves, as ``| head -1`` does, has had enough.
+    """
+    output = sys.stdout
+    if not isinstance(output, _Output):
+        yield
+        return
+    output.ends = True
+    try:
+        yield
+        output.flush()
+    except BrokenPipeError:
+        sys.exit(0)
+    finally:
+        output.ends = False
+
+
+def _discard(stream: TextIO, descriptor: int) -> None:
     """Lead a stream that cannot be written to into the null device, what it has buffered too."""
     with contextlib.suppress(OSError, ValueError):
         if stream.fileno() == descriptor:
@@ -96,16 +116,25 @@ class _Stream:
 
 
 class _Output(_Stream):
-    """Standard output, whose errors say that they are its."""
+    """Standard output, whose errors say that they are its.
+
+    A reader that has gone is none: the command does its work to the end, in silence.
+
+    Attributes:
+        ends: Whether it is one, in `until_closed`.
+    """
+
+    ends = False
 
     @contextlib.contextmanager
     def _handled(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            discard(self._stream, 1)  # Python's own exit would make status 120 of what is left
+            _discard(self._stream, 1)  # Python's own exit would make status 120 of what is left
             error.filename = "standard output"
-            raise
+            if self.ends or not isinstance(error, BrokenPipeError):
+                raise
 
 
 class _Forgiving(_Stream):
@@ -116,4 +145,4 @@ class _Forgiving(_Stream):
         try:
             yield
         except OSError:
-            discard(self._stream, 2)
+            _discard(self._stream, 2)
