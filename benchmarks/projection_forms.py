@@ -9,8 +9,12 @@ printed as a ratio to the first form, the base projection alone.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from typing import Any
+
+# ONNX Runtime looks at it once, when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnx.parser

@@ -7,11 +7,14 @@
     print(result.text, result.rewards)
 
 The names below are imported when they are first used, so that importing the package stays cheap.
+Importing it also opts out of the telemetry of the libraries that it uses, before any of them is
+imported: they look at the environment once, and then it is too late.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +26,15 @@ if TYPE_CHECKING:
     from otter_export.runtime.request import Candidate, Request, Result, TokenEvent
 
 __version__ = "0.1.0"
+
+#: Set to 1; an environment that has one of them keeps its own value.
+_NO_TELEMETRY = (
+    "ORT_DISABLE_TELEMETRY",  # ONNX Runtime: a device id in HOME, and events to its vendor
+    "HF_HUB_DISABLE_TELEMETRY",  # huggingface_hub and transformers: versions in every request
+    "TRTLLM_NO_USAGE_STATS",  # TensorRT-LLM 1.3 and later: usage reports
+)
+for _variable in _NO_TELEMETRY:
+    os.environ.setdefault(_variable, "1")
 
 __all__ = [
     "ArgsGreedy",

@@ -9,7 +9,6 @@ new, and nothing is written through a link that somebody planted there.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import re
@@ -20,20 +19,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from otter_export.boundary import system_error
 from otter_export.errors import OtterError
 
 #: Of texts and settings that no caller knows a tighter limit for.
 SETTINGS_LIMIT = 256 << 20
 _BLOCK_BYTES = 4 << 20
-_REMEDIES = {
-    errno.ENOSPC: "free some space there, or write to another disk",
-    errno.EDQUOT: "free some of your quota there, or write to another disk",
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or write to another disk",
-    errno.EROFS: "choose a place that can be written to",
-    errno.EACCES: "check the permissions of it and its directory, or choose another place",
-    errno.EPERM: "check the permissions of it and its directory, or choose another place",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
 
 
 @contextlib.contextmanager
@@ -138,8 +129,7 @@ def writing(path: Path, size: int = 0) -> Iterator[None]:
         name = error.filename if isinstance(error.filename, str | os.PathLike) else path
         # numpy counts what it has written, and drops the reason why it was less.
         cause = error if error.errno is not None else _lost_reason(path.parent, size) or error
-        remedy = _REMEDIES.get(cause.errno or 0, "check the path, or choose another place")
-        raise OtterError(f"cannot write {name}: {_reason(cause)}; {remedy}") from error
+        raise OtterError(f"cannot write {system_error(cause, Path(name))}") from error
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -276,6 +277,9 @@ class EngineManifest:
             )
         fields = {k: v for k, v in data.items() if k not in ("format", "version")}
         try:
+            # The record of the checkpoint may have the bytes of a name that is no text.
+            if not _is_text({k: v for k, v in fields.items() if k != "source"}):
+                raise ValueError("it has half of a surrogate pair, or the character 0")
             fields["signals"] = _signals(data, str(path))
             for name in ("inputs", "outputs"):
                 fields[name] = tuple(
@@ -330,6 +334,13 @@ class EngineManifest:
             raise EngineError(
                 f"{directory / FILE_NAME}: model_file {self.model_file!r} is not listed"
             )
+
+
+def _is_text(value: Any) -> bool:
+    """Whether all of a JSON value can be written, shown and given to the system as a name."""
+    text = json.dumps(value, ensure_ascii=False)
+    # json.dumps keeps lone halves, and escapes 0 (a backslash before it is doubled).
+    return not re.search(r"[\ud800-\udfff]|(?<!\\)(?:\\\\)*\\u0000", text)
 
 
 def _signals(data: Mapping[str, Any], source: str) -> tuple[Signal, ...]:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 
+from otter_export.boundary import errors_as
 from otter_export.config import check_fetched, read_json
 from otter_export.errors import CheckpointError
 from otter_export.files import open_regular, replacing
@@ -157,16 +158,16 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     Raises:
         CheckpointError: The file is truncated, malformed, or not safetensors.
     """
-    try:
-        with open_regular(path, error=CheckpointError) as file:
-            check_fetched(file.read(64))
-            with safetensors.safe_open(str(path), framework="np"):
-                pass  # it has checked the length, which is read below
-            file.seek(0)
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
+    with (
+        errors_as(CheckpointError, f"{path} is not a readable safetensors file"),
+        open_regular(path, error=CheckpointError) as file,
+    ):
+        check_fetched(file.read(64))
+        with safetensors.safe_open(str(path), framework="np"):
+            pass  # it has checked the length, which is read below
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     start = 8 + length
     return {

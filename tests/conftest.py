@@ -11,6 +11,7 @@ import pytest
 
 # Nothing may reach for the network, and a test's speed must not depend on the machine's cores.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tests import tiny

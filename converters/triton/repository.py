@@ -193,16 +193,18 @@ def _copy_engine(plan: RepositoryPlan, destination: Path, progress: Progress | N
     ]:
         target = destination / name
         target.parent.mkdir(parents=True, exist_ok=True)
+        # A link to a link would dangle where the engine's own is relative, as in a cache.
+        source = (plan.engine / name).resolve()
         if plan.link:
             try:
-                os.link(plan.engine / name, target)
+                os.link(source, target)
             except OSError as error:
                 raise OtterError(
-                    f"cannot make a hard link to {plan.engine / name}: {error.strerror}; leave "
-                    "--link out to copy it"
+                    f"cannot make a hard link to {source}: {error.strerror}; leave --link out to "
+                    "copy it"
                 ) from None
         else:
-            copy_regular(plan.engine / name, target, error=EngineError)
+            copy_regular(source, target, error=EngineError)
         # What is deployed is what was built: the copy is read again, and its hash compared.
         if expected is not None and describe_file(destination, name, progress).sha256 != expected:
             raise EngineError(

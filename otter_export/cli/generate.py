@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
-import os
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +12,7 @@ import click
 
 from otter_export.cli.generation_view import TextView, summary
 from otter_export.cli.progress import byte_bar
+from otter_export.cli.streams import until_closed
 from otter_export.engine_digest import check_engine
 from otter_export.errors import RequestError
 from otter_export.evaluation.reward_plot import check_plot_path, plot_rewards
@@ -100,7 +96,7 @@ def generate(
         with byte_bar(None, "checking the engine") as advance:
             check_engine(directory, sha256, advance)
     engine = load_engine(directory, provider=provider, threads=threads)
-    with _closed_pipe_is_no_error():
+    with until_closed():
         results = _generate(engine, requests, batch_size, as_json, live)
     if plot is not None:
         _plot(engine, requests, results, batch_size, plot)
@@ -110,9 +106,6 @@ def _generate(
     engine: Engine, requests: list[Request], batch_size: int, as_json: bool, live: bool
 ) -> list[Result]:
     """Generate and print."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that is not UTF-8 shows a mark for what it cannot, and goes on.
-        sys.stdout.reconfigure(errors="replace")
     started = time.perf_counter()
     if as_json:
         results = _collect(engine, requests, batch_size, "generating")
@@ -169,15 +162,3 @@ def _plot(
         series = {"guided": [r.rewards for r in results], "unguided": [r.rewards for r in unguided]}
     plot_rewards(path, series, reward_signal(engine.manifest, requests[0].method.signal).name)
     click.echo(f"plot: {path}", err=True)
-
-
-@contextlib.contextmanager
-def _closed_pipe_is_no_error() -> Iterator[None]:
-    """End quietly when the reader of stdout goes away, as in ``generate ... --json | head -1``."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # What Python still holds for stdout goes nowhere, else its own exit would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)

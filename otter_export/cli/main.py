@@ -1,7 +1,7 @@
 """``otter-export``: the group of commands, loaded lazily so that ``--help`` needs no extra.
 
-Exit status: 0 done, 1 a check failed, 2 misuse or bad input (one line; ``--verbose`` shows the
-traceback).
+Exit status: 0 done, 1 a check failed, 2 misuse, bad input or whatever else kept a command from its
+work (one line; ``--verbose`` shows the traceback).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import click
 
 from otter_export import __version__
+from otter_export.boundary import reason
+from otter_export.cli.streams import standard_streams
 from otter_export.errors import MissingDependencyError, OtterError, VerificationError
 from otter_export.quoting import one_line
 
@@ -87,14 +89,17 @@ def main(arguments: list[str] | None = None) -> None:
     # --verbose works at any place of the line, as users type it after the command.
     verbose = "--verbose" in args
     args = [a for a in args if a != "--verbose"]
-    sys.exit(_run(args, verbose))
+    with standard_streams():
+        status = _run(args, verbose)
+    sys.exit(status)
 
 
 def _run(args: list[str], verbose: bool) -> int:
     try:
         result: Any = cli.main(args, prog_name="otter-export", standalone_mode=False)
+        sys.stdout.flush()  # at its own exit, Python would make status 120 of a failure
         return result if isinstance(result, int) else 0
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return 130
     except click.ClickException as error:
@@ -103,14 +108,24 @@ def _run(args: list[str], verbose: bool) -> int:
         error.show()
         return 2
     except VerificationError as error:
-        return _fail(error, verbose, 1)
-    except (OtterError, OSError, MemoryError) as error:
-        return _fail(error, verbose, 2)
+        return _fail(str(error), verbose, 1)
+    except OtterError as error:
+        return _fail(str(error), verbose)
+    except (OSError, MemoryError) as error:
+        return _fail(reason(error), verbose)
+    # Only a mistake of this package gets here: what libraries raise became an error of ours where
+    # they were called.
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        hint = "this is a mistake in otter-export: please report it with what --verbose shows"
+        return _fail(f"unexpected {what}; {hint}", verbose)
 
 
-def _fail(error: Exception, verbose: bool, status: int) -> int:
+def _fail(message: str, verbose: bool, status: int = 2) -> int:
     if verbose:
         traceback.print_exc()
     # Messages are one line each, so that they can be grepped and shown by other programs.
-    click.echo("error: " + one_line(str(error)), err=True)
+    click.echo("error: " + one_line(message), err=True)
     return status

@@ -73,8 +73,10 @@ def verify(
     options = Options(tuple(chosen), tokens, quick, provider)
     with _check_bar() as started:
         report = run_checks(directory, checkpoint, options, started)
-    click.echo(json.dumps(report.to_json(), indent=1) if as_json else _text(report))
-    report.raise_for_failures()
+    try:
+        click.echo(json.dumps(report.to_json(), indent=1) if as_json else _text(report))
+    finally:
+        report.raise_for_failures()  # also where nobody reads the report
 
 
 @contextlib.contextmanager

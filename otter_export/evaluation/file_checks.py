@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-import onnx_ir as ir
-
 from otter_export.converters.engine_directory import source_of
 from otter_export.evaluation.check import CheckResult, none_may_differ
+from otter_export.evaluation.model_file import external_files, load_model
 from otter_export.evaluation.stored_weights import mismatches
 from otter_export.evaluation.subject import Subject
 from otter_export.manifest import FILE_NAME, describe_file
@@ -33,10 +32,8 @@ def files(subject: Subject) -> CheckResult:
 
 def _read_files(subject: Subject) -> set[str]:
     """What the runtime opens: the model, its external data, the tokenizer."""
-    model = ir.load(subject.directory / subject.manifest.model_file)
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    data = {str(t.location) for t in tensors if isinstance(t, ir.ExternalTensor)}
-    return {subject.manifest.model_file, TOKENIZER_FILE, *data}
+    model = load_model(subject.directory / subject.manifest.model_file)
+    return {subject.manifest.model_file, TOKENIZER_FILE, *external_files(model)}
 
 
 def source(subject: Subject) -> CheckResult:

@@ -19,10 +19,15 @@ from otter_export.engine_io import (
     is_cache,
     present_of,
 )
+from otter_export.evaluation.model_file import load_model
 from otter_export.evaluation.steps import candidates, consecutive
 from otter_export.manifest import EngineManifest
 from otter_export.runtime.engine import BoolArray, IntArray
-from otter_export.runtime.executors.onnxruntime import OnnxRuntimeExecutor, open_session
+from otter_export.runtime.executors.onnxruntime import (
+    OnnxRuntimeExecutor,
+    linked_data,
+    open_session,
+)
 from otter_export.runtime.step_engine import StepEngine
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -35,13 +40,14 @@ def with_float_activations(directory: Path, manifest: EngineManifest, provider: 
 
     What the graph computes can then be told from what its kernels round.
     """
-    model = ir.load(directory / manifest.model_file)
+    model = load_model(directory / manifest.model_file)
     for node in model.graph:
         if node.op_type == "MatMulNBits":
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", _FLOAT_ACTIVATIONS)
     serialized = ir.serde.serialize_model(model).SerializeToString()
     entries = {"session.model_external_initializers_file_folder_path": str(directory)}
-    session = open_session(serialized, provider, entries=entries)
+    data = linked_data(directory, manifest)
+    session = open_session(serialized, provider, entries=entries, data=data)
     return StepEngine(directory, manifest, OnnxRuntimeExecutor(manifest, session, provider))
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from otter_export.checkpoint import Checkpoint
+from otter_export.evaluation.model_file import load_model, read_tensor
 from otter_export.evaluation.stored_codes import Quantized, dequantized, dequantized_linear
 from otter_export.safetensors_io import FloatArray
 
@@ -65,14 +65,18 @@ class StoredWeights:
     Args:
         path: The model file; its external data lies beside it.
         names: Names that weights can have, to tell them from other initializers.
+
+    Raises:
+        EngineError: The model file cannot be read.
     """
 
     def __init__(self, path: Path, names: frozenset[str]) -> None:
         self._tensors = {
             str(name): value.const_value
-            for name, value in ir.load(path).graph.initializers.items()
+            for name, value in load_model(path).graph.initializers.items()
             if value.const_value is not None
         }
+        self._directory = path.parent
         parsed = (_parse(name) for name in self._tensors if not name.endswith(_BESIDE))
         self.weights = tuple(w for w in parsed if w.source in names)
 
@@ -104,11 +108,7 @@ class StoredWeights:
         return Values(values[:, :columns], array.dtype, quantized)
 
     def _numpy(self, name: str) -> npt.NDArray[Any]:
-        tensor = self._tensors[name]
-        array = np.array(tensor.numpy())
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor.release()  # else the whole file stays mapped, and in memory
-        return array
+        return read_tensor(self._tensors[name], self._directory)
 
 
 def _parse(name: str) -> StoredWeight:

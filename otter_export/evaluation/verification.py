@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,15 @@ def _run(check: Check, subject: Subject) -> CheckResult:
     return dataclasses.replace(result, seconds=time.perf_counter() - started)
 
 
+def _is_name(name: str) -> bool:
+    """Whether a recorded name is that of a directory, and no path."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return bool(name) and "\0" not in name and Path(name).name == name
+
+
 def _require_reference() -> None:
     """Raise before the work starts if the torch reference cannot be had."""
     for package in ("torch", "transformers"):
@@ -173,7 +183,7 @@ def find_checkpoint(directory: Path, manifest: EngineManifest) -> Path:
     """
     name = manifest.source.get("checkpoint")
     hint = f"name it: otter-export verify {directory} --checkpoint CKPT"
-    if not isinstance(name, str) or not name or Path(name).name != name:
+    if not isinstance(name, str) or not _is_name(name):
         raise EngineError(f"{directory / FILE_NAME} does not name its checkpoint; {hint}")
     beside = directory.resolve().parent / name
     if not beside.is_dir():

@@ -16,6 +16,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from otter_export.boundary import errors_as
 from otter_export.checkpoint import BaseModel, Checkpoint, expected_tensors
 from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError
@@ -148,7 +149,8 @@ def load_base(base: BaseModel, dtype: torch.dtype = torch.float32) -> Any:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     settings = dict(base.library_config)
-    try:
+    # Its configuration classes raise exceptions of their own.
+    with errors_as(CheckpointError, f"transformers cannot load {base.directory}"):
         config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         model, report = kind.from_pretrained(
@@ -158,9 +160,6 @@ def load_base(base: BaseModel, dtype: torch.dtype = torch.float32) -> Any:
             dtype=dtype,
             output_loading_info=True,
         )
-    # Its configuration classes raise exceptions of their own.
-    except Exception as error:
-        raise CheckpointError(f"transformers cannot load {base.directory}: {error}") from error
     different = sorted({*report["missing_keys"], *report["unexpected_keys"]})
     if different:
         raise CheckpointError(

@@ -17,8 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from otter_export.boundary import errors_as
 from otter_export.checkpoint import Checkpoint
-from otter_export.errors import ConfigError
+from otter_export.errors import CheckpointError, ConfigError
 from otter_export.modeling.data import Batch, Item, batches, collate, epoch_groups
 from otter_export.modeling.objectives import (
     Evaluated,
@@ -74,6 +75,7 @@ class Trainer:
         self.signal = reward_signal(checkpoint, config.signal)
         self.objective = objective_for(config.objective, self.signal)
         names = trainable_names(checkpoint, config)
+        _check_ids(checkpoint, [*train, *held_out])
         self.model = load_reference(checkpoint, DTYPES[config.dtype])
         # At the lengths of training texts, CPU flash attention takes twice as long backwards.
         self.model.base.set_attn_implementation("eager")
@@ -152,12 +154,18 @@ class Trainer:
                 f"the loss is {value} at step {p.step + 1}; lower --learning-rate or use "
                 "--dtype float32"
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        with self._in_torch():
+            loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), c.clip)
         self.optimizer.step()
         p.step += 1
         p.tokens += batch.tokens
         return value
+
+    def _in_torch(self) -> contextlib.AbstractContextManager[None]:
+        """Whatever torch raises is an error of the checkpoint, in one line."""
+        what = f"{self.checkpoint.directory}: the model failed in torch"
+        return errors_as(CheckpointError, what)
 
     def _share_done(self) -> float:
         p, c = self.progress, self.config
@@ -168,7 +176,7 @@ class Trainer:
         """float32 ``[R, S]``."""
         mixed = self.config.dtype != "float32"
         context = torch.autocast("cpu", torch.bfloat16) if mixed else contextlib.nullcontext()
-        with context:
+        with self._in_torch(), context:
             output = self.model(batch.ids, compute_logits=False, use_cache=False)
         return response_rewards(output, batch.ids, self.signal)
 
@@ -302,6 +310,23 @@ def stored_bits(
     if name in trained:
         return from_float32(trained[name].numpy(), checkpoint.tensors[name].dtype)
     return checkpoint.tensors.raw(name)
+
+
+def _check_ids(checkpoint: Checkpoint, items: Iterable[Item]) -> None:
+    """Every token needs its row of the embedding; torch only says that some index is wrong.
+
+    Raises:
+        ConfigError: One has none, and on which line.
+    """
+    size = checkpoint.base.dimensions.vocab_size
+    for item in items:
+        largest = max(max(row.ids) for row in item.rows)
+        if largest >= size:
+            raise ConfigError(
+                f"line {item.line} of the data has token id {largest}, and the embedding of "
+                f"{checkpoint.base.directory} has {size} rows: its tokenizer and its weights do "
+                "not belong together"
+            )
 
 
 def _make_trainable(

@@ -6,7 +6,8 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from otter_export.errors import ConfigError, EngineError, RequestError
+from otter_export.boundary import errors_as
+from otter_export.errors import EngineError, RequestError
 from otter_export.tokenizer_file import FILE_NAME, read_tokenizer
 
 
@@ -22,14 +23,17 @@ class JsonTokenizer:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._tokenizer = read_tokenizer(path)
-        except FileNotFoundError:
+            with errors_as(EngineError, f"{path} is not a readable tokenizer"):
+                self._tokenizer = read_tokenizer(path)
+        except ConfigError as error:
+            raise EngineError(str(error)) from None
+        except EngineError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
             raise EngineError(
                 f"{path} does not exist; put the base model's {FILE_NAME} there, or build the "
                 "engine again from a checkpoint that has one"
             ) from None
-        except (OSError, ConfigError) as error:
-            raise EngineError(str(error)) from None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text.
@@ -43,14 +47,13 @@ class JsonTokenizer:
         """
         try:
             text.encode("utf-8")
-            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
         except UnicodeEncodeError:
             raise RequestError(
                 "the text is not valid Unicode (half of a surrogate pair); give it as UTF-8"
             ) from None
-        # Plain Exception again, such as an unknown character in a vocabulary without <unk>.
-        except Exception as error:
-            raise RequestError(f"the tokenizer cannot encode the text: {error}") from None
+        # Such as an unknown character in a vocabulary without <unk>.
+        with errors_as(RequestError, "the tokenizer cannot encode the text"):
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     @functools.cached_property
     def special_ids(self) -> frozenset[int]:
@@ -59,5 +62,10 @@ class JsonTokenizer:
         return frozenset(token_id for token_id, token in added.items() if token.special)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of token ids, without special tokens or with them; incomplete UTF-8 is U+FFFD."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        """Text of token ids, without special tokens or with them; incomplete UTF-8 is U+FFFD.
+
+        Raises:
+            EngineError: The tokenizer cannot decode them.
+        """
+        with errors_as(EngineError, "the tokenizer cannot decode the engine's tokens"):
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))

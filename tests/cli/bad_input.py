@@ -330,6 +330,13 @@ ENGINES = [
     Case("unknown target", "generate engine --prompt hi", "unknown .*'tpu'", fields(MANIFEST, target="tpu")),
 ]  # fmt: skip
 
+_HALF = [{"path": "model\ud800.onnx", "size": 1, "sha256": ""}]
+ENGINES += [
+    Case("half a character", "inspect engine", "engine.json is malformed: .*half of a surrogate", fields(MANIFEST, files=_HALF)),
+    Case("a name with NUL", "inspect engine", "engine.json is malformed: .*character 0", fields(MANIFEST, model_file="a\0b")),
+    Case("half a target", "generate engine --prompt w3", "half of a surrogate", fields(MANIFEST, target="\udfff")),
+]  # fmt: skip
+
 GENERATION = [
     Case("no prompt", "generate engine", "give --prompt TEXT or --prompts FILE"),
     Case("unknown method", "generate engine --prompt hi --method beam", "unknown method 'beam'.*known: args-greedy"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,43 @@ def test_an_oversize_file_is_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "tokenizer.json").write_bytes(b" " * 11)
     with pytest.raises(EngineError, match="has 11 bytes; at most 10 are read"):
         JsonTokenizer(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("part", "setting"),
+    [
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        ("normalizer", {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}),
+        ("model", {"type": "New", "vocab": {}}),
+    ],
+)
+def test_what_the_library_cannot_load_is_one_error(
+    tmp_path: Path, part: str, setting: dict[str, object]
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(byte_level().to_str()), part: setting}))
+    with pytest.raises(EngineError, match=r"tokenizer\.json is not a readable tokenizer: "):
+        JsonTokenizer(path)
+
+
+def test_a_panic_while_encoding_is_an_error_of_the_request(tmp_path: Path) -> None:
+    """A panic of the library is no Exception, and would end the thread that it happens on."""
+    path = tmp_path / "tokenizer.json"
+    piece = {"SpecialToken": {"id": "gone", "type_id": 0}}
+    template = {"type": "TemplateProcessing", "single": [piece], "pair": [], "special_tokens": {}}
+    path.write_text(json.dumps({**json.loads(byte_level().to_str()), "post_processor": template}))
+    with pytest.raises(RequestError, match="cannot encode the text: PanicException"):
+        JsonTokenizer(path).encode("a")
+
+
+def test_a_panic_while_decoding_is_an_error_of_the_engine(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    tokenizer.decoder = tokenizers.decoders.Strip("a", 5, 5)
+    with pytest.raises(EngineError, match=r"cannot decode .*PanicException"):
+        saved(tokenizer, tmp_path).decode([64, 65])
+
+
+@pytest.mark.parametrize("token", [-1, 1 << 40])
+def test_ids_beyond_the_library_are_an_error(tmp_path: Path, token: int) -> None:
+    with pytest.raises(EngineError, match="cannot decode"):
+        saved(byte_level(), tmp_path).decode([token])

@@ -8,8 +8,10 @@ the whole capacity in every step.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 import onnxruntime as ort
 
 from otter_export import engine_io
+from otter_export.boundary import errors_as
 from otter_export.cuda import CudaDevice
 from otter_export.engine_io import TensorSpec
 from otter_export.errors import EngineError, MissingDependencyError, UnsupportedError
@@ -64,7 +67,8 @@ def load(
     if PROVIDERS[provider] not in ort.get_available_providers():
         raise MissingDependencyError("onnxruntime-gpu", "cuda", f"provider {provider!r}")
     manifest.require_form(engine_io.READ_ONLY)
-    session = open_session(directory / manifest.model_file, provider, threads)
+    model = directory / manifest.model_file
+    session = open_session(model, provider, threads, data=linked_data(directory, manifest, model))
     device = CudaDevice() if provider == "cuda" else None
     return StepEngine(directory, manifest, OnnxRuntimeExecutor(manifest, session, provider, device))
 
@@ -88,7 +92,8 @@ def load_kept_graph(
     # DequantizeLinear and MatMul become one product; its activations shall stay as they are, as
     # they do in TensorRT, instead of being rounded to int8.
     entries = {"session.qdq_matmulnbits_accuracy_level": "1"}
-    session = open_session(model, "cpu", threads, entries)
+    linked = linked_data(directory, manifest, model)
+    session = open_session(model, "cpu", threads, entries, linked)
     return StepEngine(directory, manifest, OnnxRuntimeExecutor(manifest, session, "cpu"))
 
 
@@ -97,6 +102,7 @@ def open_session(
     provider: str,
     threads: int | None = None,
     entries: Mapping[str, str] | None = None,
+    data: Mapping[str, Path] | None = None,
 ) -> Any:
     """An ONNX Runtime session.
 
@@ -105,6 +111,8 @@ def open_session(
         provider: Of `PROVIDERS`.
         threads: Threads of one run; None takes every core.
         entries: Session configuration.
+        data: Files of external data, by the names that the model has for them, where ONNX Runtime
+            would refuse to open them by itself; see `linked_data`.
 
     Raises:
         EngineError: ONNX Runtime cannot load the model.
@@ -115,12 +123,56 @@ def open_session(
     for key, value in (entries or {}).items():
         options.add_session_config_entry(key, value)
     source = str(model) if isinstance(model, Path) else model
-    try:
+    what = model if isinstance(model, Path) else "the graph"
+    with (
+        errors_as(EngineError, f"ONNX Runtime cannot load {what}"),
+        contextlib.ExitStack() as opened,
+    ):
+        if isinstance(model, Path):
+            # ONNX Runtime says of every file that it cannot open that it does not exist.
+            opened.enter_context(model.open("rb"))
+        if data:
+            maps = [opened.enter_context(_mapped(path)) for path in data.values()]
+            options.add_external_initializers_from_files_in_memory(
+                list(data), maps, [len(one) for one in maps]
+            )
         return ort.InferenceSession(source, options, providers=[PROVIDERS[provider]])
-    # ONNX Runtime's exceptions share no base class but Exception.
-    except Exception as error:
-        what = model if isinstance(model, Path) else "the graph"
-        raise EngineError(f"ONNX Runtime cannot load {what}: {error}") from None
+
+
+def linked_data(
+    directory: Path, manifest: EngineManifest, model: Path | None = None
+) -> dict[str, Path]:
+    """The engine's files of external data that ONNX Runtime does not open by itself.
+
+    It refuses data that a link leads out of the model's directory. A cache of downloads is made of
+    such links, and what an engine's own ``engine.json`` lists is the engine's, wherever it lies.
+
+    Args:
+        directory: The engine directory.
+        manifest: Its ``engine.json``.
+        model: The model file, if it is loaded from there: data may lie beside what it links to.
+
+    Returns:
+        Path of each by the name that a model in that directory has for it.
+    """
+    beside = directory if model is None else model.parent
+    allowed = {beside.resolve(), *([] if model is None else [model.resolve().parent])}
+    found = {}
+    for file in manifest.files:
+        path = directory / file.path
+        if path.parent != beside or path == model or not file.size or not path.is_symlink():
+            continue
+        resolved = path.resolve()
+        if not allowed & set(resolved.parents):
+            found[path.name] = resolved
+    return found
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    """A file's content, which is read when it is looked at."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield content
 
 
 class OnnxRuntimeExecutor:
@@ -209,11 +261,9 @@ class OnnxRuntimeExecutor:
         if self._device is not None:
             # ONNX Runtime's stream does not wait for the stream on which rows were moved.
             self._device.synchronize()
-        try:
+        with errors_as(EngineError, "the model failed in ONNX Runtime"):
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
-        except Exception as error:
-            raise EngineError(f"the model failed in ONNX Runtime: {error}") from None
         return outputs
 
 

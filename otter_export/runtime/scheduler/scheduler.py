@@ -220,7 +220,7 @@ class Scheduler:
             self._monitor.token(handle, event)
             handle.send(event)
             if event.finish_reason is not None:
-                self._end(handle, handle.sequence.result())
+                self._end(handle, _outcome(handle.sequence))
         self._end_failed()
 
     def _end_failed(self) -> None:
@@ -252,10 +252,19 @@ class Scheduler:
         while self._queue.wait():
             try:
                 self.step()
-            # A mistake in this package must not leave anybody waiting for ever.
-            except Exception as error:
+            # Nothing may leave anybody waiting for ever: no mistake in this package, and no panic
+            # of a Rust library either, which is no Exception.
+            except BaseException as error:
                 _LOG.exception("the scheduler failed")
                 self._reset()
                 failure = EngineError(f"the scheduler failed: {error!r}; please report it")
                 for handle in self._queue.all():
                     self._end(handle, failure)
+
+
+def _outcome(sequence: Sequence) -> Result | OtterError:
+    """The result of a finished sequence, or why its text cannot be told."""
+    try:
+        return sequence.result()
+    except OtterError as error:
+        return error

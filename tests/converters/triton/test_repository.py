@@ -117,6 +117,19 @@ def test_an_engine_for_a_gpu_has_its_instances_there(engine: Path, tmp_path: Pat
     assert "--gpus=all" in (out / "README.md").read_text()
 
 
+def test_links_of_links_lead_to_the_files(engine: Path, tmp_path: Path) -> None:
+    """As in a cache of downloads: a hard link to a relative link would dangle."""
+    (tmp_path / "blobs").mkdir()
+    for index, path in enumerate(sorted(engine.iterdir())):
+        path.rename(tmp_path / "blobs" / str(index))
+        path.symlink_to(f"../blobs/{index}")
+    out = tmp_path / "repository"
+    assert command(engine, "--out", out, "--link") == 0
+    copy = out / "otter/1/engine/model.onnx"
+    assert not copy.is_symlink() and copy.read_bytes() == dummy_engine.MODEL_BYTES
+    assert copy.samefile(engine / "model.onnx")
+
+
 def test_links_share_the_engines_files(engine: Path, tmp_path: Path) -> None:
     out = tmp_path / "repository"
     assert command(engine, "--out", out, "--link") == 0

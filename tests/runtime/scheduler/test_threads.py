@@ -5,6 +5,7 @@ Nothing here waits for a time to pass; the time limits only end a test that woul
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import random
@@ -220,3 +221,44 @@ def test_a_mistake_in_a_round_leaves_nobody_waiting(
     scheduler.submit(Request([1], max_tokens=4), on_event=after)
     assert isinstance(after.result(), Result)
     assert not isinstance(after.result(), OtterError)
+
+
+class PanicError(BaseException):
+    """What a Rust library's panic is in Python: no `Exception`."""
+
+
+def test_a_panic_ends_the_requests_and_not_the_thread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    panics = [PanicError("index out of bounds")]
+    step = Decoder.step
+
+    def panicking(self: Decoder) -> tuple[int, list[TokenEvent]]:
+        if panics:
+            raise panics.pop()
+        return step(self)
+
+    monkeypatch.setattr(Decoder, "step", panicking)
+    with caplog.at_level(logging.CRITICAL), Scheduler(endless()) as scheduler:
+        first, second = Waiting(), Waiting()
+        scheduler.submit(Request([3], Plain(), max_tokens=2), on_event=first)
+        assert isinstance(first.result(), EngineError)
+        assert "index out of bounds" in str(first.result())
+        scheduler.submit(Request([3], Plain(), max_tokens=2), on_event=second)
+        assert isinstance(second.result(), Result)
+
+
+def test_a_text_that_cannot_be_told_is_the_error_of_its_request() -> None:
+    engine = endless()
+
+    def decode(ids: object) -> str:
+        raise EngineError("the tokenizer cannot decode the engine's tokens: panic")
+
+    with Scheduler(engine) as scheduler:
+        waiting, other = Waiting(), Waiting()
+        scheduler.submit(Request([3], Plain(), max_tokens=2), on_event=waiting)
+        assert isinstance(waiting.result(), Result)
+        engine.tokenizer.decode = decode  # type: ignore[method-assign]
+        with contextlib.suppress(EngineError):
+            scheduler.submit(Request([3], Plain(), max_tokens=2), on_event=other)
+            assert isinstance(other.result(), EngineError)
