@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from otter_export.boundary import errors_as
-from otter_export.errors import EngineError, RequestError
+from otter_export.errors import ConfigError, EngineError, RequestError
 from otter_export.tokenizer_file import FILE_NAME, read_tokenizer
 
 
