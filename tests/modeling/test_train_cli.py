@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from otter_export.files import exclusive
 from otter_export.safetensors_io import TensorStore
 from tests import tiny
 
+#: A tokenizer's model that gives every word an id beyond the embedding.
+UNKNOWN_ONLY = {"type": "WordLevel", "vocab": {"<unk>": 900}, "unk_token": "<unk>"}
 FAST = ["--epochs", "2", "--batch-tokens", "128", "--eval-every", "4", "--learning-rate", "0.01"]
 
 
@@ -151,6 +154,32 @@ def test_misuse_is_one_line_and_changes_nothing(
     assert message in error
     assert "Traceback" not in error
     assert {p.name: p.read_bytes() for p in checkpoint.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "said"),
+    [
+        ("config.json", {"pad_token_id": 128}, "Padding_idx|pad_token_id"),
+        ("config.json", {"rms_norm_eps": None}, "rms_norm_eps"),
+        ("config.json", {"hidden_act": None}, "hidden_act"),
+        ("tokenizer.json", {"model": {"type": "New", "vocab": {}}}, "tokenizer"),
+        ("tokenizer.json", {"model": UNKNOWN_ONLY}, "token id 900"),
+    ],
+)
+def test_what_libraries_raise_is_one_line(
+    checkpoint: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    changes: dict[str, Any],
+    said: str,
+) -> None:
+    path = checkpoint / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    status = run("train", checkpoint, "--data", data, "--objective", "regression", *FAST)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert status == 2 and error.startswith("error: ") and re.search(said, error), error
+    assert str(checkpoint) in error
 
 
 def test_a_checkpoint_without_tokenizer(
