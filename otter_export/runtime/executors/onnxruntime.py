@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,10 @@ _TYPES = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
+#: Of the first step, and how much more for each byte of the engine: reading weights from a slow
+#: disk, and a chunk of a prompt on a slow CPU.
+_FIRST_STEP_SECONDS = 60.0
+_BYTES_PER_SECOND = 20e6
 #: Caches with new rows of one shape, whose tensors stay bound.
 _BINDINGS = 16
 
@@ -212,6 +217,8 @@ class OnnxRuntimeExecutor:
         self._provider = provider
         self._device = device
         self._memory: Memory = host_memory() if device is None else cuda_memory(device, keep=KEEP)
+        size = sum(file.size for file in manifest.files)
+        self._first_step_seconds: float | None = _FIRST_STEP_SECONDS + size / _BYTES_PER_SECOND
         self._bindings: Recent[tuple[int, ...], _Binding] = Recent(_BINDINGS)
 
     @property
@@ -262,9 +269,36 @@ class OnnxRuntimeExecutor:
             # ONNX Runtime's stream does not wait for the stream on which rows were moved.
             self._device.synchronize()
         with errors_as(EngineError, "the model failed in ONNX Runtime"):
-            self._session.run_with_iobinding(binding)
+            if self._first_step_seconds is None:
+                self._session.run_with_iobinding(binding)
+            else:
+                run_limited(self._session, binding, self._first_step_seconds)
+                self._first_step_seconds = None
             binding.synchronize_outputs()
         return outputs
+
+
+def run_limited(session: Any, binding: Any, seconds: float) -> None:
+    """Run a model that may be a stranger's, and never end: a Loop in it can go on for ever.
+
+    Raises:
+        EngineError: It took longer than that.
+    """
+    options = ort.RunOptions()
+    timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        session.run_with_iobinding(binding, options)
+    except Exception:
+        if not options.terminate:
+            raise
+        raise EngineError(
+            f"the model did not finish its first step in {seconds:.0f} seconds: the engine is "
+            "damaged, or far too large for this machine"
+        ) from None
+    finally:
+        timer.cancel()
 
 
 class _Binding:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -344,3 +345,29 @@ def test_wrong_load_options(directory: Path, options: dict[str, object]) -> None
     name = next(iter(options))
     with pytest.raises(OtterError, match=f"{name} must be"):
         load_engine(directory, **options)  # type: ignore[arg-type]
+
+
+def test_a_model_that_never_ends_is_stopped() -> None:
+    """A Loop of 2**62 rounds, as a stranger's engine may have one."""
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 10, opset_import: ["": 21]>
+        endless (int64 n, bool c, float x) => (float y) {
+            y = Loop <body = rounds (int64 i, bool going, float a) => (bool goes, float b) {
+                goes = Identity(going)
+                b = Add(a, a)
+            }> (n, c, x)
+        }
+        """
+    )
+    session = backend.open_session(model.SerializeToString(), "cpu", 1)
+    binding = session.io_binding()
+    rounds = {"n": np.array(2**62), "c": np.array(True), "x": np.array(1, np.float32)}
+    for name, value in rounds.items():
+        binding.bind_cpu_input(name, value)
+    binding.bind_output("y", "cpu")
+    with pytest.raises(EngineError, match="did not finish its first step in 1 seconds"):
+        backend.run_limited(session, binding, 1.0)
+    binding.bind_cpu_input("n", np.array(3))
+    backend.run_limited(session, binding, 60.0)
+    assert binding.copy_outputs_to_cpu()[0] == 8
