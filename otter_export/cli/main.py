@@ -7,6 +7,7 @@ work (one line; ``--verbose`` shows the traceback).
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from typing import Any, NamedTuple
@@ -85,6 +86,8 @@ def cli(verbose: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; the console script."""
+    # A panic of a Rust library is an error of ours; its own traceback would come before that.
+    os.environ["RUST_BACKTRACE"] = "0"
     args = sys.argv[1:] if arguments is None else arguments
     # --verbose works at any place of the line, as users type it after the command.
     verbose = "--verbose" in args
