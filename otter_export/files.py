@@ -25,6 +25,8 @@ from otter_export.errors import OtterError
 #: Of texts and settings that no caller knows a tighter limit for.
 SETTINGS_LIMIT = 256 << 20
 _BLOCK_BYTES = 4 << 20
+#: The file that is written cannot grow.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -126,9 +128,11 @@ def writing(path: Path, size: int = 0) -> Iterator[None]:
     except BrokenPipeError:
         raise  # a reader of the output that has gone; no file
     except OSError as error:
-        name = error.filename if isinstance(error.filename, str | os.PathLike) else path
         # numpy counts what it has written, and drops the reason why it was less.
         cause = error if error.errno is not None else _lost_reason(path.parent, size) or error
+        name = error.filename if isinstance(error.filename, str | os.PathLike) else path
+        if cause.errno in _FULL:
+            name = path  # a copy may name the file that it reads
         raise OtterError(f"cannot write {system_error(cause, Path(name))}") from error
 
 

@@ -173,24 +173,26 @@ def test_a_link_with_the_name_of_a_leftover_is_left_alone(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("number", "remedy"),
     [
-        (errno.ENOSPC, "free some space"),
+        (errno.ENOSPC, "free space"),
         (errno.EFBIG, "ulimit -f"),
-        (errno.EROFS, "can be written to"),
+        (errno.EROFS, "can be written"),
         (errno.EACCES, "permissions"),
-        (errno.EIO, "choose another place"),
+        (errno.EIO, "check it"),
     ],
 )
 def test_system_errors_name_the_file_the_reason_and_what_to_do(number: int, remedy: str) -> None:
-    message = f"write a/b: {os.strerror(number)}; .*{remedy}"
+    message = f"write a/b: {os.strerror(number).lower()}; .*{remedy}"
     with pytest.raises(OtterError, match=message), writing(Path("a/b")):
         raise OSError(number, os.strerror(number))
-    with pytest.raises(OtterError, match="write a/c: "), writing(Path("a/b")):
+    full = number in (errno.ENOSPC, errno.EFBIG)
+    named = "a/b" if full else "a/c"  # what has no room is the file that is written
+    with pytest.raises(OtterError, match=f"write {named}: "), writing(Path("a/b")):
         raise OSError(number, os.strerror(number), "a/c")
 
 
 def test_a_lost_reason_is_found(tmp_path: Path) -> None:
     """Numpy counts what it has written, and says nothing else."""
-    path, reasons = tmp_path / "model.onnx.data", r"(No space left|File too large)"
+    path, reasons = tmp_path / "model.onnx.data", r"(no space left|file too large)"
     with pytest.raises(OtterError, match=reasons), writing(path, 1 << 62):
         raise OSError("1536 requested and 0 written")
     with pytest.raises(OtterError, match="1536 requested"), writing(tmp_path / "x", 10):
