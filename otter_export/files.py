@@ -9,6 +9,7 @@ new, and nothing is written through a link that somebody planted there.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
