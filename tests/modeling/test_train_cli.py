@@ -159,7 +159,6 @@ def test_misuse_is_one_line_and_changes_nothing(
 @pytest.mark.parametrize(
     ("file", "changes", "said"),
     [
-        ("config.json", {"pad_token_id": 128}, "Padding_idx|pad_token_id"),
         ("config.json", {"rms_norm_eps": None}, "rms_norm_eps"),
         ("config.json", {"hidden_act": None}, "hidden_act"),
         ("tokenizer.json", {"model": {"type": "New", "vocab": {}}}, "tokenizer"),

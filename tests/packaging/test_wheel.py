@@ -168,11 +168,12 @@ def test_commands_that_need_no_extra(edge: Environment, checkpoint: Path) -> Non
 
 
 def test_insertion_needs_numpy_only(edge: Environment, checkpoint: Path) -> None:
-    made = edge.directory / "inserted"
+    made, base = edge.directory / "inserted", edge.directory / "base"
+    shutil.copytree(checkpoint, base, ignore=shutil.ignore_patterns("otter*"))
     arguments = ("--hidden-size", "16", "--init", "copy", "--force")
-    edge.cli("insert", checkpoint, made, *arguments)
+    edge.cli("insert", base, made, *arguments)
     here = edge.directory / "here"
-    command = [sys.executable, "-m", "otter_export", "insert", checkpoint, here, *arguments]
+    command = [sys.executable, "-m", "otter_export", "insert", base, here, *arguments]
     subprocess.run(command, check=True, capture_output=True)
     for name in ("otter.safetensors", "otter_config.json", "model.safetensors"):
         assert (made / name).read_bytes() == (here / name).read_bytes()

@@ -107,7 +107,10 @@ async def probed_while_full(
             pass
 
     async with AsyncClient(served.grpc, "small") as client:
-        holding = [asyncio.create_task(hold(client)) for _ in range(1 + SMALL_QUEUE)]
+        # The first has its place before the others fill the queue; else one of them is refused.
+        holding = [asyncio.create_task(hold(client))]
+        await asyncio.to_thread(served.wait_for, lambda m: m["otter_running"] == 1, "small")
+        holding += [asyncio.create_task(hold(client)) for _ in range(SMALL_QUEUE)]
         await asyncio.to_thread(
             served.wait_for, lambda m: m["otter_queue_length"] == SMALL_QUEUE, "small"
         )
