@@ -29,6 +29,7 @@ from otter_export.family import (
     channel_width,
     sites,
 )
+from otter_export.files import is_directory
 from otter_export.hub import BASE_STEM, TOKENIZER_FILES, find_base
 from otter_export.safetensors_io import WEIGHT_DTYPES, FloatArray, TensorStore, same_values
 
@@ -55,7 +56,7 @@ class BaseModel:
         Raises:
             CheckpointError, ConfigError, UnsupportedError: It is not a usable base model.
         """
-        if not directory.is_dir():
+        if not is_directory(directory):
             raise CheckpointError(f"{directory} is not a directory")
         data = read_config(directory)
         source = str(directory / base_config.FILE_NAME)
@@ -322,7 +323,7 @@ class Checkpoint:
             UnsupportedError: The base family or a setting of it has no rule.
         """
         path = Path(directory)
-        if not path.is_dir():
+        if not is_directory(path):
             raise CheckpointError(f"{path} is not a directory")
         if not (path / config_file.FILE_NAME).is_file():
             raise CheckpointError(
@@ -395,7 +396,7 @@ def _base_directory(checkpoint: Path, config: OtterConfig, fetch: bool) -> Path:
     if name is None:
         return checkpoint
     local = Path(name) if Path(name).is_absolute() else checkpoint / name
-    if local.is_dir():
+    if is_directory(local):
         return local
     return find_base(name, fetch=fetch)
 

@@ -30,6 +30,26 @@ _BLOCK_BYTES = 4 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; a name that no file can have, as one too long, is not there."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
+
+
+def is_directory(path: Path) -> bool:
+    """Whether a directory is there; see `is_file`."""
+    try:
+        return path.is_dir()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
+
+
 @contextlib.contextmanager
 def open_regular(
     path: Path, limit: int | None = None, error: type[OtterError] = OtterError

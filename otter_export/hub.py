@@ -8,6 +8,7 @@ from pathlib import Path
 from otter_export import base_config
 from otter_export.config import read_json
 from otter_export.errors import CheckpointError, ConfigError
+from otter_export.files import is_directory, is_file
 
 BASE_STEM = "model"
 #: Files that travel with a base model beside its weights.
@@ -48,12 +49,12 @@ def find_base(name: str, *, fetch: bool = True) -> Path:
         CheckpointError: It is neither a directory nor a model that can be had.
     """
     path = Path(name)
-    if path.is_dir():
+    if is_directory(path):
         _refuse_cache_folder(path)
         return path
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         hint = f"; did you mean {_RENAMED[name]}?" if name in _RENAMED else ""
-        if path.exists():
+        if is_file(path):
             hint = "; it is a file: give the directory that holds it"
         raise CheckpointError(
             f"base model {name!r} is neither a directory nor a hub id (owner/name){hint}"

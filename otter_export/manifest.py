@@ -15,6 +15,7 @@ from otter_export import engine_io
 from otter_export.config import OtterConfig, Signal, read_json
 from otter_export.engine_io import EngineIO, StepLimits, TensorSpec
 from otter_export.errors import ConfigError, EngineError
+from otter_export.files import is_directory, is_file
 from otter_export.quoting import quoted
 
 FILE_NAME = "engine.json"
@@ -250,7 +251,7 @@ class EngineManifest:
             EngineError: The directory is not an engine, or is incomplete.
         """
         path = directory / FILE_NAME
-        if not directory.is_dir():
+        if not is_directory(directory):
             raise EngineError(f"{directory} is not a directory; expected an engine directory")
         if not path.is_file():
             raise EngineError(
@@ -323,7 +324,7 @@ class EngineManifest:
                     f"{directory / FILE_NAME} names {file.path!r}, outside the engine"
                 )
             actual = directory / path
-            if not actual.is_file():
+            if not is_file(actual):
                 raise EngineError(f"{directory} is incomplete: {file.path} is missing")
             if actual.stat().st_size != file.size:
                 raise EngineError(

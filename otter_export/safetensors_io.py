@@ -21,7 +21,7 @@ import safetensors
 from otter_export.boundary import errors_as
 from otter_export.config import check_fetched, read_json
 from otter_export.errors import CheckpointError
-from otter_export.files import open_regular, replacing
+from otter_export.files import is_file, open_regular, replacing
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -194,7 +194,7 @@ def _read_index(directory: Path, index: Path) -> dict[str, TensorInfo]:
         inside = len(path.parts) == 1 and "\\" not in name and path.parts[0] not in (".", "..")
         if not inside:
             raise CheckpointError(f"{index} names {name!r}; shards must lie beside the index")
-    missing = [name for name in shards if not (directory / name).is_file()]
+    missing = [name for name in shards if not is_file(directory / name)]
     if missing:
         raise CheckpointError(f"{index} names missing files: {', '.join(missing)}")
     found: dict[str, TensorInfo] = {}

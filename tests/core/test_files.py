@@ -12,17 +12,21 @@ from pathlib import Path
 
 import pytest
 
+from otter_export.checkpoint import BaseModel
 from otter_export.config import read_json
 from otter_export.errors import CheckpointError, ConfigError, EngineError, OtterError
 from otter_export.files import (
     copy_regular,
     create_partial,
     exclusive,
+    is_directory,
+    is_file,
     read_regular,
     remove_leftovers,
     replacing,
     writing,
 )
+from otter_export.hub import find_base
 from otter_export.runtime.tokenizer import JsonTokenizer
 from otter_export.safetensors_io import TensorStore, read_header
 
@@ -209,3 +213,12 @@ def test_a_directory_is_held_by_one_at_a_time(tmp_path: Path) -> None:
         pass
     with exclusive(tmp_path, "is being trained"), exclusive(tmp_path / "none", "is being trained"):
         pass
+
+
+def test_a_name_that_is_too_long_is_not_there(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 5000)
+    assert not is_file(long) and not is_directory(long)
+    with pytest.raises(CheckpointError, match="is not a directory"):
+        BaseModel.open(long)
+    with pytest.raises(CheckpointError, match="neither a directory nor a hub id"):
+        find_base("x" * 5000)
