@@ -14,8 +14,7 @@ from otter_export.checkpoint import Checkpoint
 from otter_export.converters.target import BuildRequest
 from otter_export.converters.tensorrt.options import TensorRTOptions
 from otter_export.converters.tensorrt.target import TARGET
-from otter_export.cuda import CudaDevice
-from otter_export.errors import EngineError, MissingDependencyError, UnsupportedError
+from otter_export.errors import EngineError, UnsupportedError
 from otter_export.evaluation.kept_graph import verifiable
 from otter_export.evaluation.stored_codes import dequantized_linear
 from otter_export.evaluation.stored_weights import StoredWeights, checkpoint_weights, mismatches
@@ -23,6 +22,7 @@ from otter_export.evaluation.subject import Options
 from otter_export.evaluation.verification import verify
 from otter_export.manifest import EngineManifest
 from tests import built, tiny
+from tests.devices import has_gpu
 from tests.evaluation.conftest import PROMPTS
 
 USABLE = [a.name for a in TARGET.availability() if a.usable and a.name != "tensorrt-llm"]
@@ -111,22 +111,14 @@ def test_an_engine_of_tensorrt_llm(root: Path) -> None:
         verifiable(directory, other, Options(PROMPTS))
 
 
-def _has_gpu() -> bool:
-    try:
-        CudaDevice()
-    except (EngineError, MissingDependencyError):
-        return False
-    return True
-
-
-@pytest.mark.skipif(_has_gpu(), reason="there is a GPU")
+@pytest.mark.skipif(has_gpu(), reason="there is a GPU")
 def test_without_a_gpu_the_cpu_must_be_asked_for(root: Path) -> None:
     with pytest.raises(EngineError, match=r"needs an NVIDIA GPU; .*on the CPU: --provider cpu"):
         verify(engine(root, "fp16"), None, Options(PROMPTS))
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not _has_gpu(), reason="needs a CUDA device")
+@pytest.mark.skipif(not has_gpu(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
 def test_all_checks_pass_on_a_gpu(root: Path, precision: str) -> None:
     """The plan itself computes; its weights are read from the graph."""

@@ -15,18 +15,16 @@ from otter_export.checkpoint import Checkpoint
 from otter_export.cli.main import _run
 from otter_export.errors import CheckpointError, EngineError, RequestError
 from otter_export.modeling.torch_engine import TorchOptions, torch_engine
-from otter_export.runtime.prefill import prefill
 from tests import built
 from tests.modeling.torch_pairs import (
     FAMILIES,
     TOLERANCE,
     Pair,
-    candidates,
     close,
-    ids,
     make_engine,
     make_pairs,
 )
+from tests.tree_steps import assert_equal_to_separate_forwards, candidates, ids
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +42,7 @@ def test_steps_equal_the_onnx_engine(family: str, pairs: dict[str, Pair]) -> Non
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_tree_step_equals_separate_forwards(family: str, pairs: dict[str, Pair]) -> None:
-    engine, prompt, tokens = pairs[family].torch, ids(1, 11)[0], [3, 60, 127, 8, 99]
-    together = candidates(engine, [prompt], tokens)
-    for row, token in enumerate(tokens):
-        _, alone = prefill(engine, [[*prompt, token]])
-        np.testing.assert_allclose(together.logits[0, row], alone.logits[0, 0], atol=1e-4)
-        for name, values in alone.signals.items():
-            np.testing.assert_allclose(together.signals[name][0, row], values[0, 0], atol=2e-5)
+    assert_equal_to_separate_forwards(pairs[family].torch)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

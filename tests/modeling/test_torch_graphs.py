@@ -14,7 +14,8 @@ from otter_export.modeling.torch_engine import TorchOptions
 from otter_export.modeling.torch_step import TorchStep
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.prefill import prefill
-from tests.modeling.torch_pairs import FAMILIES, Pair, ids, make_engine, make_pairs
+from tests.modeling.torch_pairs import FAMILIES, Pair, make_engine, make_pairs
+from tests.tree_steps import ids
 
 
 @pytest.fixture(scope="module")

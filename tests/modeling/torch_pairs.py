@@ -15,7 +15,6 @@ from otter_export import load_engine
 from otter_export.checkpoint import Checkpoint
 from otter_export.modeling.torch_engine import TorchOptions, torch_engine
 from otter_export.runtime.engine import Engine, Step
-from otter_export.runtime.prefill import prefill
 from tests import built, tiny
 from tests.runtime.fake_engine import ByteTokenizer
 
@@ -50,20 +49,6 @@ def make_engine(checkpoint: Checkpoint, options: TorchOptions) -> Engine:
     engine = torch_engine(checkpoint, options)
     engine.__dict__["tokenizer"] = ByteTokenizer()
     return engine
-
-
-def ids(batch: int, length: int, seed: int = 0) -> list[list[int]]:
-    found: list[list[int]] = np.random.default_rng(seed).integers(3, 128, (batch, length)).tolist()
-    return found
-
-
-def candidates(engine: Engine, prompts: list[list[int]], tokens: list[int]) -> Step:
-    """A tree step of candidates behind prompts of different lengths."""
-    cache, _ = prefill(engine, prompts)
-    batch, width = len(prompts), len(tokens)
-    tree = np.broadcast_to(np.eye(width, dtype=np.bool_), (batch, width, width))
-    positions = np.repeat(cache.lengths[:, None], width, 1)
-    return engine.forward(cache, np.array([tokens] * batch), positions, tree, width)
 
 
 def close(found: Step, expected: Step, tolerance: float) -> None:

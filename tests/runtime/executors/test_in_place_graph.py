@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from otter_export import ArgsGreedy, ArgsStochastic, Plain, Request, generate
-from otter_export.runtime.engine import Engine, Step
+from otter_export.runtime.engine import Step
 from otter_export.runtime.prefill import prefill
 from tests import built, tiny
 from tests.runtime.executors.graphs import MAX_LENGTH, Pair, make_pair
+from tests.tree_steps import assert_equal_to_separate_forwards, candidates, ids
 
 TOLERANCE = {"f32": 2e-5, "f16": 2e-2}
 
@@ -31,26 +32,12 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return make_pair(tmp_path_factory.mktemp("half"), "llama", 0, "f16")
 
 
-def ids(batch: int, length: int, seed: int = 0) -> list[list[int]]:
-    found: list[list[int]] = np.random.default_rng(seed).integers(3, 128, (batch, length)).tolist()
-    return found
-
-
 def close(found: Step, expected: Step, tolerance: float) -> None:
     assert built.relative(found.logits, expected.logits) < tolerance
     for name, values in expected.signals.items():
         assert found.signals[name].shape == values.shape
         # Rewards and q-values are bounded by tanh: in units of 1.
         assert np.abs(found.signals[name] - values).max() < tolerance
-
-
-def candidates(engine: Engine, prompts: list[list[int]], tokens: list[int]) -> Step:
-    """A tree step of candidates behind prompts of different lengths."""
-    cache, _ = prefill(engine, prompts)
-    batch, width = len(prompts), len(tokens)
-    tree = np.broadcast_to(np.eye(width, dtype=np.bool_), (batch, width, width))
-    positions = np.repeat(cache.lengths[:, None], width, 1)
-    return engine.forward(cache, np.array([tokens] * batch), positions, tree, width)
 
 
 @pytest.mark.parametrize("family", list(tiny.CONFIGS))
@@ -64,13 +51,7 @@ def test_steps_equal_the_onnx_engine(family: str, pairs: dict[str, Pair]) -> Non
 
 @pytest.mark.parametrize("family", list(tiny.CONFIGS))
 def test_a_tree_step_equals_separate_forwards(family: str, pairs: dict[str, Pair]) -> None:
-    engine, prompt, tokens = pairs[family].in_place, ids(1, 11)[0], [3, 60, 127, 8, 99]
-    together = candidates(engine, [prompt], tokens)
-    for row, token in enumerate(tokens):
-        _, alone = prefill(engine, [[*prompt, token]])
-        np.testing.assert_allclose(together.logits[0, row], alone.logits[0, 0], atol=1e-4)
-        for name, values in alone.signals.items():
-            np.testing.assert_allclose(together.signals[name][0, row], values[0, 0], atol=2e-5)
+    assert_equal_to_separate_forwards(pairs[family].in_place)
 
 
 def requests(max_tokens: int) -> list[Request]:

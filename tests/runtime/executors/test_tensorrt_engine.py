@@ -15,23 +15,15 @@ from otter_export import ArgsGreedy, Request, generate, load_engine
 from otter_export.converters.target import BuildRequest
 from otter_export.converters.tensorrt.options import TensorRTOptions
 from otter_export.converters.tensorrt.target import TARGET
-from otter_export.cuda import CudaDevice
-from otter_export.errors import EngineError, MissingDependencyError
+from otter_export.errors import EngineError
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.prefill import prefill
 from tests import built, tiny
+from tests.devices import has_gpu
 from tests.runtime.fake_engine import ByteTokenizer
 
 TOLERANCE = 2e-2
 USABLE = [a.name for a in TARGET.availability() if a.usable and a.name != "tensorrt-llm"]
-
-
-def _has_gpu() -> bool:
-    try:
-        CudaDevice()
-    except (EngineError, MissingDependencyError):
-        return False
-    return True
 
 
 @pytest.fixture(scope="module", params=["plugin", "plain"])
@@ -94,7 +86,7 @@ def test_its_graph_runs_on_the_cpu(directories: tuple[Path, Path]) -> None:
     assert len(generate(found, request)[0].token_ids) > 0
 
 
-@pytest.mark.skipif(_has_gpu(), reason="there is a GPU")
+@pytest.mark.skipif(has_gpu(), reason="there is a GPU")
 def test_without_a_gpu_loading_says_so(directories: tuple[Path, Path]) -> None:
     with pytest.raises(EngineError, match="needs an NVIDIA GPU") as caught:
         load_engine(directories[0])
@@ -102,7 +94,7 @@ def test_without_a_gpu_loading_says_so(directories: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not _has_gpu(), reason="needs a CUDA device")
+@pytest.mark.skipif(not has_gpu(), reason="needs a CUDA device")
 def test_it_runs_on_a_gpu(directories: tuple[Path, Path]) -> None:
     engine = _load(directories[0], None)
     _compare(engine, _load(directories[1], "cpu"))

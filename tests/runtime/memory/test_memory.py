@@ -21,6 +21,7 @@ from otter_export.runtime.memory.host import HostBlock, host_memory
 from otter_export.runtime.memory.pool import Pool
 from otter_export.runtime.memory.torch import torch_memory
 from otter_export.runtime.recent import Recent
+from tests.devices import has_gpu
 from tests.runtime.executors.fake_tensorrt import bytes_at
 from tests.runtime.memory.fake_cuda import FakeCuda
 
@@ -215,15 +216,7 @@ def test_a_pool_gives_the_oldest_of_a_size() -> None:
     assert dropped == ["b"]
 
 
-def _has_gpu() -> bool:
-    try:
-        CudaDevice()
-    except (EngineError, MissingDependencyError):
-        return False
-    return True
-
-
-@pytest.mark.skipif(_has_gpu(), reason="there is a GPU")
+@pytest.mark.skipif(has_gpu(), reason="there is a GPU")
 def test_no_gpu(runtime: Any) -> None:
     with pytest.raises(EngineError, match=r"needs an NVIDIA GPU; cudaGet.*--target onnx") as caught:
         CudaDevice()
@@ -240,7 +233,7 @@ def test_no_library_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not _has_gpu(), reason="needs a CUDA device")
+@pytest.mark.skipif(not has_gpu(), reason="needs a CUDA device")
 def test_rows_move_through_torch_on_a_gpu() -> None:
     import torch
 
@@ -253,7 +246,7 @@ def test_rows_move_through_torch_on_a_gpu() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not _has_gpu(), reason="needs a CUDA device")
+@pytest.mark.skipif(not has_gpu(), reason="needs a CUDA device")
 def test_rows_move_through_cuda_bindings_on_a_gpu(runtime: Any) -> None:
     device = CudaDevice()
     made = cuda_memory(device).block(SHAPE, "float16")
