@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from otter_export.converters.tensorrt_llm.emitted.tree_inputs import tree_inputs
+from tests.converters.tensorrt_llm.rank_threads import in_threads
 
 Outputs = dict[str, torch.Tensor]
 
@@ -106,36 +106,9 @@ class Runner:
             outputs: Outputs = network.outputs
             return outputs
 
-        results = _in_threads(run, len(self.models), world.abort)
+        results = in_threads(run, len(self.models), world.abort)
         for other in results[1:]:
             for name, value in results[0].items():
                 assert torch.equal(value, other[name]), f"ranks differ in {name}"
         self.all_reduces = world.all_reduces
         return results[0]
-
-
-def _in_threads(
-    run: Callable[[int], Outputs], count: int, abort: Callable[[], None]
-) -> list[Outputs]:
-    """One thread a rank; the first error of any is raised."""
-    results: list[Any] = [None] * count
-    errors: list[BaseException] = []
-
-    def target(rank: int) -> None:
-        try:
-            with torch.no_grad():
-                results[rank] = run(rank)
-        except BaseException as error:  # raised again below
-            errors.append(error)
-            abort()
-
-    threads = [threading.Thread(target=target, args=(rank,)) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise next(
-            (e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0]
-        )
-    return results

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from tests.converters.tensorrt_llm.rank_threads import in_threads
+
 
 @dataclasses.dataclass
 class Mapping:
@@ -34,25 +36,9 @@ def exchange(part: torch.Tensor) -> list[torch.Tensor]:
 def on_all(count: int, run: Callable[[int], Any]) -> list[Any]:
     """What ``run(rank)`` gives on each rank; the first error of any is raised."""
     barrier, parts = threading.Barrier(count, timeout=60), {}
-    results: list[Any] = [None] * count
-    errors: list[BaseException] = []
 
-    def target(rank: int) -> None:
+    def in_world(rank: int) -> Any:
         _ACTIVE.world = (barrier, parts, rank)
-        try:
-            with torch.no_grad():
-                results[rank] = run(rank)
-        except BaseException as error:  # raised again below
-            errors.append(error)
-            barrier.abort()
+        return run(rank)
 
-    threads = [threading.Thread(target=target, args=(rank,)) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise next(
-            (e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0]
-        )
-    return results
+    return in_threads(in_world, count, barrier.abort)
