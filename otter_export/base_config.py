@@ -17,17 +17,19 @@ from otter_export.family import MAX_POSITIONS, BaseDimensions, Family
 FILE_NAME = "config.json"
 GENERATION_FILE = "generation_config.json"
 
-#: Rotary scalings whose tables equal transformers' (tests/graph/test_rotary.py compares each).
-#: For others (``yarn``, ``dynamic``, ``longrope``) mobius-onnx's tables, or the idea of one table
-#: for all lengths, differ.
-FAITHFUL_SCALINGS = ("default", "linear", "llama3")
+#: Rotary scalings with one table for all lengths (tests/graph/test_rotary.py compares each). That
+#: of ``longrope`` is for sequences up to its original length, ``dynamic`` has none.
+FAITHFUL_SCALINGS = ("default", "linear", "llama3", "yarn", "longrope")
 #: Activations that every graph computes as transformers does (tests/converters/test_parity.py).
 FAITHFUL_ACTIVATIONS = (
     *("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"),
     *("relu", "relu2", "quick_gelu", "sigmoid", "tanh", "linear"),
 )
 _ROPE_KEYS = ("rope_parameters", "rope_scaling")
-_PARTIAL = "partial_rotary_factor"
+_PARTIAL = ("partial_rotary_factor", "rotary_pct")
+_ORIGINAL = "original_max_position_embeddings"
+#: Kinds of layers that attention is built for.
+_LAYER_TYPES = ("full_attention", "sliding_attention")
 
 #: Numbers by key: smallest and largest. Integers become floats, which libraries insist on.
 _NUMBERS: Mapping[str, tuple[float, float]] = {
@@ -36,6 +38,23 @@ _NUMBERS: Mapping[str, tuple[float, float]] = {
         (1e-20, 0.1),
     ),
     "rope_theta": (1.0, 1e15),
+    **dict.fromkeys(("logit_scale", "logits_scaling", "embedding_multiplier"), (1e-6, 1e6)),
+    **dict.fromkeys(("residual_multiplier", "attention_multiplier"), (1e-6, 1e6)),
+    **dict.fromkeys(_PARTIAL, (1e-3, 1.0)),
+    "rope_local_base_freq": (1.0, 1e15),
+}
+#: Numbers that may be null: none.
+_CAPS: Mapping[str, tuple[float, float]] = dict.fromkeys(
+    ("final_logit_softcapping", "attn_logit_softcapping"), (1e-3, 1e6)
+)
+#: Integers by key; null is none.
+_INTEGERS: Mapping[str, tuple[int, int]] = {
+    "sliding_window": (1, 1 << 31),
+    "query_pre_attn_scalar": (1, 1 << 20),
+    "max_window_layers": (0, 1 << 31),
+    "no_rope_layer_interval": (1, 1 << 31),
+    "sliding_window_pattern": (1, 1 << 31),
+    _ORIGINAL: (1, MAX_POSITIONS),
 }
 #: The same inside of rotary settings.
 _ROPE_NUMBERS: Mapping[str, tuple[float, float]] = {
@@ -43,9 +62,14 @@ _ROPE_NUMBERS: Mapping[str, tuple[float, float]] = {
     "factor": (1e-3, 1e6),
     "low_freq_factor": (1e-3, 1e6),
     "high_freq_factor": (1e-3, 1e6),
+    **dict.fromkeys(("beta_fast", "beta_slow", "mscale", "mscale_all_dim"), (0.0, 1e6)),
+    **dict.fromkeys(("attention_factor", "llama_4_scaling_beta"), (0.0, 1e6)),
+    **dict.fromkeys(_PARTIAL, (1e-3, 1.0)),
 }
 _ROPE_REQUIRED = {
     "linear": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
     "llama3": (
         *("factor", "low_freq_factor", "high_freq_factor"),
         "original_max_position_embeddings",
@@ -54,9 +78,10 @@ _ROPE_REQUIRED = {
 _SWITCHES = (
     *("tie_word_embeddings", "attention_bias", "mlp_bias", "use_bias", "use_sliding_window"),
     *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"),
-    "add_cross_attention",
+    *("add_cross_attention", "attention_out_bias", "use_qkv_bias", "use_qk_norm", "qk_layernorm"),
+    *("use_parallel_residual", "parallel_attn"),
 )
-_ACTIVATIONS = ("hidden_act", "activation_function")
+_ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation")
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings"),
@@ -94,19 +119,48 @@ def checked(data: Mapping[str, Any], source: str) -> dict[str, Any]:
             values[key] = _rope(values[key], key, source, problems)
     if problems:
         raise ConfigError(f"{source}: " + "; ".join(problems))
-    _check_factor(values.get(_PARTIAL), f"{source}: {_PARTIAL}")
     for key in _ACTIVATIONS:
+        if key == "hidden_activation" and values.get(key) is None:
+            continue  # Gemma's files have it beside the other
         if key in values and values[key] not in FAITHFUL_ACTIVATIONS:
             raise UnsupportedError(
                 f"{source}: {key} = {_shown(values[key])} is not supported; "
                 f"accepted: {', '.join(FAITHFUL_ACTIVATIONS)}"
             )
-    kinds = values.get("layer_types")
-    if kinds is not None and (
-        not isinstance(kinds, list) or set(map(str, kinds)) - {"full_attention"}
-    ):
-        raise UnsupportedError(f"{source}: layer_types must all be 'full_attention'")
     return values
+
+
+def check_family_settings(data: Mapping[str, Any], family: Family, source: str) -> None:
+    """Refuse settings that the family's model does not have, or that no graph computes.
+
+    Raises:
+        ConfigError: A list has another length than there are layers.
+        UnsupportedError: Names the setting.
+    """
+    layers = data.get(family.config_keys.get("num_hidden_layers", "num_hidden_layers"))
+    kinds, accepted = data.get("layer_types"), _LAYER_TYPES if family.windowed else _LAYER_TYPES[:1]
+    if kinds is not None and (not isinstance(kinds, list) or set(map(str, kinds)) - set(accepted)):
+        raise UnsupportedError(
+            f"{source}: layer_types must all be {' or '.join(map(repr, accepted))} in a "
+            f"{family.name} base"
+        )
+    for key in ("layer_types", "no_rope_layers"):
+        values = data.get(key)
+        if (
+            key in family.settings
+            and values is not None
+            and (not isinstance(values, list) or len(values) != layers)
+        ):
+            raise ConfigError(f"{source}: {key} must list {layers} layers")
+    if not family.partial_rotation:
+        settings = [data.get(key) for key in _ROPE_KEYS]
+        for where in (data, *(s for s in settings if isinstance(s, Mapping))):
+            factor = next((where[key] for key in _PARTIAL if key in where), None)
+            if factor not in (None, 1, 1.0):
+                raise UnsupportedError(
+                    f"{source}: a {family.name} model rotates whole heads; partial_rotary_factor "
+                    f"is {_shown(factor)}"
+                )
 
 
 def library_config(
@@ -123,10 +177,27 @@ def library_config(
         *(key for key, _, _ in family.refused),
         *(key for _, key in family.embeddings),
         *(key for key in announced.values() if isinstance(key, str)),
+        *family.settings,
+        *(("sliding_window",) if family.windowed else ()),
     }
     kept = {key: value for key, value in data.items() if key in known}
     sizes = {family.config_keys.get(name, name): getattr(dimensions, name) for name in _SIZES}
+    if original_length(data) is not None:
+        # transformers takes the scores' factor from how much longer the model is now.
+        sizes["max_position_embeddings"] = data["max_position_embeddings"]
     return {**kept, **sizes, "tie_word_embeddings": dimensions.tie_word_embeddings}
+
+
+def original_length(data: Mapping[str, Any]) -> int | None:
+    """The longest sequence that the short factors of ``longrope`` are for; None for other bases.
+
+    Longer ones rotate by other tables from their first token on, which no engine can know.
+    """
+    for settings in (data.get(key) for key in _ROPE_KEYS):
+        if isinstance(settings, Mapping) and _scaling(settings) == "longrope":
+            length = settings.get(_ORIGINAL, data.get(_ORIGINAL))
+            return None if length is None else int(length)
+    return None
 
 
 def special_tokens(
@@ -154,6 +225,17 @@ def special_tokens(
 def _wrong_values(values: dict[str, Any]) -> Iterator[str]:
     """Check numbers and switches; numbers are made floats in place."""
     yield from _numbers(values, _NUMBERS, "")
+    caps = {key: limits for key, limits in _CAPS.items() if values.get(key) is not None}
+    yield from _numbers(values, caps, "")
+    for key, (least, most) in _INTEGERS.items():
+        value = values.get(key)
+        if value is not None and (type(value) is not int or not least <= value <= most):
+            yield f"{key} must be an integer from {least} to {most}, got {_shown(value)}"
+    listed = values.get("no_rope_layers")
+    if listed is not None and not (
+        isinstance(listed, list) and all(type(v) is int and v in (0, 1) for v in listed)
+    ):
+        yield f"no_rope_layers must be a list of 0 and 1, got {_shown(listed)}"
     for key in _SWITCHES:
         if key in values and type(values[key]) is not bool:
             yield f"{key} must be true or false, got {_shown(values[key])}"
@@ -185,13 +267,18 @@ def _rope(settings: object, key: str, source: str, problems: list[str]) -> objec
     Raises:
         UnsupportedError: A kind of scaling that would not be built faithfully.
     """
+    if isinstance(settings, Mapping) and any(isinstance(v, Mapping) for v in settings.values()):
+        return {
+            name: None if one is None else _rope(one, f"{key}.{name}", source, problems)
+            for name, one in settings.items()
+            if one is None or isinstance(one, Mapping)  # transformers reads no others of these
+        }
     kind = _scaling(settings)
     if not isinstance(settings, Mapping) or kind not in FAITHFUL_SCALINGS:
         raise UnsupportedError(
             f"{source}: {key} asks for rotary scaling {_shown(kind)}; "
             f"built faithfully: {', '.join(FAITHFUL_SCALINGS)}"
         )
-    _check_factor(settings.get(_PARTIAL), f"{source}: {key}.{_PARTIAL}")
     values = dict(settings)
     where = f"{key}."
     problems += [
@@ -200,29 +287,27 @@ def _rope(settings: object, key: str, source: str, problems: list[str]) -> objec
         if values.get(name) is None
     ]
     problems += _numbers(values, _ROPE_NUMBERS, where)
-    original = values.get("original_max_position_embeddings", 1)
-    if type(original) is not int or not 1 <= original <= MAX_POSITIONS:
-        problems.append(
-            f"{where}original_max_position_embeddings must be an integer from 1 to "
-            f"{MAX_POSITIONS}, got {_shown(original)}"
-        )
+    for name in (_ORIGINAL, "max_position_embeddings"):
+        original = values.get(name, 1)
+        if type(original) is not int or not 1 <= original <= MAX_POSITIONS:
+            problems.append(
+                f"{where}{name} must be an integer from 1 to {MAX_POSITIONS}, got "
+                f"{_shown(original)}"
+            )
+    for name in ("short_factor", "long_factor"):
+        factors = values.get(name, [])
+        if not isinstance(factors, list) or not all(
+            type(f) in (int, float) and 0 < f <= 1e6 for f in factors
+        ):
+            problems.append(f"{where}{name} must be a list of positive numbers")
     return values
 
 
 def _scaling(settings: object) -> object:
-    """``rope_type``; tables per layer type are nested dictionaries and have no single one."""
+    """``rope_type``."""
     if not isinstance(settings, Mapping):
         return settings
-    if any(isinstance(value, Mapping) for value in settings.values()):
-        return "one per layer type"
     return settings.get("rope_type", settings.get("type", "default"))
-
-
-def _check_factor(factor: Any, where: str) -> None:
-    if factor not in (None, 1, 1.0):
-        raise UnsupportedError(
-            f"{where} is {_shown(factor)}; only whole heads are rotated here (1.0)"
-        )
 
 
 def _shown(value: object) -> str:

@@ -17,13 +17,20 @@ import numpy.typing as npt
 
 from otter_export import base_config
 from otter_export import config as config_file
-from otter_export.base_config import library_config, read_config, special_tokens
+from otter_export.base_config import (
+    check_family_settings,
+    library_config,
+    original_length,
+    read_config,
+    special_tokens,
+)
 from otter_export.config import OtterConfig, check_fetched
 from otter_export.errors import CheckpointError, ConfigError
 from otter_export.families import family_of
 from otter_export.family import (
     BaseDimensions,
     Family,
+    NormSite,
     ProjectionSite,
     Sites,
     channel_width,
@@ -61,7 +68,12 @@ class BaseModel:
         data = read_config(directory)
         source = str(directory / base_config.FILE_NAME)
         family = family_of(data, source)
-        base = cls(directory, data, family, BaseDimensions.from_json(data, family, source))
+        check_family_settings(data, family, source)
+        dimensions = BaseDimensions.from_json(data, family, source)
+        length = original_length(data)
+        if length is not None and length < dimensions.max_position_embeddings:
+            dimensions = dataclasses.replace(dimensions, max_position_embeddings=length)
+        base = cls(directory, data, family, dimensions)
         _check_all_fetched(directory)
         base.special_token_ids  # noqa: B018  its file is checked too
         if base.dimensions.tie_word_embeddings and not base._shares_the_embedding():
@@ -137,7 +149,7 @@ class BaseModel:
             site: The projection.
             rows: Output rows to read; None reads all.
         """
-        part: Any = self._rows(site) if rows is None else site.offset + rows
+        part: Any = self._rows(site) if rows is None else site.rows(rows)
         name = f"{site.parameter}.weight"
         if site.transposed:
             return np.ascontiguousarray(self.float32(name, np.s_[:, part]).T)
@@ -148,8 +160,16 @@ class BaseModel:
         name = f"{site.parameter}.bias"
         return self.float32(name, self._rows(site)) if self.has(name) else None
 
-    def _rows(self, site: ProjectionSite) -> slice:
-        return slice(site.offset, site.offset + self.dimensions.width(site.writes))
+    def norm_weight(self, norm: NormSite, index: Any = None) -> FloatArray:
+        """What a norm multiplies by: its stored weight and the family's offset, float32."""
+        return self.float32(f"{norm.name}.weight", index) + np.float32(self.family.norm_offset)
+
+    def _rows(self, site: ProjectionSite) -> Any:
+        """A slice where the rows of a part lie together, which is read without the others."""
+        width = self.dimensions.width(site.writes)
+        if site.head is not None:
+            return site.rows(np.arange(width))
+        return slice(site.offset, site.offset + width)
 
     @functools.cached_property
     def tensors(self) -> Mapping[str, tuple[int, ...]]:
@@ -158,10 +178,10 @@ class BaseModel:
         shapes: dict[str, tuple[int, ...]] = {}
         for name, rows in self.sites.embeddings:
             shapes[f"{name}.weight"] = (rows, d.hidden_size)
-        for name in self.sites.norms:
-            shapes[f"{name}.weight"] = (d.hidden_size,)
-            if self._has_bias(name):
-                shapes[f"{name}.bias"] = (d.hidden_size,)
+        for norm in self.sites.norms:
+            shapes[f"{norm.name}.weight"] = (norm.base_size(d),)
+            if self._has_bias(norm.name):
+                shapes[f"{norm.name}.bias"] = (norm.base_size(d),)
         out: dict[str, int] = {}
         for s in self.sites.projections:
             out[s.parameter] = out.get(s.parameter, 0) + d.width(s.writes)
@@ -170,6 +190,8 @@ class BaseModel:
             if self._has_bias(s.parameter):
                 shapes[f"{s.parameter}.bias"] = shape[:1]
         shapes[self.head_name] = (d.vocab_size, d.hidden_size)
+        if self._has_bias(self.family.output_head):
+            shapes[f"{self.family.output_head}.bias"] = (d.vocab_size,)
         return shapes
 
     def problems(self) -> list[str]:
@@ -219,7 +241,9 @@ class BaseModel:
         announced = self._announced_by(module)
         if announced is None:
             return self.has(f"{module}.bias")
-        return announced if isinstance(announced, bool) else bool(self.data.get(announced, False))
+        if isinstance(announced, bool):
+            return announced
+        return bool(self.data.get(announced, self.family.defaults.get(announced, False)))
 
     def _announced_by(self, module: str) -> str | bool | None:
         """The config key that announces a module's bias, or whether it always has one."""
@@ -230,7 +254,8 @@ class BaseModel:
 
     def _unannounced_biases(self) -> Iterator[str]:
         """Biases that the files hold and the model does not have; transformers drops them."""
-        modules = [*self.sites.norms, *dict.fromkeys(s.parameter for s in self.sites.projections)]
+        modules = [norm.name for norm in self.sites.norms]
+        modules += dict.fromkeys(s.parameter for s in self.sites.projections)
         modules.append(self.family.output_head)
         found: dict[str | bool | None, list[str]] = {}
         for module in modules:
@@ -284,10 +309,10 @@ def expected_tensors(config: OtterConfig, base: BaseModel) -> dict[str, tuple[in
             shapes[f"{name}.otter.projection"] = (config.hidden_size, d.hidden_size)
         else:
             shapes[f"{name}.otter.table"] = (rows, config.hidden_size)
-    for name in base.sites.norms:
-        shapes[f"{name}.otter.weight"] = (config.hidden_size,)
-        if f"{name}.bias" in base.tensors:
-            shapes[f"{name}.otter.bias"] = (config.hidden_size,)
+    for norm in base.sites.norms:
+        shapes[f"{norm.name}.otter.weight"] = (norm.channel_size(config),)
+        if f"{norm.name}.bias" in base.tensors:
+            shapes[f"{norm.name}.otter.bias"] = (norm.channel_size(config),)
     for site in base.sites.projections:
         shapes[f"{site.name}.otter.from_base"] = (width(site.writes), d.width(site.reads))
         shapes[f"{site.name}.otter.from_channel"] = (width(site.writes), width(site.reads))

@@ -12,6 +12,9 @@ import enum
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from otter_export.config import OtterConfig
 from otter_export.errors import ConfigError, UnsupportedError
 
@@ -43,6 +46,7 @@ class Projection:
         part: Name of this slice of a fused parameter (``q``, ``k``, ``v``), in storage order; None
             when the parameter holds this projection alone.
         graph_path: Its path in the base graph, where that differs from ``path``.
+        by_head: The parts of one head lie together (GPT-NeoX), not the heads of one part.
     """
 
     path: str
@@ -50,6 +54,31 @@ class Projection:
     writes: Space
     part: str | None = None
     graph_path: str | None = None
+    by_head: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadNorm:
+    """A norm of the queries or of the keys, inside the attention.
+
+    Args:
+        path: Module path inside the layer.
+        space: QUERY or KEY_VALUE.
+        axis: Axis of the heads in what the Hugging Face module gets, where each head is normalised
+            by statistics of its own (Qwen3: -2); None where all heads are one vector (OLMo 2).
+    """
+
+    path: str
+    space: Space
+    axis: int | None = None
+
+
+class Rotation(enum.Enum):
+    """Which layers rotate queries and keys."""
+
+    ALL = "all"
+    WINDOWED = "windowed"  # where there are windows at all, the layers without one do not
+    LISTED = "listed"  # config's no_rope_layers, 1 for a layer that rotates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +90,29 @@ class Family:
         model_types: ``model_type`` values of config.json that it covers.
         embeddings: ``(path, config key of its number of rows)``; the first is the token embedding.
         layers: Path of the layer list.
-        norms: Paths of the norms inside a layer.
+        norms: Paths of the norms of the hidden state inside a layer.
+        head_norms: Norms of queries and keys.
         final_norm: Path of the norm before the heads.
         output_head: Path of the language model head; tied to the first embedding if absent.
         projections: The logical linear layers of a decoder layer.
         transposed: True when linear weights are stored ``[in, out]`` (Conv1D).
         config_keys: Standard name to this family's name in config.json.
         resized: ``(path inside the layer, attribute, space)``: integer attributes that the
-            Hugging Face forward reads and that must grow by the channel's width of ``space``.
+            Hugging Face forward reads and that must grow by the channel's width of ``space``, or by
+            its number of heads where the attribute ends in ``_heads``. ``config.NAME`` is a setting
+            of the module's config, of which it gets a copy.
         activations: Paths inside a layer of the feed-forward's activation, in the space INNER.
         optional_prefix: A leading path that published weight files of this family may omit.
+        layer_norm: Norms subtract the mean (LayerNorm); else they are RMSNorm.
+        norm_offset: What norms add to their stored weight (Gemma: 1). Inserted ones hold the sum.
+        scaled_embedding: Token embeddings are multiplied by the square root of the width.
+        interleaved: Rotary pairs are neighbours (Cohere), not the halves of a head.
+        rotation: Which layers rotate queries and keys.
+        partial_rotation: Whether a part of each head may be rotated (``partial_rotary_factor``).
+        windowed: Attention may look back ``sliding_window`` positions only: in the layers that
+            ``layer_types`` names, or in all.
+        settings: Further keys of config.json that this family's model depends on.
+        defaults: What the family's model takes for a key that config.json leaves out.
         refused: ``(config key, accepted value, reason)``: settings that have no rule.
         biases: Path of a norm or projection inside a layer (or of the final norm) to the config key
             that announces its bias, or to True if it always has one; other paths have none. None
@@ -91,6 +133,16 @@ class Family:
     resized: tuple[tuple[str, str, Space], ...] = ()
     activations: tuple[str, ...] = ()
     optional_prefix: str = ""
+    head_norms: tuple[HeadNorm, ...] = ()
+    layer_norm: bool = False
+    norm_offset: float = 0.0
+    scaled_embedding: bool = False
+    interleaved: bool = False
+    rotation: Rotation = Rotation.ALL
+    partial_rotation: bool = False
+    windowed: bool = False
+    settings: tuple[str, ...] = ()
+    defaults: Mapping[str, object] = dataclasses.field(default_factory=dict)
     refused: tuple[tuple[str, object, str], ...] = ()
     biases: Mapping[str, str | bool] | None = None
     tied: bool = False
@@ -127,7 +179,7 @@ class BaseDimensions:
         def size(name: str, default: int | None = None) -> int:
             key = family.config_keys.get(name, name)
             limit = _LIMITS.get(name, 1 << 31)
-            value = data.get(key, default)
+            value = data.get(key, family.defaults.get(key, default))
             if value is None and name in _OPTIONAL:
                 value = default
             if type(value) is not int or not 0 < value < limit:
@@ -142,7 +194,7 @@ class BaseDimensions:
                     f"{source}: {key} = {data[key]!r:.60} is not supported: {reason}"
                 )
         for _, key in family.embeddings:
-            size(key)  # the rows of an embedding have no default
+            size(key)
         hidden, heads = size("hidden_size"), size("num_attention_heads")
         if hidden % heads:
             # Also with a head_dim, since transformers refuses it.
@@ -186,7 +238,8 @@ class ProjectionSite:
 
     ``name`` is the stem of its inserted tensors (``NAME.otter.from_base``); ``parameter`` the stem
     of the base parameter (``PARAMETER.weight``); ``offset`` the first output row of this part in
-    the (possibly fused) base parameter; ``graph_name`` its stem in the base graph.
+    the (possibly fused) base parameter; ``head`` the rows of a head and of all parts of a head,
+    where these lie together; ``graph_name`` its stem in the base graph.
     """
 
     name: str
@@ -197,6 +250,36 @@ class ProjectionSite:
     offset: int
     part: str | None
     transposed: bool
+    head: tuple[int, int] | None = None
+
+    def rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where rows of this part lie in the base parameter."""
+        if self.head is None:
+            return self.offset + rows
+        size, stride = self.head
+        return self.offset + rows // size * stride + rows % size
+
+
+@dataclasses.dataclass(frozen=True)
+class NormSite:
+    """One norm, with its full name.
+
+    Where each head is normalised by itself (``axis``), an extra head has statistics of its own, as
+    every head has, and both weights have the size of a head. Elsewhere the statistics are those of
+    the base part.
+    """
+
+    name: str
+    space: Space = Space.HIDDEN
+    axis: int | None = None
+
+    def base_size(self, base: BaseDimensions) -> int:
+        """Size of its base weight."""
+        return base.width(self.space) if self.axis is None else base.head_dim
+
+    def channel_size(self, config: OtterConfig) -> int:
+        """Size of its inserted weight."""
+        return channel_width(config, self.space) if self.axis is None else config.head_dim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +287,7 @@ class Sites:
     """Every place of a base model at which a channel is inserted, in forward order."""
 
     embeddings: tuple[tuple[str, int], ...]  # (name, rows)
-    norms: tuple[str, ...]
+    norms: tuple[NormSite, ...]
     projections: tuple[ProjectionSite, ...]
 
 
@@ -217,14 +300,16 @@ def sites(family: Family, base: BaseDimensions, data: Mapping[str, Any]) -> Site
         data: Its parsed config.json (for the rows of further embeddings).
     """
     embeddings = tuple((path, int(data[key])) for path, key in family.embeddings)
-    norms: list[str] = []
+    norms: list[NormSite] = []
     projections: list[ProjectionSite] = []
     for layer in _layer_paths(family, base):
-        norms.extend(f"{layer}.{norm}" for norm in family.norms)
+        norms.extend(NormSite(f"{layer}.{path}") for path in family.norms)
+        norms.extend(NormSite(f"{layer}.{n.path}", n.space, n.axis) for n in family.head_norms)
         offsets: dict[str, int] = {}
         for p in family.projections:
             offset = offsets.get(p.path, 0)
-            offsets[p.path] = offset + base.width(p.writes)
+            offsets[p.path] = offset + (base.head_dim if p.by_head else base.width(p.writes))
+            parts = sum(other.path == p.path for other in family.projections)
             stem = f"{layer}.{p.path}"
             projections.append(
                 ProjectionSite(
@@ -236,9 +321,10 @@ def sites(family: Family, base: BaseDimensions, data: Mapping[str, Any]) -> Site
                     offset=offset,
                     part=p.part,
                     transposed=family.transposed,
+                    head=(base.head_dim, parts * base.head_dim) if p.by_head else None,
                 )
             )
-    norms.append(family.final_norm)
+    norms.append(NormSite(family.final_norm))
     return Sites(embeddings, tuple(norms), tuple(projections))
 
 

@@ -88,9 +88,10 @@ def _copy_makers(config: OtterConfig, base: BaseModel) -> Mapping[str, Maker]:
     for name, _ in base.sites.embeddings:
         makers[f"{name}.otter.projection"] = _one_hot(hidden, base.dimensions.hidden_size)
         makers[f"{name}.otter.table"] = _take(base.float32, f"{name}.weight", np.s_[:, hidden])
-    for name in base.sites.norms:
-        makers[f"{name}.otter.weight"] = _take(base.float32, f"{name}.weight", hidden)
-        makers[f"{name}.otter.bias"] = _take(base.float32, f"{name}.bias", hidden)
+    for norm in base.sites.norms:
+        index = rows[norm.space] if norm.axis is None else np.s_[:]
+        makers[f"{norm.name}.otter.weight"] = _take(base.norm_weight, norm, index)
+        makers[f"{norm.name}.otter.bias"] = _take(base.float32, f"{norm.name}.bias", index)
     for site in base.sites.projections:
         out = rows[site.writes]
         makers[f"{site.name}.otter.from_base"] = _take(base.projection, site, out)

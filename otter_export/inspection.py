@@ -171,7 +171,7 @@ def _part_by_stem(base: BaseModel) -> dict[str, str]:
     """Part of every module of a base, with and without the family's optional prefix."""
     sites = base.sites
     parts = {name: "embedding" for name, _ in sites.embeddings}
-    parts |= {name: "norms" for name in sites.norms}
+    parts |= {norm.name: "norms" for norm in sites.norms}
     parts |= {base.family.output_head: "output head"}
     for site in sites.projections:
         parts |= {name: _projection_part(site) for name in (site.name, site.parameter)}

@@ -206,7 +206,7 @@ def _base_names(checkpoint: Checkpoint) -> Iterator[str]:
     base = checkpoint.base
     stems = [name for name, _ in base.sites.embeddings]
     stems += [site.parameter for site in base.sites.projections]
-    stems += base.sites.norms
+    stems += [norm.name for norm in base.sites.norms]
     if not base.dimensions.tie_word_embeddings:
         stems.append(base.family.output_head)
     for stem in stems:

@@ -83,20 +83,26 @@ def use_stored_weights(model: OtterModel, checkpoint: Checkpoint, stored: Stored
 
     head, embedding = base.family.output_head, base.embedding_name
     # A tied head may be stored apart from the embedding: quantised, where the embedding is not.
-    untied = torch.nn.Parameter(parameter(f"{head}.weight").clone(), requires_grad=False)
-    model.base.get_submodule(head).weight = untied
+    module = model.base.get_output_embeddings()
+    untied = torch.nn.Parameter(module.weight.clone(), requires_grad=False)
+    module.weight = untied
     quantized = stored.find(embedding, quantized=True) is not None
     copy(untied, f"{head}.weight", embedding, quantized=True if quantized else None)
     for name, _ in base.sites.embeddings:
         copy(parameter(f"{name}.weight"), f"{name}.weight", quantized=False)
-    for name in base.sites.norms:
-        copy(parameter(f"{name}.weight"), f"{name}.weight")
-        if base.has(f"{name}.bias"):
-            copy(parameter(f"{name}.bias"), f"{name}.bias")
+    if module.bias is not None:
+        copy(module.bias, f"{head}.bias")
+    for norm in base.sites.norms:
+        copy(parameter(f"{norm.name}.weight"), f"{norm.name}.weight")
+        parameter(f"{norm.name}.weight").sub_(base.family.norm_offset)
+        if base.has(f"{norm.name}.bias"):
+            copy(parameter(f"{norm.name}.bias"), f"{norm.name}.bias")
     for site in base.sites.projections:
-        rows = slice(site.offset, site.offset + base.dimensions.width(site.writes))
-        weight = parameter(f"{site.parameter}.weight")
-        part = weight[:, rows].T if site.transposed else weight[rows]
-        copy(part, f"{site.graph_name}.weight")
-        if base.has(f"{site.parameter}.bias"):
-            copy(parameter(f"{site.parameter}.bias")[rows], f"{site.graph_name}.bias")
+        rows = site.rows(np.arange(base.dimensions.width(site.writes)))
+        kinds = ("weight", "bias") if base.has(f"{site.parameter}.bias") else ("weight",)
+        for kind in kinds:
+            whole = parameter(f"{site.parameter}.{kind}")
+            whole = whole.T if site.transposed and kind == "weight" else whole
+            part = whole[rows]
+            copy(part, f"{site.graph_name}.{kind}")
+            whole[rows] = part

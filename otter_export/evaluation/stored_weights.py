@@ -134,9 +134,9 @@ def checkpoint_weights(checkpoint: Checkpoint) -> Mapping[str, Callable[[], Floa
 
     for name, _ in base.sites.embeddings:
         plain(f"{name}.weight")
-    for name in base.sites.norms:
-        plain(f"{name}.weight")
-        plain(f"{name}.bias")
+    for norm in base.sites.norms:
+        found[f"{norm.name}.weight"] = functools.partial(base.norm_weight, norm)
+        plain(f"{norm.name}.bias")
     for site in base.sites.projections:
         found[f"{site.graph_name}.weight"] = functools.partial(base.projection, site)
         if base.has(f"{site.parameter}.bias"):
@@ -144,6 +144,7 @@ def checkpoint_weights(checkpoint: Checkpoint) -> Mapping[str, Callable[[], Floa
             found[f"{site.graph_name}.bias"] = bias  # type: ignore[assignment]
     head = f"{base.family.output_head}.weight"
     found[head] = functools.partial(base.float32, base.head_name)
+    plain(f"{base.family.output_head}.bias")
     for name in checkpoint.tensors:
         found[name] = functools.partial(checkpoint.float32, name)
     return found

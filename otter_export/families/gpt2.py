@@ -22,6 +22,7 @@ FAMILY = Family(
         Projection("mlp.c_proj", Space.INNER, Space.HIDDEN, None, "mlp.down_proj"),
     ),
     transposed=True,
+    layer_norm=True,
     config_keys={
         "hidden_size": "n_embd",
         "intermediate_size": "n_inner",

@@ -8,6 +8,7 @@ FAMILY = dataclasses.replace(
     llama.FAMILY,
     name="qwen2",
     model_types=("qwen2",),
-    refused=(("use_sliding_window", False, "sliding windows have no tree mask yet"),),
     biases={f"self_attn.{name}_proj": True for name in "qkv"},
+    windowed=True,
+    settings=("layer_types", "max_window_layers"),
 )

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from otter_export.engine_io import ATTENTION_MASK
+from otter_export.engine_io import ATTENTION_MASK, BASE_CACHE, CHANNEL_CACHE
 from otter_export.errors import UnsupportedError
 from otter_export.graph.emit import Dimensions, Emitter, attributes_of
+
+_LAYER = re.compile(rf"(?:{BASE_CACHE.past}|{CHANNEL_CACHE.past})\.(\d+)\.key")
+
+#: Scores that are masked: exp underflows to exactly 0, and a row of nothing else stays finite.
+MASKED = {
+    ir.DataType.FLOAT: -1e30,
+    ir.DataType.FLOAT16: -3e4,
+    ir.DataType.BFLOAT16: -1e30,
+}
+
+
+def layer_of(past: ir.Value | None) -> int:
+    """N of a graph input ``past_key_values.N.key``.
+
+    Raises:
+        UnsupportedError: The attention reads its past from elsewhere.
+    """
+    match = _LAYER.fullmatch(str(past.name) if past is not None else "")
+    if match is None:
+        raise UnsupportedError(f"an Attention without {BASE_CACHE.past}.N inputs cannot be widened")
+    return int(match[1])
 
 
 def replace_mask(graph: ir.Graph, shape: Dimensions) -> ir.Value:
@@ -22,17 +45,26 @@ def replace_mask(graph: ir.Graph, shape: Dimensions) -> ir.Value:
     return mask
 
 
-def scale_of(node: ir.Node, form: str) -> float | None:
-    """The attention's own scale; None for 1/sqrt(e).
-
-    Raises:
-        UnsupportedError: It has a softcap, which the cache form ``form`` has not.
-    """
-    softcap = node.attributes.get("softcap")
-    if softcap is not None and softcap.as_float() != 0.0:
-        raise UnsupportedError(f"node {node.name!r}: attention with softcap has no {form} form")
+def scale_of(node: ir.Node, size: int) -> float:
+    """What an Attention multiplies its scores by: its own scale, or 1/sqrt of the head size."""
     scale = node.attributes.get("scale")
-    return None if scale is None else scale.as_float()
+    return 1.0 / math.sqrt(size) if scale is None else scale.as_float()
+
+
+def is_capped(node: ir.Node) -> bool:
+    """Whether an Attention's scores have a soft cap."""
+    return "softcap" in node.attributes and node.attributes["softcap"].as_float() != 0.0
+
+
+def capped_scores(e: Emitter, node: ir.Node, scores: ir.Value, prefix: str) -> ir.Value:
+    """``c tanh(s / c)`` of the scores of an Attention with a soft cap c (Gemma 2); else ``s``."""
+    if not is_capped(node):
+        return scores
+    cap = node.attributes["softcap"].as_float()
+    limit = e.constant(cap, f"otter.softcap.{cap:g}", (scores.dtype or ir.DataType.FLOAT).numpy())
+    s = e.op("Div", [scores, limit], f"{prefix}.uncapped")
+    s = e.op("Tanh", [s], f"{prefix}.tanh")
+    return e.op("Mul", [s, limit], f"{prefix}.capped")
 
 
 def split_heads(

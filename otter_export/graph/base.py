@@ -8,6 +8,7 @@ per layer with past and present caches.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -21,13 +22,20 @@ import mobius
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from otter_export.checkpoint import BaseModel
 from otter_export.errors import UnsupportedError
 from otter_export.family import ProjectionSite
 from otter_export.graph.emit import Make, lazy_tensor, static_shape
-from otter_export.graph.weights import multiplied_weight
+from otter_export.graph.mends import mend
+from otter_export.graph.rotary import set_rotations
+from otter_export.graph.unfuse import unfuse
+from otter_export.graph.windows import set_windows
+from otter_export.layer_attention import layer_attention
 
+#: Key of a model's metadata: names of the mends that changed it.
+MENDS = "otter.mends"
 #: Hub dtypes by the name that mobius gives them.
 DTYPES = {
     "f32": ir.DataType.FLOAT,
@@ -69,10 +77,16 @@ def base_graph(base: BaseModel, dtype: str = "f32", positions: int | None = None
                 f"(model_type {base.dimensions.model_type!r}): {error}"
             ) from error
     model: ir.Model = package["model"]
-    check_rotary_tables(model, base, positions)
     if base.dimensions.tie_word_embeddings:
         _share_tied_head(model, base)
-    _add_missing_biases(model, base, DTYPES[dtype])
+    unfuse(model, base)
+    _fold_offsets(model.graph, base)
+    layers = layer_attention(base)
+    set_windows(model, layers)
+    rows = base.dimensions.max_position_embeddings if positions is None else positions
+    set_rotations(model, base, layers, DTYPES[dtype], rows)
+    model.metadata_props[MENDS] = ",".join(mend(model, base))
+    common.RemoveUnusedNodesPass()(model)
     _attach_weights(model, base, DTYPES[dtype])
     return model
 
@@ -85,48 +99,16 @@ def _config(base: BaseModel, positions: int | None) -> dict[str, Any]:
     return config if positions is None or learned else {**config, key: positions}
 
 
-def check_rotary_tables(model: ir.Model, base: BaseModel, positions: int | None = None) -> None:
-    """The cos and sin tables must have a row for every position that an engine accepts.
-
-    Raises:
-        UnsupportedError: They have another number of rows than ``positions``, or
-            ``max_position_embeddings`` if that is None.
-    """
-    wanted = base.dimensions.max_position_embeddings if positions is None else positions
-    for name, value in model.graph.initializers.items():
-        if not name.endswith((".cos_cache", ".sin_cache")) or value.shape is None:
-            continue
-        if value.shape[0] != wanted:
-            raise UnsupportedError(
-                f"{base.directory}: the base graph has a rotary table of {value.shape[0]} rows for "
-                f"{wanted} positions (max_position_embeddings)"
-            )
-
-
-def _add_missing_biases(model: ir.Model, base: BaseModel, dtype: ir.DataType) -> None:
-    """Add the biases of projections that mobius-onnx builds without (Llama's ``mlp_bias``)."""
-    initializers = model.graph.initializers
-    missing = {
-        f"{site.graph_name}.weight": f"{site.graph_name}.bias"
-        for site in base.sites.projections
-        if f"{site.parameter}.bias" in base.tensors
-        and f"{site.graph_name}.bias" not in initializers
-    }
-    for node in list(model.graph):
-        weight = multiplied_weight(node)
-        name = None if weight is None else missing.get(str(weight.name))
-        if weight is None or name is None:
-            continue
-        rows = static_shape(weight)[0]
-        bias = ir.Value(name=name, shape=ir.Shape([rows]), type=ir.TensorType(dtype))
-        initializers[name] = bias
-        product = node.outputs[0]
-        added = ir.node("Add", [product, bias], name=f"{node.name}_bias")
-        added.outputs[0].name = f"{product.name}_biased"
-        added.outputs[0].shape, added.outputs[0].type = product.shape, product.type
-        ir.convenience.replace_all_uses_with(product, added.outputs[0])
-        added.replace_input_with(0, product)
-        model.graph.insert_after(node, added)
+def _fold_offsets(graph: ir.Graph, base: BaseModel) -> None:
+    """``norm(x, Add(gamma, 1))`` => ``norm(x, gamma)``, whose tensor then holds the sum."""
+    if not base.family.norm_offset:
+        return
+    names = {f"{norm.name}.weight" for norm in base.sites.norms}
+    for node in [n for n in graph if n.op_type == "Add"]:
+        weight = next((v for v in node.inputs if v is not None and v.name in names), None)
+        if weight is not None:
+            ir.convenience.replace_all_uses_with(node.outputs[0], weight)
+            graph.remove(node, safe=True)
 
 
 def _share_tied_head(model: ir.Model, base: BaseModel) -> None:
@@ -143,12 +125,15 @@ def _share_tied_head(model: ir.Model, base: BaseModel) -> None:
 def _attach_weights(model: ir.Model, base: BaseModel, dtype: ir.DataType) -> None:
     """Give every empty initializer a lazy tensor that reads the base's safetensors."""
     projections = {site.graph_name: site for site in base.sites.projections}
+    norms = {f"{norm.name}.weight": norm for norm in base.sites.norms}
     for name, value in model.graph.initializers.items():
         if value.const_value is not None:
             continue
         stem, _, kind = name.rpartition(".")
         site = projections.get(stem)
         make = _reader(base, name) if site is None else _projection_reader(base, site, kind)
+        if name in norms:
+            make = functools.partial(base.norm_weight, norms[name])
         if make is None or value.shape is None:
             raise UnsupportedError(
                 f"the base graph of {base.directory} has the weight {name}, which its safetensors "

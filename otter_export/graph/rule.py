@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
 from otter_export.checkpoint import Checkpoint, expected_tensors
-from otter_export.engine_io import BASE_CACHE
-from otter_export.errors import UnsupportedError
-from otter_export.family import ProjectionSite
+from otter_export.family import NormSite, ProjectionSite
 from otter_export.graph.emit import Emitter, add_initializer, lazy_tensor
 from otter_export.graph.weights import source_initializer
-
-_LAYER = re.compile(rf"{BASE_CACHE.past}\.(\d+)\.key")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +46,7 @@ class Widening:
         self._shapes = expected_tensors(checkpoint.config, checkpoint.base)
         self._sites = {s.graph_name: s for s in checkpoint.base.sites.projections}
         self._embeddings = {name for name, _ in checkpoint.base.sites.embeddings}
-        self._norms = set(checkpoint.base.sites.norms)
+        self._norms = {norm.name: norm for norm in checkpoint.base.sites.norms}
 
     def emitter(self, node: ir.Node) -> Emitter:
         """An emitter that inserts after ``node``."""
@@ -65,9 +60,9 @@ class Widening:
         """Whether a stem names an embedding at which the channel starts."""
         return stem in self._embeddings
 
-    def is_norm(self, stem: str) -> bool:
-        """Whether a stem names a widened norm."""
-        return stem in self._norms
+    def norm(self, stem: str) -> NormSite | None:
+        """The norm whose parameters have this stem."""
+        return self._norms.get(stem)
 
     def is_output_head(self, stem: str) -> bool:
         """Whether a stem names the language model head (or the embedding tied to it)."""
@@ -103,15 +98,3 @@ def parameter_stem(value: ir.Value | None) -> str:
     if value is None or value.name is None:
         return ""
     return value.name.rpartition(".")[0]
-
-
-def layer_of(past: ir.Value | None) -> int:
-    """N of a graph input ``past_key_values.N.key``.
-
-    Raises:
-        UnsupportedError: The attention reads its past from elsewhere.
-    """
-    match = _LAYER.fullmatch(str(past.name) if past is not None else "")
-    if match is None:
-        raise UnsupportedError(f"an Attention without {BASE_CACHE.past}.N inputs cannot be widened")
-    return int(match[1])

@@ -51,10 +51,14 @@ def add_signal(state: Widening, signal: Signal) -> None:
 
 
 def head_nodes(graph: ir.Graph) -> list[ir.Node]:
-    """The MatMul of the logits and those of the signal heads: what reads the final state."""
-    found = []
-    for node in graph:
-        name = str(node.outputs[0].name)
-        if node.op_type == "MatMul" and (name == LOGITS or name.startswith("signals.")):
-            found.append(node)
-    return found
+    """The MatMul of the logits and those of the signal heads: what reads the final state.
+
+    Behind the language model head may lie a bias, a scale or a soft cap: one value, and constants.
+    """
+    node = next((v.producer() for v in graph.outputs if v.name == LOGITS), None)
+    while node is not None and node.op_type != "MatMul":
+        computed = [v.producer() for v in node.inputs if v is not None and v.producer() is not None]
+        node = computed[0] if len(computed) == 1 else None
+    heads = [] if node is None else [node]
+    signals = [n for n in graph if str(n.outputs[0].name).startswith("signals.")]
+    return heads + [n for n in signals if n.op_type == "MatMul"]

@@ -81,13 +81,23 @@ class ChannelPart(nn.Module):
 
 
 class WidenedFusedProjection(nn.Module):
-    """A fused projection (GPT-2's ``c_attn``); its output is ``[q ; q' ; k ; k' ; v ; v']``."""
+    """A fused projection (GPT-2's ``c_attn``); its output is ``[q ; q' ; k ; k' ; v ; v']``.
+
+    With ``head`` (its rows, and those of all parts of a head) the parts of a head lie together, and
+    the output is ``[q1 ; k1 ; v1 ; q2 ; ... ; q'1 ; k'1 ; v'1 ; ...]``.
+    """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
 
-    def __init__(self, base: nn.Module, parts: dict[str, ProjectionWidths]) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        parts: dict[str, ProjectionWidths],
+        head: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
+        self.head = head
         self.weight, self.bias = _parameters(base)
         self.transposed = not isinstance(base, nn.Linear)
         self.widths = dict(parts)
@@ -98,16 +108,17 @@ class WidenedFusedProjection(nn.Module):
         """``[..., n_in + n'_in]`` to ``[..., sum of (n_out + n'_out)]``."""
         base, channel = split_state(x, next(iter(self.widths.values())).base_in)
         y = base_projection(base, self.weight, self.bias, self.transposed)
-        outputs: list[Tensor] = []
-        for name, rows in zip(
-            self.widths,
-            torch.split(y, [w.base_out for w in self.widths.values()], dim=-1),
-            strict=True,
-        ):
-            part = self.get_submodule(name)
-            assert isinstance(part, ChannelPart)
-            outputs += [rows, part.otter(base, channel)]
-        return torch.cat(outputs, dim=-1)
+        channels = [self._part(name).otter(base, channel) for name in self.widths]
+        if self.head is not None:
+            heads = [part.unflatten(-1, (-1, self.head[0])) for part in channels]
+            return torch.cat((y, torch.stack(heads, dim=-2).flatten(-3)), dim=-1)
+        rows = torch.split(y, [w.base_out for w in self.widths.values()], dim=-1)
+        return torch.cat([x for pair in zip(rows, channels, strict=True) for x in pair], dim=-1)
+
+    def _part(self, name: str) -> ChannelPart:
+        part = self.get_submodule(name)
+        assert isinstance(part, ChannelPart)
+        return part
 
 
 class ChannelNorm(nn.Module):
@@ -126,12 +137,14 @@ class WidenedNorm(nn.Module):
 
     bias: nn.Parameter | None
 
-    def __init__(self, base: nn.Module, base_size: int, channel_size: int) -> None:
+    def __init__(
+        self, base: nn.Module, is_layer_norm: bool, base_size: int, channel_size: int
+    ) -> None:
         super().__init__()
         self.weight = base.weight
         self.bias = getattr(base, "bias", None)
-        self.is_layer_norm = isinstance(base, nn.LayerNorm)
-        self.epsilon = float(getattr(base, "eps" if self.is_layer_norm else "variance_epsilon"))
+        self.is_layer_norm = is_layer_norm
+        self.epsilon = _epsilon(base)
         self.base_size = base_size
         # The base's own forward keeps the base part bit-identical; the tuple hides it from the
         # module tree, so that its parameters are not listed twice.
@@ -156,6 +169,38 @@ class WidenedNorm(nn.Module):
         if self.otter.bias is not None:
             normed = normed + self.otter.bias.to(x.dtype)
         return torch.cat((self._base[0](base), normed), dim=-1)
+
+
+class WidenedHeadNorm(nn.Module):
+    """A norm of each head by its own statistics: base heads by gamma, extra heads by gamma'."""
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, base: nn.Module, is_layer_norm: bool, heads: int, axis: int, size: int
+    ) -> None:
+        super().__init__()
+        self.weight = base.weight
+        self.bias = getattr(base, "bias", None)
+        self.is_layer_norm = is_layer_norm
+        self.epsilon = _epsilon(base)
+        self.heads, self.axis = heads, axis
+        self._base = (base,)
+        self.otter = ChannelNorm(size, bias=self.bias is not None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Heads ``H + H'`` along ``axis``, the values of a head along the last axis."""
+        extra = x.shape[self.axis] - self.heads
+        base, channel = torch.split(x, [self.heads, extra], dim=self.axis)
+        wide = channel.to(torch.promote_types(x.dtype, torch.float32))
+        if self.is_layer_norm:
+            wide = wide - wide.mean(-1, keepdim=True)
+        variance = wide.pow(2).mean(-1, keepdim=True)
+        normed = (wide * torch.rsqrt(variance + self.epsilon)).to(x.dtype)
+        normed = normed * self.otter.weight.to(x.dtype)
+        if self.otter.bias is not None:
+            normed = normed + self.otter.bias.to(x.dtype)
+        return torch.cat((self._base[0](base.detach().contiguous()), normed), dim=self.axis)
 
 
 class ChannelEmbedding(nn.Module):
@@ -185,7 +230,9 @@ class WidenedEmbedding(nn.Module):
         """``[...]`` token or position ids to ``[..., d + d']``."""
         base = self._base[0](ids)
         if self.otter.table is not None:
-            channel = functional.embedding(ids, self.otter.table)
+            # Gemma's embedding multiplies by a factor, which the graph applies to both streams.
+            factor = getattr(self._base[0], "scalar_embed_scale", 1.0)
+            channel = functional.embedding(ids, self.otter.table) * factor
         else:
             assert self.otter.projection is not None
             channel = functional.linear(base, self.otter.projection)
@@ -224,6 +271,12 @@ class BaseHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., d + d']`` or ``[..., d]`` to logits ``[..., V]``."""
         return functional.linear(split_state(x, self.base_size)[0], self.weight, self.bias)
+
+
+def _epsilon(base: nn.Module) -> float:
+    """The epsilon of a norm, for which the classes of transformers have two names."""
+    name = "variance_epsilon" if hasattr(base, "variance_epsilon") else "eps"
+    return float(getattr(base, name))
 
 
 def _parameters(base: nn.Module) -> tuple[nn.Parameter, nn.Parameter | None]:

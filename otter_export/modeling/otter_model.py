@@ -6,6 +6,7 @@ widened state; only projections, norms, embeddings and the head are replaced.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from collections import defaultdict
@@ -25,14 +26,17 @@ from otter_export.family import (
     Family,
     ProjectionSite,
     Sites,
+    Space,
     channel_width,
 )
+from otter_export.layer_attention import completed_config
 from otter_export.modeling.layers import (
     BaseHead,
     ProjectionWidths,
     WidenedActivation,
     WidenedEmbedding,
     WidenedFusedProjection,
+    WidenedHeadNorm,
     WidenedNorm,
     WidenedProjection,
 )
@@ -70,6 +74,7 @@ class OtterModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.windowed = family.windowed
         self.base: Any = base
         self.signals = nn.ModuleDict(
             {
@@ -96,9 +101,18 @@ class OtterModel(nn.Module):
         decoded = self.base.base_model(input_ids=input_ids, **arguments)
         state = decoded.last_hidden_state
         channel = state[..., -self.config.hidden_size :]
-        logits = self.base.get_output_embeddings()(state) if compute_logits else state[..., :0]
+        logits = self.logits(state) if compute_logits else state[..., :0]
         signals = {name: head(channel) for name, head in self.signals.items()}
         return OtterOutput(logits, signals, getattr(decoded, "past_key_values", None))
+
+    def logits(self, state: Tensor) -> Tensor:
+        """Logits of a final state as Hugging Face's causal LM has them: scaled, or capped."""
+        config = self.base.config
+        logits: Tensor = self.base.get_output_embeddings()(state)
+        logits = logits * getattr(config, "logit_scale", 1.0)
+        logits = logits / getattr(config, "logits_scaling", 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def head(self, name: str) -> SignalHead:
         """The head of one signal."""
@@ -143,15 +157,13 @@ def load_base(base: BaseModel, dtype: torch.dtype = torch.float32) -> Any:
     Raises:
         CheckpointError: transformers cannot make the model, or it has other parameters.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.utils import logging as transformers_logging
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    settings = dict(base.library_config)
-    # Its configuration classes raise exceptions of their own.
+    config = completed_config(base)
     with errors_as(CheckpointError, f"transformers cannot load {base.directory}"):
-        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         model, report = kind.from_pretrained(
             None,
@@ -188,8 +200,14 @@ def _widen_modules(
         embedding = model.get_submodule(name)
         assert isinstance(embedding, nn.Embedding)
         _replace(model, name, WidenedEmbedding(embedding, config.embedding, channel))
-    for name in sites.norms:
-        _replace(model, name, WidenedNorm(model.get_submodule(name), d, channel))
+    for norm in sites.norms:
+        module, size = model.get_submodule(norm.name), norm.channel_size(config)
+        if norm.axis is None:
+            one: nn.Module = WidenedNorm(module, family.layer_norm, norm.base_size(base), size)
+        else:
+            heads = base.width(norm.space) // base.head_dim
+            one = WidenedHeadNorm(module, family.layer_norm, heads, norm.axis, size)
+        _replace(model, norm.name, one)
     by_parameter: dict[str, list[ProjectionSite]] = defaultdict(list)
     for site in sites.projections:
         by_parameter[site.parameter].append(site)
@@ -199,7 +217,9 @@ def _widen_modules(
         widened: nn.Module = (
             WidenedProjection(module, widths[None])
             if None in widths
-            else WidenedFusedProjection(module, {str(k): w for k, w in widths.items()})
+            else WidenedFusedProjection(
+                module, {str(k): w for k, w in widths.items()}, parts[0].head
+            )
         )
         _replace(model, name, widened)
     for layer in range(base.num_hidden_layers):
@@ -208,11 +228,24 @@ def _widen_modules(
             activation = WidenedActivation(model.get_submodule(name), base.intermediate_size)
             _replace(model, name, activation)
         for path, attribute, space in family.resized:
-            owner = model.get_submodule(f"{family.layers}.{layer}.{path}")
-            setattr(owner, attribute, getattr(owner, attribute) + channel_width(config, space))
-    head = model.get_submodule(family.output_head)
+            _resize(
+                model.get_submodule(f"{family.layers}.{layer}.{path}"), attribute, space, config
+            )
+    # Files may have another name for the head than the model has (GPT-NeoX).
+    head = model.get_output_embeddings()  # type: ignore[operator]
     assert isinstance(head, nn.Linear)
-    _replace(model, family.output_head, BaseHead(head, d))
+    name = next(name for name, module in model.named_modules() if module is head)
+    _replace(model, name, BaseHead(head, d))
+
+
+def _resize(owner: Any, attribute: str, space: Space, config: OtterConfig) -> None:
+    """Let an integer attribute count the channel too; see `Family.resized`."""
+    if attribute.startswith("config."):
+        owner.config = copy.copy(owner.config)
+        owner, attribute = owner.config, attribute.removeprefix("config.")
+    width = channel_width(config, space)
+    more = width // config.head_dim if attribute.endswith("_heads") else width
+    setattr(owner, attribute, getattr(owner, attribute) + more)
 
 
 def _widths(config: OtterConfig, base: BaseDimensions, site: ProjectionSite) -> ProjectionWidths:

@@ -135,17 +135,44 @@ class TorchStep:
         decoded = self._model.base.base_model(
             input_ids=inputs[engine_io.INPUT_IDS],
             position_ids=inputs[engine_io.POSITION_IDS],
-            attention_mask=inputs[engine_io.ATTENTION_MASK],
+            attention_mask=self._masks(slots),
             past_key_values=Cache(layers=layers),
             use_cache=True,
         )
         state = decoded.last_hidden_state[self._places, inputs[engine_io.KEPT_ROWS]]
         channel = state[..., -self._model.config.hidden_size :]
-        outputs = {engine_io.LOGITS: self._model.base.get_output_embeddings()(state).float()}
+        outputs = {engine_io.LOGITS: self._model.logits(state).float()}
         for signal in self._model.config.signals:
             if signal.kind in engine_io.OUTPUT_KINDS:
                 outputs[signal.name] = self._model.head(signal.name)(channel).float()
         return outputs
+
+    def _masks(self, slots: Tensor) -> Any:
+        """The mask, or one for each kind of layer: transformers puts no window in given masks.
+
+        Slot i of a prefix holds position i; the rows of a step hold the positions of the step.
+        """
+        mask, positions = (
+            self._inputs[engine_io.ATTENTION_MASK],
+            self._inputs[engine_io.POSITION_IDS],
+        )
+        config = self._model.base.config
+        window = getattr(config, "sliding_window", None)
+        if window is None or not self._model.windowed:
+            return self._added(mask)
+        keys = torch.arange(mask.shape[3], device=mask.device).repeat(mask.shape[0], 1)
+        keys[self._places, slots] = positions
+        near = mask & (positions[:, None, :, None] - keys[:, None, None, :] < window)
+        if getattr(config, "layer_types", None) is None:
+            return self._added(near)
+        return {"full_attention": self._added(mask), "sliding_attention": self._added(near)}
+
+    def _added(self, mask: Tensor) -> Tensor:
+        """Eager attention (Gemma 2, for its soft cap) adds its mask to the scores."""
+        if self._model.base.config._attn_implementation != "eager":
+            return mask
+        low = torch.finfo(self._block.dtype).min
+        return torch.zeros_like(mask, dtype=self._block.dtype).masked_fill(~mask, low)
 
     def _captured_if_possible(self) -> Any:
         """A CUDA graph; None, from now on, if the model does what cannot be captured."""

@@ -68,7 +68,7 @@ def test_copy_takes_fixed_index_sets(family: str, tmp_path: Path) -> None:
         bias = base.projection_bias(site)
         if bias is not None:
             np.testing.assert_array_equal(made[f"{site.name}.otter.bias"], bias[rows[site.writes]])
-    for name in base.sites.norms:
+    for name in (norm.name for norm in base.sites.norms):
         gamma = base.float32(f"{name}.weight")
         np.testing.assert_array_equal(made[f"{name}.otter.weight"], gamma[hidden])
     for name, _ in base.sites.embeddings:

@@ -10,6 +10,7 @@ import pytest
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import UnsupportedError
+from otter_export.family import NormSite
 from otter_export.graph.base import base_graph
 from otter_export.graph.rules import RULES
 from otter_export.graph.widen import widen
@@ -100,7 +101,8 @@ def test_a_foreign_domain_is_part_of_the_ops_name(llama: Checkpoint) -> None:
 def test_an_inserted_tensor_without_a_place_is_an_error(llama: Checkpoint) -> None:
     """A family table that promises more than the graph has must not lose weights silently."""
     base = llama.base
-    sites = dataclasses.replace(base.sites, norms=(*base.sites.norms, "model.extra_norm"))
+    norms = (*base.sites.norms, NormSite("model.extra_norm"))
+    sites = dataclasses.replace(base.sites, norms=norms)
     wide = dataclasses.replace(base)
     wide.__dict__["sites"] = sites
     with pytest.raises(UnsupportedError, match=r"no place for 1 .*model\.extra_norm\.otter"):

@@ -89,7 +89,7 @@ def _fill(model: Any, checkpoint: Checkpoint) -> None:
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert not unexpected
     assert all("norm" in name or "ln_" in name for name in missing)
-    for name in base.sites.norms:
+    for name in (norm.name for norm in base.sites.norms):
         joined = {}
         for kind in ("weight", "bias"):
             if base.has(f"{name}.{kind}"):

@@ -9,7 +9,7 @@ from otter_export.graph.emit import Emitter
 
 #: Ops that work on each token's row alone, so that they do not care about the leading dimensions.
 _TOKENWISE = {
-    "MatMul", "Add", "Mul", "Sub", "Sigmoid", "Gelu", "Relu", "Tanh", "Swish", "Erf", "Cast",
+    "MatMul", "Add", "Mul", "Sub", "Div", "Sigmoid", "Gelu", "Relu", "Tanh", "Swish", "Erf", "Cast",
     "RMSNormalization", "LayerNormalization", "InverseRms", "MeanInverseStd", "Identity", "Split",
     "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization",
 }  # fmt: skip

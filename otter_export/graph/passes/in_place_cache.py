@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import onnx_ir as ir
 
 from otter_export.engine_io import INPUT_IDS, POSITION_IDS, WRITE_INDICES
-from otter_export.graph.attention import replace_attention, replace_mask, scale_of, split_heads
+from otter_export.graph.attention import (
+    MASKED,
+    capped_scores,
+    is_capped,
+    replace_attention,
+    replace_mask,
+    scale_of,
+    split_heads,
+)
 from otter_export.graph.emit import Emitter
+from otter_export.graph.windows import near, window_of
 
 _SEQUENCE_AXIS = -2
 
@@ -16,7 +28,9 @@ class InPlaceCache(ir.passes.InPlacePass):
 
     TensorRT makes KVCacheUpdate and Attention layers of it: past and present are bound to one
     address, and nothing is copied. The cache must be a graph input and its update a graph output.
-    The mask is free, so a step's tokens may form any tree over the committed prefix.
+    The mask is free, so a step's tokens may form any tree over the committed prefix; a layer with a
+    window narrows it. Attention with a soft cap is written out, since builders differ in whether
+    the cap comes before the mask.
 
     Before::
 
@@ -43,8 +57,9 @@ class InPlaceCache(ir.passes.InPlacePass):
         if not attentions or any(len(n.inputs) < 6 for n in attentions):  # none, or lowered before
             return ir.passes.PassResult(model, modified=False)
         mask, slots = self._inputs(graph)
+        masks = _Masks(graph, mask, slots, self._capacity)
         for node in attentions:
-            self._lower(graph, node, mask, slots)
+            self._lower(graph, node, masks, slots)
         return ir.passes.PassResult(model, modified=True)
 
     def _inputs(self, graph: ir.Graph) -> tuple[ir.Value, ir.Value]:
@@ -59,7 +74,7 @@ class InPlaceCache(ir.passes.InPlacePass):
         graph.inputs.insert(list(graph.inputs).index(mask) + 1, slots)
         return mask, slots
 
-    def _lower(self, graph: ir.Graph, node: ir.Node, mask: ir.Value, slots: ir.Value) -> None:
+    def _lower(self, graph: ir.Graph, node: ir.Node, masks: _Masks, slots: ir.Value) -> None:
         """Replace one Attention node."""
         q, k, v, _, past_key, past_value = node.inputs[:6]
         assert q is not None and k is not None and v is not None
@@ -73,7 +88,6 @@ class InPlaceCache(ir.passes.InPlacePass):
             shape = e.constant([0, 0, count, size], f"otter.split.{count}.{size}")
             return split_heads(e, value, shape, f"{prefix}.{name}", ["batch", count, "step", size])
 
-        scale = scale_of(node, "in-place")
         query = split(q, heads, "q")
         presents = []
         for value, past, kind in ((k, past_key, "k"), (v, past_value, "v")):
@@ -89,16 +103,82 @@ class InPlaceCache(ir.passes.InPlacePass):
                     mode="linear",
                 )
             )
-        y = e.op(
-            "Attention",
-            [query, *presents, mask],
-            f"{prefix}.rows",
-            shape=["batch", heads, "step", size],
-            **({} if scale is None else {"scale": scale}),
-        )
+        mask, dims = masks.of(window_of(node)), ["batch", heads, "step", size]
+        if is_capped(node):
+            y = _written_out(e, node, query, presents, mask)
+        else:
+            own = {"scale": scale_of(node, size)} if "scale" in node.attributes else {}
+            inputs = [query, *presents, mask]
+            y = e.op("Attention", inputs, f"{prefix}.rows", shape=dims, **own)
         y = e.op("Transpose", [y], f"{prefix}.turned", perm=[0, 2, 1, 3])
         width = heads * size
         shape = e.constant([0, 0, width], f"otter.join.{width}")
         joined: list[int | str] = ["batch", "step", width]
         y = e.op("Reshape", [y, shape], f"{prefix}.joined", shape=joined)
         replace_attention(graph, node, y, presents)
+
+
+class _Masks:
+    """The mask, and what windows leave of it; each is made once, at the head of the graph."""
+
+    def __init__(self, graph: ir.Graph, mask: ir.Value, slots: ir.Value, capacity: int) -> None:
+        self._emitter = Emitter(graph, graph[0], before=True)
+        self._made: dict[int | None, ir.Value] = {None: mask}
+        self._graph, self._slots, self._capacity = graph, slots, capacity
+
+    def of(self, window: int | None) -> ir.Value:
+        """Bool ``[batch, 1, step, C]``."""
+        if window not in self._made:
+            assert window is not None
+            positions = next(v for v in self._graph.inputs if v.name == POSITION_IDS)
+            keys, whole = self._key_positions(positions), self._made[None]
+            self._made[window] = near(self._emitter, whole, positions, keys, window)
+        return self._made[window]
+
+    def _key_positions(self, positions: ir.Value) -> ir.Value:
+        """``[batch, C]``: slot i of a prefix holds position i, a new row that of its token.
+
+        Slots behind the new rows get a value, which the mask hides.
+        """
+        e, name, integers = self._emitter, "otter.key_positions", ir.DataType.INT64
+        slots = e.constant(np.arange(self._capacity)[None], "otter.slots")
+        first = e.op(
+            "Unsqueeze", [self._slots, e.constant([1], "otter.slot_axis")], f"{name}.first"
+        )
+        rows = e.op("Sub", [slots, first], f"{name}.rows", shape=["batch", self._capacity])
+        zero = e.constant(0, "otter.zero")
+        is_prefix = e.op("Less", [rows, zero], f"{name}.is_prefix", dtype=ir.DataType.BOOL)
+        step = e.op("Shape", [positions], f"{name}.step", start=1, end=2)
+        last = e.op("Sub", [step, e.constant([1], "otter.one")], f"{name}.last")
+        index = e.op("Max", [e.op("Min", [rows, last], f"{name}.capped"), zero], f"{name}.index")
+        new = e.op("GatherElements", [positions, index], f"{name}.new", axis=1)
+        return e.op("Where", [is_prefix, slots, new], name, dtype=integers)
+
+
+def _written_out(
+    e: Emitter, node: ir.Node, query: ir.Value, presents: Sequence[ir.Value], mask: ir.Value
+) -> ir.Value:
+    """``Softmax(where(mask, cap(scale q k^T), low)) v``, ``[B, H, S, e]``; see `InPlaceCache`."""
+    assert query.shape is not None and presents[0].shape is not None
+    heads, size = (int(query.shape[i]) for i in (1, 3))  # type: ignore[arg-type]
+    kv_heads = int(presents[0].shape[1])  # type: ignore[arg-type]
+    group, prefix = heads // kv_heads, str(node.outputs[0].name)
+    dtype = query.dtype or ir.DataType.FLOAT
+
+    def grouped(value: ir.Value, name: str, *dims: int) -> ir.Value:
+        shape = e.constant([0, *dims], "otter.capped." + "_".join(map(str, dims)))
+        return e.op("Reshape", [value, shape], f"{prefix}.{name}")
+
+    rows = grouped(query, "grouped", kv_heads, group, -1, size)
+    axis = e.constant([2], "otter.group_axis")
+    keys, values = (e.op("Unsqueeze", [p, axis], f"{p.name}.grouped") for p in presents)
+    keys = e.op("Transpose", [keys], f"{prefix}.keys", perm=[0, 1, 2, 4, 3])
+    scale = e.constant(scale_of(node, size), f"otter.scale.{scale_of(node, size):g}", dtype.numpy())
+    rows = e.op("Mul", [rows, scale], f"{prefix}.scaled")
+    s = capped_scores(e, node, e.op("MatMul", [rows, keys], f"{prefix}.scores"), prefix)
+    seen = e.op("Unsqueeze", [mask, axis], f"{prefix}.mask", dtype=ir.DataType.BOOL)
+    low = e.constant(MASKED[dtype], "otter.masked", dtype.numpy())
+    s = e.op("Where", [seen, s, low], f"{prefix}.masked", dtype=dtype)
+    weights = e.op("Softmax", [s], f"{prefix}.weights", axis=-1)
+    y = e.op("MatMul", [weights, values], f"{prefix}.grouped_rows")
+    return grouped(y, "rows", heads, -1, size)

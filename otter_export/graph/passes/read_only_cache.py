@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import math
-
 import onnx_ir as ir
 
-from otter_export.engine_io import INPUT_IDS
-from otter_export.graph.attention import replace_attention, replace_mask, scale_of, split_heads
+from otter_export.engine_io import INPUT_IDS, POSITION_IDS
+from otter_export.graph.attention import (
+    MASKED,
+    capped_scores,
+    replace_attention,
+    replace_mask,
+    scale_of,
+    split_heads,
+)
 from otter_export.graph.emit import Emitter
-
-#: Added to masked scores: exp underflows to exactly 0, and a row of nothing else stays finite.
-_MASKED = {ir.DataType.FLOAT: -1e30, ir.DataType.FLOAT16: -3e4}
+from otter_export.graph.windows import near, window_of
 
 
 class ReadOnlyCache(ir.passes.InPlacePass):
     """Split every softmax row over the cached prefix and the new tokens ("prefix + self").
 
     The prefix is never copied, the outputs are the new rows only, and the mask is free: new tokens
-    may form any tree. Rotation moves behind the split into heads, which saves a Reshape, and the
-    heads that share a key row become rows of one product. Measured in docs/performance.md.
+    may form any tree; a layer with a window narrows it. Rotation moves behind the split into heads,
+    which saves a Reshape, and the heads that share a key row become rows of one product. Measured
+    in docs/performance.md.
 
     Before::
 
@@ -58,23 +62,42 @@ class _Shared:
         axis = e.constant([1], "otter.mask_axis")
         wide = e.op("Unsqueeze", [mask, axis], "otter.mask", dtype=ir.DataType.BOOL)
         zero = e.constant(0.0, "otter.visible", dtype.numpy())
-        low = e.constant(_MASKED[dtype], "otter.masked", dtype.numpy())
-        self._bias = {1: e.op("Where", [wide, zero, low], "otter.bias", dtype=dtype)}
+        low = e.constant(MASKED[dtype], "otter.masked", dtype.numpy())
+        self._mask, self._levels, self._dtype = wide, (zero, low), dtype
+        self._biases: dict[tuple[int, int | None], ir.Value] = {}
         self._symbols = {
             "B": e.op("Shape", [ids], "otter.batch", dtype=ir.DataType.INT64, start=0, end=1),
             "S": e.op("Shape", [ids], "otter.step", dtype=ir.DataType.INT64, start=1, end=2),
         }
         past = e.op("Shape", [past_key], "otter.past", dtype=ir.DataType.INT64, start=2, end=3)
+        self._graph, self._past = graph, past
         self.split = e.op("Concat", [past, self._symbols["S"]], "otter.split", axis=0)
         self._shapes: dict[tuple[int | str, ...], ir.Value] = {}
 
-    def bias(self, group: int) -> ir.Value:
+    def bias(self, group: int, window: int | None) -> ir.Value:
         """The additive mask ``[B, 1, G*S, past + step]``, repeated for each head of a group."""
-        if group not in self._bias:
-            e = self._emitter
-            repeats = e.constant([1, 1, group, 1], f"otter.repeats.{group}")
-            self._bias[group] = e.op("Tile", [self._bias[1], repeats], f"otter.bias.{group}")
-        return self._bias[group]
+        if (group, window) not in self._biases:
+            e, name = self._emitter, "otter.bias" if window is None else f"otter.bias.last{window}"
+            if group == 1:
+                mask = self._mask if window is None else self._within(window)
+                bias = e.op("Where", [mask, *self._levels], name, dtype=self._dtype)
+            else:
+                repeats = e.constant([1, 1, group, 1], f"otter.repeats.{group}")
+                bias = e.op("Tile", [self.bias(1, window), repeats], f"{name}.{group}")
+            self._biases[group, window] = bias
+        return self._biases[group, window]
+
+    def _within(self, window: int) -> ir.Value:
+        """The mask, narrowed to a window. Slot i of a prefix holds position i."""
+        e = self._emitter
+        positions = next(v for v in self._graph.inputs if v.name == POSITION_IDS)
+        zero, one = e.constant(0, "otter.zero"), e.constant(1, "otter.one")
+        past = e.op("Squeeze", [self._past], "otter.past.scalar")
+        slots = e.op("Range", [zero, past, one], "otter.slots", shape=["past"])
+        size = e.op("Concat", [self._symbols["B"], self._past], "otter.prefix", axis=0)
+        prefix = e.op("Expand", [slots, size], "otter.prefix.positions")
+        keys = e.op("Concat", [prefix, positions], "otter.key_positions", axis=1)
+        return near(e, self._mask, positions, keys, window)
 
     def shape(self, *dims: int | str) -> ir.Value:
         """A shape vector; B and S stand for the batch and step sizes."""
@@ -97,7 +120,7 @@ def _lower(graph: ir.Graph, node: ir.Node, shared: _Shared) -> None:
     kv_heads = node.attributes["kv_num_heads"].as_int()
     assert past_key.shape is not None
     size = int(past_key.shape[3])  # type: ignore[arg-type]
-    scale, group = scale_of(node, "read-only"), heads // kv_heads
+    scale, group = scale_of(node, size), heads // kv_heads
     prefix = str(node.outputs[0].name)
     e = Emitter(graph, node, before=True)
 
@@ -108,7 +131,7 @@ def _lower(graph: ir.Graph, node: ir.Node, shared: _Shared) -> None:
             f"{prefix}.{name}",
             domain="com.microsoft",
             transB=1,
-            alpha=1.0 / math.sqrt(size) if scale is None else scale,
+            alpha=scale,
         )
 
     def split(value: ir.Value, count: int, name: str) -> ir.Value:
@@ -120,7 +143,8 @@ def _lower(graph: ir.Graph, node: ir.Node, shared: _Shared) -> None:
     rows = [split(value, kv_heads, name) for value, name in ((k, "k"), (v, "v"))]
     both = [scores(past_key, "past_scores"), scores(rows[0], "new_scores")]
     s = e.op("Concat", both, f"{prefix}.scores", axis=-1)
-    s = e.op("Add", [s, shared.bias(group)], f"{prefix}.masked")
+    s = capped_scores(e, node, s, prefix)
+    s = e.op("Add", [s, shared.bias(group, window_of(node))], f"{prefix}.masked")
     weights = e.op("Softmax", [s], f"{prefix}.weights", axis=-1)
     names = [f"{prefix}.on_past", f"{prefix}.on_new"]
     on_past, on_new = e.nodes("Split", [weights, shared.split], names, axis=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from otter_export.engine_io import ATTENTION_MASK, CHANNEL_CACHE
+from otter_export.engine_io import CHANNEL_CACHE
 from otter_export.graph.emit import Emitter
 
 
@@ -27,16 +27,17 @@ class SeparateMasks(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the pass in place."""
         graph = model.graph
-        mask = next((v for v in graph.inputs if v.name == ATTENTION_MASK), None)
-        uses = [] if mask is None else [u for u in mask.uses() if _is_channel(u.node)]
-        if mask is None or not uses:
-            return ir.passes.PassResult(model, modified=False)
-        e = Emitter(graph, graph[0], before=True)
-        negated = e.op("Not", [mask], "otter.mask.hidden", shape=mask.shape)
-        own = e.op("Not", [negated], "otter.mask", shape=mask.shape)
-        for use in uses:
-            use.node.replace_input_with(use.idx, own)
-        return ir.passes.PassResult(model, modified=True)
+        nodes = [n for n in graph if _is_channel(n)]
+        for mask in dict.fromkeys(n.inputs[3] for n in nodes):
+            assert mask is not None
+            made_by = mask.producer()  # a window's; else it is a graph input
+            e = Emitter(graph, made_by or graph[0], before=made_by is None)
+            stem = "otter.mask" if made_by is None else f"{mask.name}.channel"
+            negated = e.op("Not", [mask], f"{stem}.hidden", shape=mask.shape)
+            own = e.op("Not", [negated], stem, shape=mask.shape)
+            for use in [u for u in mask.uses() if u.node in nodes]:
+                use.node.replace_input_with(use.idx, own)
+        return ir.passes.PassResult(model, modified=bool(nodes))
 
 
 def _is_channel(node: ir.Node) -> bool:

@@ -8,8 +8,9 @@ import onnx_ir as ir
 
 from otter_export.engine_io import CHANNEL_CACHE
 from otter_export.errors import UnsupportedError
+from otter_export.graph.attention import layer_of
 from otter_export.graph.emit import attributes_of
-from otter_export.graph.rule import Rule, Widening, layer_of
+from otter_export.graph.rule import Rule, Widening
 
 
 def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
@@ -45,6 +46,9 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
     inputs = [state.channel[q], state.channel[k], state.channel[v], mask, *caches]  # type: ignore[index]
     shape = state.shape(node.outputs[0], config.num_attention_heads * config.head_dim)
     outputs = state.emitter(node).nodes("Attention", inputs, names, shape=shape, **attributes)
+    twin = outputs[0].producer()
+    assert twin is not None
+    twin.metadata_props.update(node.metadata_props)  # its window
     for present, base in zip(outputs[1:], node.outputs[1:3], strict=True):
         assert base.shape is not None
         present.type = base.type

@@ -19,6 +19,8 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
             operands.append(state.channel[value])
         elif value.const_value is not None and value.const_value.size == 1:
             operands.append(value)
+        elif value.shape is not None and len(value.shape) == 3 and value.shape[2] == 1:
+            operands.append(value)  # one factor for each position
         else:
             raise UnsupportedError(
                 f"node {node.name!r}: Mul of the widened state and {value.name!r}, which has no "

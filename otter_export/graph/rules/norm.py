@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from otter_export.errors import UnsupportedError
-from otter_export.graph.emit import Emitter
+from otter_export.family import NormSite
+from otter_export.graph.emit import Emitter, attributes_of
 from otter_export.graph.functions import DOMAIN, epsilon_of
 from otter_export.graph.rule import Rule, Widening, parameter_stem
 
@@ -17,11 +18,14 @@ _FLOAT = ir.DataType.FLOAT
 def _apply_rms(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
     """Widen ``n = RMSNormalization(x, gamma)``.
 
-    Gives ``r = InverseRms(x);  n' = (x' * r) * gamma'``.
+    Gives ``r = InverseRms(x);  n' = (x' * r) * gamma'``, or, where each head is normalised by
+    itself, ``n' = RMSNormalization(x', gamma')``: an extra head is a head like any other.
     """
-    x, stem = node.inputs[0], _stem(node, state)
+    x, site = node.inputs[0], _site(node, state)
     assert x is not None
-    e = state.emitter(node)
+    e, stem = state.emitter(node), site.name
+    if site.axis is not None:
+        return [_like_any_head(e, state, node, stem)]
     r = e.op(
         "InverseRms",
         [x],
@@ -31,7 +35,7 @@ def _apply_rms(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
         epsilon=epsilon_of(node),
     )
     scaled = e.op("Mul", [_wide(e, state.channel[x], stem), r], f"{stem}.otter.scaled")
-    return [_affine(e, state, node, stem, scaled)]
+    return [_affine(e, state, node, site, scaled)]
 
 
 def _apply_layer(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
@@ -39,9 +43,11 @@ def _apply_layer(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
 
     Gives ``mean, r = MeanInverseStd(x);  n' = (x' - mean) * r * gamma' + beta'``.
     """
-    x, stem = node.inputs[0], _stem(node, state)
+    x, site = node.inputs[0], _site(node, state)
     assert x is not None
-    e = state.emitter(node)
+    e, stem = state.emitter(node), site.name
+    if site.axis is not None:
+        return [_like_any_head(e, state, node, stem)]
     mean, r = e.nodes(
         "MeanInverseStd",
         [x],
@@ -53,16 +59,27 @@ def _apply_layer(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
     r.type = ir.TensorType(_FLOAT)
     centred = e.op("Sub", [_wide(e, state.channel[x], stem), mean], f"{stem}.otter.centred")
     scaled = e.op("Mul", [centred, r], f"{stem}.otter.scaled")
-    return [_affine(e, state, node, stem, scaled)]
+    return [_affine(e, state, node, site, scaled)]
 
 
-def _affine(e: Emitter, state: Widening, node: ir.Node, stem: str, scaled: ir.Value) -> ir.Value:
+def _like_any_head(e: Emitter, state: Widening, node: ir.Node, stem: str) -> ir.Value:
+    """The base's own norm of the extra heads, with gamma' (and beta')."""
+    inputs = [state.channel[node.inputs[0]], state.tensor(f"{stem}.otter.weight", node.outputs[0])]  # type: ignore[index]
+    if state.has_tensor(f"{stem}.otter.bias"):
+        inputs.append(state.tensor(f"{stem}.otter.bias", node.outputs[0]))
+    name, shape = f"{node.outputs[0].name}.otter", inputs[0].shape
+    return e.op(node.op_type, inputs, name, shape=shape, **attributes_of(node))
+
+
+def _affine(
+    e: Emitter, state: Widening, node: ir.Node, site: NormSite, scaled: ir.Value
+) -> ir.Value:
     """Back to the stream's dtype, times gamma', plus beta' where there is one."""
-    output = node.outputs[0]
+    output, stem = node.outputs[0], site.name
     if output.dtype is not None and output.dtype != _FLOAT:
         scaled = e.op("Cast", [scaled], f"{stem}.otter.narrow", dtype=output.dtype, to=output.dtype)
     gamma = state.tensor(f"{stem}.otter.weight", output)
-    shape = state.shape(output, state.config.hidden_size)
+    shape = state.shape(output, site.channel_size(state.config))
     n = e.op("Mul", [scaled, gamma], f"{stem}.otter.norm", shape=shape)
     if state.has_tensor(f"{stem}.otter.bias"):
         beta = state.tensor(f"{stem}.otter.bias", output)
@@ -76,11 +93,12 @@ def _wide(e: Emitter, value: ir.Value, stem: str) -> ir.Value:
     return e.op("Cast", [value], f"{stem}.otter.wide", dtype=_FLOAT, to=_FLOAT)
 
 
-def _stem(node: ir.Node, state: Widening) -> str:
+def _site(node: ir.Node, state: Widening) -> NormSite:
     stem = parameter_stem(node.inputs[1])
-    if not state.is_norm(stem):
+    site = state.norm(stem)
+    if site is None:
         raise UnsupportedError(f"node {node.name!r}: {stem!r} is none of the family's norms")
-    return stem
+    return site
 
 
 RMS_RULE = Rule("RMSNormalization", _apply_rms, "d' -> d', statistics of d")
