@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 from otter_export.config import read_json
 from otter_export.errors import CheckpointError, ConfigError, UnsupportedError
 from otter_export.family import MAX_POSITIONS, BaseDimensions, Family
+from otter_export.files import is_file
 
 FILE_NAME = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -72,7 +73,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         UnsupportedError: A setting that no target builds.
     """
     path = directory / FILE_NAME
-    if not path.is_file():
+    if not is_file(path, CheckpointError):
         raise CheckpointError(f"{path} does not exist: {_what_lies_in(directory)}")
     data = read_json(path)
     if not isinstance(data, dict):
@@ -138,7 +139,7 @@ def special_tokens(
         ConfigError: generation_config.json is no JSON object.
     """
     path = directory / GENERATION_FILE
-    generation = read_json(path) if path.is_file() else {}
+    generation = read_json(path) if is_file(path, ConfigError) else {}
     if not isinstance(generation, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(generation).__name__}")
     values = {**data, **{k: v for k, v in generation.items() if v is not None}}

@@ -29,7 +29,7 @@ from otter_export.family import (
     channel_width,
     sites,
 )
-from otter_export.files import is_directory
+from otter_export.files import is_directory, is_file, open_regular
 from otter_export.hub import BASE_STEM, TOKENIZER_FILES, find_base
 from otter_export.safetensors_io import WEIGHT_DTYPES, FloatArray, TensorStore, same_values
 
@@ -325,7 +325,7 @@ class Checkpoint:
         path = Path(directory)
         if not is_directory(path):
             raise CheckpointError(f"{path} is not a directory")
-        if not (path / config_file.FILE_NAME).is_file():
+        if not is_file(path / config_file.FILE_NAME, CheckpointError):
             raise CheckpointError(
                 f"{path} has no {config_file.FILE_NAME}: it is not an Otter checkpoint. "
                 "Make one with: otter-export insert BASE CKPT"
@@ -405,10 +405,10 @@ def _check_all_fetched(directory: Path) -> None:
     """Refuse pointers of Git LFS among the small files; weights are checked as they are opened."""
     for name in TOKENIZER_FILES:
         path = directory / name
-        if not path.is_file():
+        if not is_file(path, CheckpointError):
             continue
         try:
-            with path.open("rb") as file:
+            with open_regular(path, error=CheckpointError) as file:
                 check_fetched(file.read(64))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from None

@@ -18,9 +18,14 @@ from otter_export.errors import ConfigError, UnsupportedError
 #: Rotary tables have a row for each position; the longest published models have 1,010,000.
 MAX_POSITIONS = 1 << 20
 #: Every layer becomes entries in memory, so a hostile count must not get that far.
-_LIMITS = {"num_hidden_layers": 1 << 14, "max_position_embeddings": MAX_POSITIONS + 1}
+_LIMITS = {"num_hidden_layers": (1 << 14) - 1, "max_position_embeddings": MAX_POSITIONS}
 #: The sizes that a config.json may leave out or set to null.
 _OPTIONAL = ("intermediate_size", "num_key_value_heads", "head_dim")
+
+
+def size_limit(name: str) -> int:
+    """The largest value of a size of a base that a file may give."""
+    return _LIMITS.get(name, (1 << 31) - 1)
 
 
 class Space(enum.Enum):
@@ -126,13 +131,13 @@ class BaseDimensions:
 
         def size(name: str, default: int | None = None) -> int:
             key = family.config_keys.get(name, name)
-            limit = _LIMITS.get(name, 1 << 31)
+            limit = size_limit(name)
             value = data.get(key, default)
             if value is None and name in _OPTIONAL:
                 value = default
-            if type(value) is not int or not 0 < value < limit:
+            if type(value) is not int or not 0 < value <= limit:
                 raise ConfigError(
-                    f"{source}: {key} must be an integer from 1 to {limit - 1}, got {value!r:.60}"
+                    f"{source}: {key} must be an integer from 1 to {limit}, got {value!r:.60}"
                 )
             return value
 

@@ -26,7 +26,7 @@ from otter_export.checkpoint import (
 )
 from otter_export.config import OtterConfig, Signal
 from otter_export.errors import CheckpointError, ConfigError
-from otter_export.files import SETTINGS_LIMIT, copy_regular, writing
+from otter_export.files import SETTINGS_LIMIT, copy_regular, is_file, writing
 from otter_export.hub import TOKENIZER_FILES, find_base
 from otter_export.initialization import Maker, initial_tensors
 from otter_export.manifest import FILE_NAME as ENGINE_FILE
@@ -238,13 +238,13 @@ def _notes(base: BaseModel) -> Iterator[str]:
         CheckpointError: It has no tokenizer that can be read.
     """
     index = base.weights.source.with_name(f"{base.weights.source.name}.index.json")
-    if index.is_file():
+    if is_file(index, CheckpointError):
         yield f"{base.weights.source.name} is read, as transformers does; {index.name} is not"
     if extra := base.left_over():
         more = f" and {len(extra) - 1} more" if extra[1:] else ""
         yield f"the model does not read the stored tensor {extra[0]}{more}"
     path = base.directory / TOKENIZER_FILE
-    if not path.is_file():
+    if not is_file(path, CheckpointError):
         found = [
             name for name in ("tokenizer.model", "vocab.json") if (path.parent / name).is_file()
         ]
@@ -269,7 +269,7 @@ def base_files(base: BaseModel) -> tuple[Path, ...]:
     """The files that make a base self-contained: configuration, tokenizer, weights."""
     weights = {info.file for info in base.weights.values()} | {base.weights.source}
     named = [base.directory / name for name in ("config.json", *TOKENIZER_FILES)]
-    return (*(path for path in named if path.is_file()), *sorted(weights))
+    return (*(path for path in named if is_file(path, CheckpointError)), *sorted(weights))
 
 
 def _planned(

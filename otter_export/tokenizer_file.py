@@ -15,7 +15,7 @@ import tokenizers
 
 from otter_export.config import check_fetched, read_json
 from otter_export.errors import ConfigError
-from otter_export.files import read_regular
+from otter_export.files import is_file, read_regular
 
 FILE_NAME = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
@@ -119,7 +119,7 @@ def _tokens_beside(directory: Path) -> Iterator[tuple[Path, tokenizers.AddedToke
 
 def _object(path: Path) -> Mapping[str, Any]:
     """A JSON object, or an empty one if the file does not exist."""
-    data = read_json(path) if path.is_file() else {}
+    data = read_json(path) if is_file(path, ConfigError) else {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(data).__name__}")
     return data
