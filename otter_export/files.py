@@ -172,7 +172,9 @@ def writing(path: Path, size: int = 0) -> Iterator[None]:
     except OSError as error:
         # numpy counts what it has written, and drops the reason why it was less.
         cause = error if error.errno is not None else _lost_reason(path.parent, size) or error
-        name = error.filename if isinstance(error.filename, str | os.PathLike) else path
+        # Of a rename, the second is the name that was asked for.
+        file = error.filename2 or error.filename
+        name = file if isinstance(file, str | os.PathLike) else path
         if cause.errno in _FULL:
             name = path  # a copy may name the file that it reads
         raise OtterError(f"cannot write {system_error(cause, Path(name))}") from error

@@ -146,6 +146,16 @@ def test_replacing_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_replacing_a_directory_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with (
+        pytest.raises(OtterError, match=r"cannot write .*/file: is a directory; a file is"),
+        replacing(tmp_path / "file"),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_replacing_writes_through_no_link(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
