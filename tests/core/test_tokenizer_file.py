@@ -42,6 +42,11 @@ ADDED: dict[str, tuple[str, dict[str, Any]]] = {
         {"eos_token": {"content": END, **FLAGS, "lstrip": True}},
     ),
     "extra special tokens": ("tokenizer_config.json", {"extra_special_tokens": [END]}),
+    "additional special tokens": ("tokenizer_config.json", {"additional_special_tokens": [END]}),
+    "a table of special tokens": ("tokenizer_config.json", {"extra_special_tokens": {"a": END}}),
+    "a special token with a name of its own": ("tokenizer_config.json", {"image_token": END}),
+    "special tokens are text": ("tokenizer_config.json", {"split_special_tokens": True}),
+    "a BOS that tokenizer.json does not add": ("tokenizer_config.json", {"add_bos_token": True}),
     "a word becomes special": ("tokenizer_config.json", {"pad_token": "w5"}),
 }
 
