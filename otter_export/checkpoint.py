@@ -185,14 +185,19 @@ class BaseModel:
         for name, expected in self.tensors.items():
             stored = self.stored_name(name)
             if stored is None:
-                found.append(f"base tensor {name} is missing")
+                untied = "; config.json does not tie it to the embedding (tie_word_embeddings)"
+                hint = untied if name == f"{self.family.output_head}.weight" else ""
+                found.append(f"base tensor {name} is missing{hint}")
             elif self.weights[stored].shape != expected:
                 found.append(
                     f"base tensor {name} has shape {list(self.weights[stored].shape)}, "
                     f"config.json implies {list(expected)}"
                 )
             elif self.weights[stored].dtype not in WEIGHT_DTYPES:
-                found.append(f"base tensor {name} has dtype {self.weights[stored].dtype}")
+                found.append(
+                    f"base tensor {name} has dtype {self.weights[stored].dtype}; "
+                    f"accepted: {', '.join(WEIGHT_DTYPES)}"
+                )
         found += self._unannounced_biases()
         is_any_missing = not all(map(self.has, self.tensors))
         if is_any_missing and (others := self.left_over()):

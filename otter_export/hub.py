@@ -30,6 +30,7 @@ _SMALL_FILES = (
 )
 _WEIGHTS = f"{BASE_STEM}.safetensors"
 _INDEX = f"{BASE_STEM}.safetensors.index.json"
+_HUB = "https://huggingface.co/"
 #: Names from before repositories had owners.
 _RENAMED = {
     **{name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large")},
@@ -52,8 +53,10 @@ def find_base(name: str, *, fetch: bool = True) -> Path:
     if is_directory(path):
         _refuse_cache_folder(path)
         return path
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") != 1:
         hint = f"; did you mean {_RENAMED[name]}?" if name in _RENAMED else ""
+        if name.startswith(_HUB):
+            hint = f"; did you mean {'/'.join(name.removeprefix(_HUB).split('/')[:2])}?"
         if is_file(path):
             hint = "; it is a file: give the directory that holds it"
         raise CheckpointError(

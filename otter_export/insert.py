@@ -243,6 +243,8 @@ def _notes(base: BaseModel) -> Iterator[str]:
     if extra := base.left_over():
         more = f" and {len(extra) - 1} more" if extra[1:] else ""
         yield f"the model does not read the stored tensor {extra[0]}{more}"
+    if not base.special_token_ids[1]:
+        yield "no token ends a text: eos_token_id is absent, or is no id of the embedding's"
     path = base.directory / TOKENIZER_FILE
     if not path.is_file():
         found = [

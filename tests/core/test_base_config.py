@@ -102,7 +102,7 @@ def test_a_directory_without_a_config_says_what_it_holds(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match=r"config.json does not exist: .* is empty"):
         read_config(tmp_path)
     tiny.write_base(tmp_path / "checkpoint-500")
-    with pytest.raises(CheckpointError, match="models lie in the subfolders checkpoint-500"):
+    with pytest.raises(CheckpointError, match=r"give one of them: .*checkpoint-500$"):
         read_config(tmp_path)
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "model.gguf").touch()
