@@ -58,6 +58,7 @@ class BaseModel:
         """
         if not is_directory(directory):
             raise CheckpointError(f"{directory} is not a directory")
+        _check_links(directory)
         data = read_config(directory)
         source = str(directory / base_config.FILE_NAME)
         family = family_of(data, source)
@@ -404,6 +405,18 @@ def _base_directory(checkpoint: Path, config: OtterConfig, fetch: bool) -> Path:
     if is_directory(local):
         return local
     return find_base(name, fetch=fetch)
+
+
+def _check_links(directory: Path) -> None:
+    """Refuse links to nothing, as a cache that was cleared in part has them."""
+    weights = (f"{BASE_STEM}.safetensors", f"{BASE_STEM}.safetensors.index.json")
+    for name in (base_config.FILE_NAME, *TOKENIZER_FILES, *weights):
+        path = directory / name
+        if path.is_symlink() and not path.exists():
+            target = path.readlink()
+            raise CheckpointError(
+                f"{path} is a link to {target}, which does not exist; get the base again"
+            )
 
 
 def _check_all_fetched(directory: Path) -> None:

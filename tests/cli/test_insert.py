@@ -155,6 +155,13 @@ def test_a_base_needs_the_tokenizer_that_engines_read(cli: Cli, tmp_path: Path) 
     assert result.status == 2 and "tokenizer.json is not a readable tokenizer" in result.stderr
 
 
+@pytest.mark.parametrize("eos", [None, 128, "</s>"])
+def test_a_base_without_an_end_is_said(cli: Cli, eos: object, tmp_path: Path) -> None:
+    base = tiny.write_base(tmp_path / "base", eos_token_id=eos)
+    result = cli("insert", base, tmp_path / "ckpt")
+    assert result.status == 0 and "note: no token ends a text: eos_token_id" in result.stdout
+
+
 def test_what_of_a_base_is_not_read_is_said(cli: Cli, tmp_path: Path) -> None:
     base = tiny.write_base(tmp_path / "base", vocab_size=127)
     tiny.write_tokenizer(base, 128)
