@@ -52,6 +52,7 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
         check_fetched(content)
         tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
         _add_tokens(tokenizer, path)
+        tokenizer.encode("")  # what it puts around a text is looked up only now
     except (ConfigError, KeyboardInterrupt, SystemExit):
         raise
     # tokenizers raises plain Exception for what it cannot parse; its panics are no Exception.

@@ -14,6 +14,13 @@ from tests import tiny
 
 END = "<|im_end|>"
 FLAGS = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False)
+#: It puts a token before every text that it has no id for; the library panics then.
+UNKNOWN_BOS = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<x>", "type_id": 0}}],
+    "pair": [],
+    "special_tokens": {},
+}
 TEXTS = (f"w5 {END}", f"w5{END}w6", f"{END} {END}", "w5 </s> w6", "", "w3 unknown w4")
 
 
@@ -74,6 +81,7 @@ def test_an_id_that_a_token_cannot_have(tmp_path: Path) -> None:
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}, "'x' is no id"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"128": {}}}, "has no content"),
         ("tokenizer.json", {"model": {"type": "New"}}, "is not a readable tokenizer"),
+        ("tokenizer.json", {"post_processor": UNKNOWN_BOS}, "is not a readable tokenizer"),
     ],
 )
 def test_malformed_files(file: str, content: dict[str, Any], message: str, tmp_path: Path) -> None:
