@@ -101,10 +101,11 @@ def test_default_widths(
             {"hidden_act": "gelu"},
             "targets onnx, trt build it\n  not trtllm: .* hidden_act = 'gelu'",
         ),
+        ({"head_dim": 8}, "targets onnx, trtllm build it\n  not trt: .* heads of size 8"),
     ],
 )
 def test_what_each_target_will_say(
-    base: dict[str, str], message: str, cli: Cli, tmp_path: Path
+    base: dict[str, object], message: str, cli: Cli, tmp_path: Path
 ) -> None:
     tiny.write_base(tmp_path / "base", **base)
     result = cli("insert", tmp_path / "base", tmp_path / "ckpt")

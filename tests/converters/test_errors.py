@@ -104,6 +104,17 @@ def test_requests_that_have_no_engine(checkpoint: Path, options: list[str], mess
     assert re.search(message, fails(checkpoint, *options))
 
 
+def test_whatever_mobius_raises_is_one_line(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise AssertionError("no such op")
+
+    monkeypatch.setattr("mobius.build", broken)
+    assert "cannot build a graph for" in (line := fails(checkpoint))
+    assert line.endswith("AssertionError: no such op")
+
+
 def test_a_quantised_base_is_refused(tmp_path: Path) -> None:
     directory = tiny.write_base(tmp_path / "base", quantization_config={"quant_method": "gptq"})
     with pytest.raises(UnsupportedError, match=r"plain F32, F16 or BF16 weights.*unquantised"):
