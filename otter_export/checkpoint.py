@@ -50,12 +50,13 @@ class BaseModel:
     dimensions: BaseDimensions
 
     @classmethod
-    def open(cls, directory: Path) -> BaseModel:
+    def open(cls, directory: str | os.PathLike[str]) -> BaseModel:
         """Read a base's config.json; `problems` compares it with the weights.
 
         Raises:
             CheckpointError, ConfigError, UnsupportedError: It is not a usable base model.
         """
+        directory = Path(directory)
         if not is_directory(directory):
             raise CheckpointError(f"{directory} is not a directory")
         _check_links(directory)

@@ -203,6 +203,13 @@ def test_trained_tensors_replace_initial_ones(cli: Cli, tiny_llama: Path, tmp_pa
         np.testing.assert_array_equal(found[name], values)
 
 
+def test_names_are_paths_or_texts(tiny_llama: Path, tmp_path: Path) -> None:
+    plan(tiny_llama, str(tmp_path / "ckpt"), ChannelOptions()).write()
+    channel = tmp_path / "ckpt" / "otter.safetensors"
+    again = plan(str(tiny_llama), tmp_path / "two", ChannelOptions(), replacements=str(channel))
+    assert again.base.directory == BaseModel.open(str(tiny_llama)).directory
+
+
 def test_all_problems_of_the_trained_tensors_at_once(tiny_llama: Path, tmp_path: Path) -> None:
     wrong = {
         NAME: np.zeros((3, 3), np.float32),
