@@ -49,6 +49,16 @@ def test_what_transformers_saves_is_no_difference(tmp_path: Path) -> None:
     assert difference_from_transformers(BaseModel.open(base)) is None
 
 
+def test_words_that_the_vocabulary_has_not_are_no_difference(tmp_path: Path) -> None:
+    base = sentencepiece_base(tmp_path / "base", tokenizer_class="LlamaTokenizer")
+    path = base / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["pre_tokenizer"] = {"type": "WhitespaceSplit"}
+    tokenizer["model"] = {"type": "WordLevel", "vocab": {"</s>": 2}, "unk_token": "<gone>"}
+    path.write_text(json.dumps(tokenizer))
+    difference_from_transformers(BaseModel.open(base))  # whatever it is, no error
+
+
 @pytest.mark.parametrize("tokenizer_class", ["PreTrainedTokenizerFast", "TokenizersBackend"])
 def test_plain_classes_take_the_file_as_it_is(tokenizer_class: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
