@@ -233,9 +233,9 @@ def _shown(value: object) -> str:
 
 def _what_lies_in(directory: Path) -> str:
     """What a directory holds that is no base, and where one may be."""
-    nested = sorted(p.parent.name for p in directory.glob(f"*/{FILE_NAME}"))
+    nested = sorted(str(p.parent) for p in directory.glob(f"*/{FILE_NAME}"))
     if nested:
-        return f"models lie in the subfolders {', '.join(nested[:5])}; give one of them"
+        return f"models lie in its subfolders; give one of them: {', '.join(nested[:5])}"
     found = sorted(p.name for p in directory.iterdir())
     if any(name.endswith(".gguf") for name in found):
         return "the directory holds GGUF files; a base is a Hugging Face directory with safetensors"

@@ -81,6 +81,7 @@ class Family:
             that announces its bias, or to True if it always has one; other paths have none. None
             takes whatever biases the files hold.
         tied: Whether the head is the embedding when config.json does not say.
+        rotary: Whether positions rotate halves of a head, which must then be even.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Family:
     refused: tuple[tuple[str, object, str], ...] = ()
     biases: Mapping[str, str | bool] | None = None
     tied: bool = False
+    rotary: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +154,9 @@ class BaseDimensions:
         if hidden % heads:
             # Also with a head_dim, since transformers refuses it.
             raise ConfigError(f"{source}: hidden size {hidden} is not a multiple of {heads} heads")
+        head_dim = size("head_dim", hidden // heads)
+        if family.rotary and head_dim % 2:
+            raise ConfigError(f"{source}: rotary embeddings need an even head_dim, got {head_dim}")
         return cls(
             model_type=str(data.get("model_type")),
             hidden_size=hidden,
@@ -159,7 +164,7 @@ class BaseDimensions:
             num_hidden_layers=size("num_hidden_layers"),
             num_attention_heads=heads,
             num_key_value_heads=size("num_key_value_heads", heads),
-            head_dim=size("head_dim", hidden // heads),
+            head_dim=head_dim,
             vocab_size=size("vocab_size"),
             max_position_embeddings=size("max_position_embeddings", 2048),
             tie_word_embeddings=bool(data.get("tie_word_embeddings", family.tied)),

@@ -120,12 +120,12 @@ class Insertion:
 
 
 def plan(
-    base_name: str,
-    destination: Path,
+    base_name: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
     options: ChannelOptions,
     *,
     adapter: bool = False,
-    replacements: Path | None = None,
+    replacements: str | os.PathLike[str] | None = None,
     force: bool = False,
 ) -> Insertion:
     """Check everything that can be checked before writing.
@@ -142,6 +142,7 @@ def plan(
     Raises:
         OtterError: The base, the widths, the replacements or the destination are unusable.
     """
+    base_name, destination = os.fspath(base_name), Path(destination)
     check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
     directory = find_base(base_name)
     _refuse_overlap(destination, directory)
@@ -243,6 +244,8 @@ def _notes(base: BaseModel) -> Iterator[str]:
     if extra := base.left_over():
         more = f" and {len(extra) - 1} more" if extra[1:] else ""
         yield f"the model does not read the stored tensor {extra[0]}{more}"
+    if not base.special_token_ids[1]:
+        yield "no token ends a text: eos_token_id is absent, or is no id of the embedding's"
     path = base.directory / TOKENIZER_FILE
     if not is_file(path, CheckpointError):
         found = [
@@ -273,11 +276,14 @@ def base_files(base: BaseModel) -> tuple[Path, ...]:
 
 
 def _planned(
-    config: OtterConfig, base: BaseModel, options: ChannelOptions, replacements: Path | None
+    config: OtterConfig,
+    base: BaseModel,
+    options: ChannelOptions,
+    replacements: str | os.PathLike[str] | None,
 ) -> tuple[PlannedTensor, ...]:
     initial = list(initial_tensors(config, base, options.seed))
     shapes = {name: shape for name, shape, _ in initial}
-    trained = _open_replacements(replacements, shapes)
+    trained = _open_replacements(None if replacements is None else Path(replacements), shapes)
 
     def rounded(name: str, make: Maker) -> PlannedTensor:
         # The file may hold another dtype than the checkpoint is to have.

@@ -82,9 +82,10 @@ class TensorStore(Mapping[str, TensorInfo]):
                 "can run code and are never read; save them as safetensors "
                 "(save_pretrained(..., safe_serialization=True))"
             )
-        others = sorted(p.name for p in directory.glob("*.safetensors"))
-        found = f"; it holds {', '.join(others[:3])}" if others else ""
-        raise CheckpointError(f"{directory} has neither {single.name} nor {index.name}{found}")
+        found = [*directory.glob("*.safetensors"), *directory.glob("*/*.safetensors")]
+        others = sorted(str(path.relative_to(directory)) for path in found)
+        holds = f"; it holds {', '.join(others[:3])}" if others else ""
+        raise CheckpointError(f"{directory} has neither {single.name} nor {index.name}{holds}")
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self._infos[name]

@@ -23,6 +23,7 @@ FAMILY = Family(
     projections=PROJECTIONS,
     activations=("mlp.act_fn",),
     optional_prefix="model.",
+    rotary=True,
     biases={
         **dict.fromkeys((f"self_attn.{name}_proj" for name in "qkvo"), "attention_bias"),
         **dict.fromkeys((f"mlp.{name}_proj" for name in ("gate", "up", "down")), "mlp_bias"),
