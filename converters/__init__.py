@@ -19,8 +19,9 @@ TARGETS.register("trt", "otter_export.converters.tensorrt.target:TARGET")
 TARGETS.register("trtllm", "otter_export.converters.tensorrt_llm.pytorch:TARGET")
 
 #: What a target refuses of a base that opens, beyond its name; `insert` asks before anything is
-#: trained, so these import no library that builds. The other targets build every base that opens.
+#: trained, so these import no library that builds. Target onnx builds every base that opens.
 BASE_CHECKS: Registry[Callable[[BaseModel], None]] = Registry("base check")
+BASE_CHECKS.register("trt", "otter_export.converters.tensorrt.builders:check_heads")
 BASE_CHECKS.register("trtllm", "otter_export.converters.tensorrt_llm.config:check_base")
 
 

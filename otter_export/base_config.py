@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 from otter_export.config import read_json
 from otter_export.errors import CheckpointError, ConfigError, UnsupportedError
 from otter_export.family import MAX_POSITIONS, BaseDimensions, Family
+from otter_export.files import is_file
 
 FILE_NAME = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -97,7 +98,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         UnsupportedError: A setting that no target builds.
     """
     path = directory / FILE_NAME
-    if not path.is_file():
+    if not is_file(path, CheckpointError):
         raise CheckpointError(f"{path} does not exist: {_what_lies_in(directory)}")
     data = read_json(path)
     if not isinstance(data, dict):
@@ -209,7 +210,7 @@ def special_tokens(
         ConfigError: generation_config.json is no JSON object.
     """
     path = directory / GENERATION_FILE
-    generation = read_json(path) if path.is_file() else {}
+    generation = read_json(path) if is_file(path, ConfigError) else {}
     if not isinstance(generation, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(generation).__name__}")
     values = {**data, **{k: v for k, v in generation.items() if v is not None}}
@@ -317,9 +318,9 @@ def _shown(value: object) -> str:
 
 def _what_lies_in(directory: Path) -> str:
     """What a directory holds that is no base, and where one may be."""
-    nested = sorted(p.parent.name for p in directory.glob(f"*/{FILE_NAME}"))
+    nested = sorted(str(p.parent) for p in directory.glob(f"*/{FILE_NAME}"))
     if nested:
-        return f"models lie in the subfolders {', '.join(nested[:5])}; give one of them"
+        return f"models lie in its subfolders; give one of them: {', '.join(nested[:5])}"
     found = sorted(p.name for p in directory.iterdir())
     if any(name.endswith(".gguf") for name in found):
         return "the directory holds GGUF files; a base is a Hugging Face directory with safetensors"

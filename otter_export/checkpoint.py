@@ -36,7 +36,7 @@ from otter_export.family import (
     channel_width,
     sites,
 )
-from otter_export.files import is_directory
+from otter_export.files import is_directory, is_file, open_regular
 from otter_export.hub import BASE_STEM, TOKENIZER_FILES, find_base
 from otter_export.safetensors_io import WEIGHT_DTYPES, FloatArray, TensorStore, same_values
 
@@ -57,14 +57,16 @@ class BaseModel:
     dimensions: BaseDimensions
 
     @classmethod
-    def open(cls, directory: Path) -> BaseModel:
+    def open(cls, directory: str | os.PathLike[str]) -> BaseModel:
         """Read a base's config.json; `problems` compares it with the weights.
 
         Raises:
             CheckpointError, ConfigError, UnsupportedError: It is not a usable base model.
         """
+        directory = Path(directory)
         if not is_directory(directory):
             raise CheckpointError(f"{directory} is not a directory")
+        _check_links(directory)
         data = read_config(directory)
         source = str(directory / base_config.FILE_NAME)
         family = family_of(data, source)
@@ -207,14 +209,19 @@ class BaseModel:
         for name, expected in self.tensors.items():
             stored = self.stored_name(name)
             if stored is None:
-                found.append(f"base tensor {name} is missing")
+                untied = "; config.json does not tie it to the embedding (tie_word_embeddings)"
+                hint = untied if name == f"{self.family.output_head}.weight" else ""
+                found.append(f"base tensor {name} is missing{hint}")
             elif self.weights[stored].shape != expected:
                 found.append(
                     f"base tensor {name} has shape {list(self.weights[stored].shape)}, "
                     f"config.json implies {list(expected)}"
                 )
             elif self.weights[stored].dtype not in WEIGHT_DTYPES:
-                found.append(f"base tensor {name} has dtype {self.weights[stored].dtype}")
+                found.append(
+                    f"base tensor {name} has dtype {self.weights[stored].dtype}; "
+                    f"accepted: {', '.join(WEIGHT_DTYPES)}"
+                )
         found += self._unannounced_biases()
         is_any_missing = not all(map(self.has, self.tensors))
         if is_any_missing and (others := self.left_over()):
@@ -350,7 +357,7 @@ class Checkpoint:
         path = Path(directory)
         if not is_directory(path):
             raise CheckpointError(f"{path} is not a directory")
-        if not (path / config_file.FILE_NAME).is_file():
+        if not is_file(path / config_file.FILE_NAME, CheckpointError):
             raise CheckpointError(
                 f"{path} has no {config_file.FILE_NAME}: it is not an Otter checkpoint. "
                 "Make one with: otter-export insert BASE CKPT"
@@ -426,14 +433,26 @@ def _base_directory(checkpoint: Path, config: OtterConfig, fetch: bool) -> Path:
     return find_base(name, fetch=fetch)
 
 
+def _check_links(directory: Path) -> None:
+    """Refuse links to nothing, as a cache that was cleared in part has them."""
+    weights = (f"{BASE_STEM}.safetensors", f"{BASE_STEM}.safetensors.index.json")
+    for name in (base_config.FILE_NAME, *TOKENIZER_FILES, *weights):
+        path = directory / name
+        if path.is_symlink() and not path.exists():
+            target = path.readlink()
+            raise CheckpointError(
+                f"{path} is a link to {target}, which does not exist; get the base again"
+            )
+
+
 def _check_all_fetched(directory: Path) -> None:
     """Refuse pointers of Git LFS among the small files; weights are checked as they are opened."""
     for name in TOKENIZER_FILES:
         path = directory / name
-        if not path.is_file():
+        if not is_file(path, CheckpointError):
             continue
         try:
-            with path.open("rb") as file:
+            with open_regular(path, error=CheckpointError) as file:
                 check_fetched(file.read(64))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from None

@@ -26,7 +26,7 @@ from otter_export.checkpoint import (
 )
 from otter_export.config import OtterConfig, Signal
 from otter_export.errors import CheckpointError, ConfigError
-from otter_export.files import SETTINGS_LIMIT, copy_regular, writing
+from otter_export.files import SETTINGS_LIMIT, copy_regular, is_file, writing
 from otter_export.hub import TOKENIZER_FILES, find_base
 from otter_export.initialization import Maker, initial_tensors
 from otter_export.manifest import FILE_NAME as ENGINE_FILE
@@ -120,12 +120,12 @@ class Insertion:
 
 
 def plan(
-    base_name: str,
-    destination: Path,
+    base_name: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
     options: ChannelOptions,
     *,
     adapter: bool = False,
-    replacements: Path | None = None,
+    replacements: str | os.PathLike[str] | None = None,
     force: bool = False,
 ) -> Insertion:
     """Check everything that can be checked before writing.
@@ -142,6 +142,7 @@ def plan(
     Raises:
         OtterError: The base, the widths, the replacements or the destination are unusable.
     """
+    base_name, destination = os.fspath(base_name), Path(destination)
     check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
     directory = find_base(base_name)
     _refuse_overlap(destination, directory)
@@ -238,13 +239,15 @@ def _notes(base: BaseModel) -> Iterator[str]:
         CheckpointError: It has no tokenizer that can be read.
     """
     index = base.weights.source.with_name(f"{base.weights.source.name}.index.json")
-    if index.is_file():
+    if is_file(index, CheckpointError):
         yield f"{base.weights.source.name} is read, as transformers does; {index.name} is not"
     if extra := base.left_over():
         more = f" and {len(extra) - 1} more" if extra[1:] else ""
         yield f"the model does not read the stored tensor {extra[0]}{more}"
+    if not base.special_token_ids[1]:
+        yield "no token ends a text: eos_token_id is absent, or is no id of the embedding's"
     path = base.directory / TOKENIZER_FILE
-    if not path.is_file():
+    if not is_file(path, CheckpointError):
         found = [
             name for name in ("tokenizer.model", "vocab.json") if (path.parent / name).is_file()
         ]
@@ -269,15 +272,18 @@ def base_files(base: BaseModel) -> tuple[Path, ...]:
     """The files that make a base self-contained: configuration, tokenizer, weights."""
     weights = {info.file for info in base.weights.values()} | {base.weights.source}
     named = [base.directory / name for name in ("config.json", *TOKENIZER_FILES)]
-    return (*(path for path in named if path.is_file()), *sorted(weights))
+    return (*(path for path in named if is_file(path, CheckpointError)), *sorted(weights))
 
 
 def _planned(
-    config: OtterConfig, base: BaseModel, options: ChannelOptions, replacements: Path | None
+    config: OtterConfig,
+    base: BaseModel,
+    options: ChannelOptions,
+    replacements: str | os.PathLike[str] | None,
 ) -> tuple[PlannedTensor, ...]:
     initial = list(initial_tensors(config, base, options.seed))
     shapes = {name: shape for name, shape, _ in initial}
-    trained = _open_replacements(replacements, shapes)
+    trained = _open_replacements(None if replacements is None else Path(replacements), shapes)
 
     def rounded(name: str, make: Maker) -> PlannedTensor:
         # The file may hold another dtype than the checkpoint is to have.

@@ -101,10 +101,11 @@ def test_default_widths(
             {"hidden_act": "gelu"},
             "targets onnx, trt build it\n  not trtllm: .* hidden_act = 'gelu'",
         ),
+        ({"head_dim": 8}, "targets onnx, trtllm build it\n  not trt: .* heads of size 8"),
     ],
 )
 def test_what_each_target_will_say(
-    base: dict[str, str], message: str, cli: Cli, tmp_path: Path
+    base: dict[str, object], message: str, cli: Cli, tmp_path: Path
 ) -> None:
     tiny.write_base(tmp_path / "base", **base)
     result = cli("insert", tmp_path / "base", tmp_path / "ckpt")
@@ -155,6 +156,13 @@ def test_a_base_needs_the_tokenizer_that_engines_read(cli: Cli, tmp_path: Path) 
     assert result.status == 2 and "tokenizer.json is not a readable tokenizer" in result.stderr
 
 
+@pytest.mark.parametrize("eos", [None, 128, "</s>"])
+def test_a_base_without_an_end_is_said(cli: Cli, eos: object, tmp_path: Path) -> None:
+    base = tiny.write_base(tmp_path / "base", eos_token_id=eos)
+    result = cli("insert", base, tmp_path / "ckpt")
+    assert result.status == 0 and "note: no token ends a text: eos_token_id" in result.stdout
+
+
 def test_what_of_a_base_is_not_read_is_said(cli: Cli, tmp_path: Path) -> None:
     base = tiny.write_base(tmp_path / "base", vocab_size=127)
     tiny.write_tokenizer(base, 128)
@@ -193,6 +201,13 @@ def test_trained_tensors_replace_initial_ones(cli: Cli, tiny_llama: Path, tmp_pa
     assert found.keys() == initial.keys()
     for name, values in initial.items():
         np.testing.assert_array_equal(found[name], values)
+
+
+def test_names_are_paths_or_texts(tiny_llama: Path, tmp_path: Path) -> None:
+    plan(tiny_llama, str(tmp_path / "ckpt"), ChannelOptions()).write()
+    channel = tmp_path / "ckpt" / "otter.safetensors"
+    again = plan(str(tiny_llama), tmp_path / "two", ChannelOptions(), replacements=str(channel))
+    assert again.base.directory == BaseModel.open(str(tiny_llama)).directory
 
 
 def test_all_problems_of_the_trained_tensors_at_once(tiny_llama: Path, tmp_path: Path) -> None:
