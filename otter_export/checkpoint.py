@@ -104,6 +104,17 @@ class BaseModel:
         return library_config(self.data, self.family, self.dimensions)
 
     @property
+    def window(self) -> int | None:
+        """The window of the layers that have one, by config.json alone; None: none can have one.
+
+        `otter_export.layer_attention` asks transformers which layers these are.
+        """
+        defaults = self.family.defaults
+        is_on = self.data.get("use_sliding_window", defaults.get("use_sliding_window", True))
+        window: Any = self.data.get("sliding_window", defaults.get("sliding_window"))
+        return window if self.family.windowed and is_on else None
+
+    @property
     def embedding_name(self) -> str:
         """The token embedding's tensor."""
         return f"{self.family.embeddings[0][0]}.weight"

@@ -15,7 +15,10 @@ from otter_export.engine_io import OUTPUT_KINDS
 from otter_export.errors import UnsupportedError
 from otter_export.precision import TENSORRT_LLM, Precision, choose_precision
 
-FAMILIES = ("llama", "qwen2")
+#: Families of Llama's modules; biases are optional in the emitted models.
+FAMILIES = ("llama", "mistral", "qwen2")
+#: Rotary scalings that TensorRT-LLM computes from config.json's own fields.
+SCALINGS = ("default", "linear", "llama3")
 ARCHITECTURE = "OtterForCausalLM"
 
 
@@ -61,6 +64,17 @@ def check_base(base: BaseModel, where: str = "target trtllm") -> None:
             f"{source}: family {base.family.name} has no emitted model for {where}; "
             f"available: {', '.join(FAMILIES)}. Use target onnx or another builder"
         )
+    if base.window is not None:
+        raise UnsupportedError(
+            f"{source}: sliding_window = {base.window} is not supported by {where}, whose "
+            "attention sees all tokens; use target onnx or trt"
+        )
+    kind = rotary_kind(base)
+    if kind not in SCALINGS:
+        raise UnsupportedError(
+            f"{source}: rotary scaling {kind!r} is not supported by {where}; accepted: "
+            f"{', '.join(SCALINGS)}"
+        )
     activation = base.data.get("hidden_act", "silu")
     if activation != "silu":
         raise UnsupportedError(
@@ -69,17 +83,24 @@ def check_base(base: BaseModel, where: str = "target trtllm") -> None:
 
 
 def rotary(base: BaseModel) -> Rotary:
-    """The rotary embedding's settings, in transformers' old and new form.
-
-    The scalings that a base may have are those that TensorRT-LLM computes from the same fields.
-    """
-    settings = base.data.get("rope_parameters") or base.data.get("rope_scaling") or {}
-    kind = settings.get("rope_type", settings.get("type", "default"))
+    """The rotary embedding's settings, in transformers' old and new form."""
+    settings, kind = _rotary_settings(base), rotary_kind(base)
     theta = settings.get("rope_theta", base.data.get("rope_theta", 10000.0))
     if kind == "default":
         return Rotary(theta, None)
     scaling = {k: v for k, v in settings.items() if k not in ("rope_theta", "type", "rope_type")}
     return Rotary(theta, {"type": kind, "rope_type": kind, **scaling})
+
+
+def rotary_kind(base: BaseModel) -> str:
+    """Name of the rotary scaling."""
+    settings = _rotary_settings(base)
+    return str(settings.get("rope_type", settings.get("type", "default")))
+
+
+def _rotary_settings(base: BaseModel) -> Mapping[str, Any]:
+    found = base.data.get("rope_parameters") or base.data.get("rope_scaling") or {}
+    return dict(found)
 
 
 def checkpoint_config(
