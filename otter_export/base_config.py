@@ -284,7 +284,7 @@ def _rope(settings: object, key: str, source: str, problems: list[str]) -> objec
     if not isinstance(settings, Mapping):
         return _flat_rope(settings, key, source, problems)
     kinds = {
-        kind: one and _flat_rope(one, f"{key}.{kind}", source, problems)
+        kind: None if one is None else _flat_rope(one, f"{key}.{kind}", source, problems)
         for kind, one in settings.items()
         if kind in _LAYER_TYPES
     }
