@@ -41,10 +41,12 @@ def random_checkpoint(
     return checkpoint_over(root, directory, seed=seed, **channel)
 
 
-def checkpoint_over(base: Path, directory: Path, *, seed: int = 0, **channel: Any) -> Checkpoint:
-    """A checkpoint with a random channel over a base that is there already."""
+def checkpoint_over(
+    base: Path, directory: Path, *, seed: int = 0, gain: float = 1.0, **channel: Any
+) -> Checkpoint:
+    """A checkpoint with a random channel over a base that is there already; see `randomize`."""
     tiny.write_checkpoint(directory, base=base, **{"heads": 2, **channel})
-    randomize(directory, seed)
+    randomize(directory, seed, gain)
     return Checkpoint.open(directory)
 
 
