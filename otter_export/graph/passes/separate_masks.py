@@ -27,8 +27,11 @@ class SeparateMasks(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the pass in place."""
         graph = model.graph
-        nodes = [n for n in graph if _is_channel(n)]
-        for mask in dict.fromkeys(n.inputs[3] for n in nodes):
+        attentions = [n for n in graph if n.op_type == "Attention"]
+        nodes = [n for n in attentions if _is_channel(n)]
+        others = {n.inputs[3] for n in attentions if n not in nodes}
+        shared = dict.fromkeys(n.inputs[3] for n in nodes if n.inputs[3] in others)
+        for mask in shared:
             assert mask is not None
             made_by = mask.producer()  # a window's; else it is a graph input
             e = Emitter(graph, made_by or graph[0], before=made_by is None)
@@ -37,13 +40,12 @@ class SeparateMasks(ir.passes.InPlacePass):
             own = e.op("Not", [negated], stem, shape=mask.shape)
             for use in [u for u in mask.uses() if u.node in nodes]:
                 use.node.replace_input_with(use.idx, own)
-        return ir.passes.PassResult(model, modified=bool(nodes))
+        return ir.passes.PassResult(model, modified=bool(shared))
 
 
-def _is_channel(node: ir.Node) -> bool:
-    """An Attention over a channel cache that was updated in place."""
-    if node.op_type != "Attention" or node.inputs[1] is None:
-        return False
-    update = node.inputs[1].producer()
+def _is_channel(attention: ir.Node) -> bool:
+    """Whether an Attention is over a channel cache that was updated in place."""
+    keys = attention.inputs[1]
+    update = None if keys is None else keys.producer()
     past = update.inputs[0] if update is not None and update.op_type == "TensorScatter" else None
     return past is not None and str(past.name).startswith(f"{CHANNEL_CACHE.past}.")
