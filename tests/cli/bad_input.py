@@ -162,8 +162,14 @@ INSERTIONS = [
     Case(
         "unknown architecture",
         "insert base new",
-        "'mamba' has no family; supported: llama, gpt2, qwen2",
-        fields("base/config.json", model_type="mamba"),
+        "'new' has no family; supported: arcee, cohere, cohere2",
+        fields("base/config.json", model_type="new"),
+    ),
+    Case(
+        "refused architecture",
+        "insert base new",
+        "'mixtral' is not supported: its feed-forward is a mixture of experts",
+        fields("base/config.json", model_type="mixtral"),
     ),
     Case(
         "no model type",
