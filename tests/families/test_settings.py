@@ -23,7 +23,7 @@ OF_NO_GRAPH = {
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_field_of_the_configuration_is_known(case: Case, tmp_path: Path) -> None:
-    """transformers' class has no field that `library_config` drops, but for those above."""
+    """Transformers' class has no field that `library_config` drops, but for those above."""
     config = AutoConfig.from_pretrained(write_base(case, tmp_path))
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     kept = BaseModel.open(tmp_path).library_config
