@@ -24,6 +24,7 @@ from otter_export.converters.target import (
 from otter_export.engine_io import READ_ONLY, TensorSpec
 from otter_export.errors import OtterError
 from otter_export.files import writing
+from otter_export.graph.base import mends_of
 from otter_export.graph.emit import static_shape
 from otter_export.graph.pipeline import lower, onnxruntime
 from otter_export.manifest import EngineManifest
@@ -84,6 +85,7 @@ class OnnxTarget:
                 max_sequence_length=length,
                 inputs=inputs,
                 outputs=outputs,
+                mends=mends_of(model),
             )
 
         return BuildPlan(weight_rows(model), inputs, outputs, node_counts(model), write)

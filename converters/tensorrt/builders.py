@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 
 from otter_export.checkpoint import BaseModel
+from otter_export.config import OtterConfig
 from otter_export.converters.target import Availability, BuildRequest
 from otter_export.converters.tensorrt.options import TensorRTOptions, parse_capabilities
 from otter_export.cuda import gpu_capabilities
@@ -204,8 +205,8 @@ def choose_builder(name: str) -> Builder:
     raise UnsupportedError(f"no builder of target trt is usable here. {missing}")
 
 
-def check_heads(base: BaseModel) -> None:
-    """Refuse a base for whose attention TensorRT has no kernel.
+def check_heads(base: BaseModel, config: OtterConfig | None = None) -> None:
+    """Refuse a base for whose attention TensorRT has no kernel; any channel has the same heads.
 
     Raises:
         UnsupportedError: Its heads have another size.

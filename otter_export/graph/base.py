@@ -84,11 +84,16 @@ def base_graph(base: BaseModel, dtype: str = "f32", positions: int | None = None
     layers = layer_attention(base)
     set_windows(model, layers)
     rows = base.dimensions.max_position_embeddings if positions is None else positions
-    set_rotations(model, base, layers, DTYPES[dtype], rows)
-    model.metadata_props[MENDS] = ",".join(mend(model, base))
+    rotations = set_rotations(model, base, layers, DTYPES[dtype], rows)
+    model.metadata_props[MENDS] = ",".join(sorted([*rotations, *mend(model, base)]))
     common.RemoveUnusedNodesPass()(model)
     _attach_weights(model, base, DTYPES[dtype])
     return model
+
+
+def mends_of(model: ir.Model) -> tuple[str, ...]:
+    """The mends that changed a graph, lowered or not; sorted."""
+    return tuple(filter(None, model.metadata_props.get(MENDS, "").split(",")))
 
 
 def _config(base: BaseModel, positions: int | None) -> dict[str, Any]:

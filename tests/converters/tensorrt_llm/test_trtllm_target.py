@@ -15,7 +15,7 @@ from otter_export import load_engine
 from otter_export.checkpoint import BaseModel, Checkpoint
 from otter_export.cli import main
 from otter_export.converters.target import BuildRequest
-from otter_export.converters.tensorrt_llm.config import check_base
+from otter_export.converters.tensorrt_llm.config import check_model
 from otter_export.converters.tensorrt_llm.pytorch import (
     TARGET,
     hub_shards,
@@ -23,6 +23,7 @@ from otter_export.converters.tensorrt_llm.pytorch import (
     write_shards,
 )
 from otter_export.errors import OtterError, UnsupportedError
+from otter_export.insert import ChannelOptions, channel_config
 from otter_export.manifest import EngineManifest
 from otter_export.safetensors_io import TensorStore, from_float32
 from tests import tiny
@@ -118,8 +119,9 @@ def test_mistral_without_a_window_has_llamas_modules(tmp_path: Path) -> None:
 def test_bases_that_the_emitted_models_do_not_compute(
     case: str, message: str, tmp_path: Path
 ) -> None:
+    base = base_of(case, tmp_path / "base")
     with pytest.raises(UnsupportedError, match=message):
-        check_base(base_of(case, tmp_path / "base"))
+        check_model(base, channel_config(base, ChannelOptions(hidden_size=16)))
 
 
 @pytest.mark.parametrize("equal", [True, False])
