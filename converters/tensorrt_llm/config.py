@@ -66,6 +66,11 @@ def check_base(base: BaseModel, where: str = "target trtllm") -> None:
         raise UnsupportedError(
             f"{source}: hidden_act = {activation!r} is not supported by {where}; accepted: 'silu'"
         )
+    if base.family.windowed and base.data.get("use_sliding_window"):
+        raise UnsupportedError(
+            f"{source}: use_sliding_window = true is not supported by {where}, whose models attend "
+            "to the whole prefix. Use target onnx or another builder"
+        )
 
 
 def rotary(base: BaseModel) -> Rotary:
