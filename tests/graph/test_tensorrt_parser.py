@@ -6,11 +6,6 @@ tensorrt_rtx is absent.
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +16,7 @@ from otter_export.converters.onnx import save_model
 from otter_export.graph.pipeline import lower, tensorrt
 from otter_export.precision import TENSORRT
 from tests import tiny
+from tests.graph.parsing import parse
 
 PRECISIONS = tuple(TENSORRT)
 CAPACITY = 48
@@ -35,13 +31,7 @@ def reports(
     checkpoints: dict[str, Checkpoint], tmp_path_factory: pytest.TempPathFactory
 ) -> Reports:
     """One process for all plain files, one for those with the plugin."""
-    libraries = importlib.util.find_spec("tensorrt_rtx_libs")
-    if importlib.util.find_spec("tensorrt_rtx") is None or libraries is None:
-        pytest.skip("the package tensorrt_rtx is not installed")
     root: Path = tmp_path_factory.mktemp("parser")
-    # The parser opens the library by its unversioned name, which the wheel does not have.
-    folder = Path(next(iter(libraries.submodule_search_locations or [])))
-    (root / "libtensorrt_rtx.so").symlink_to(folder / "libtensorrt_rtx.so.1")
     found: Reports = {}
     for plugin in (False, True):
         files = {}
@@ -52,16 +42,8 @@ def reports(
                 save_model(
                     lower(checkpoint, tensorrt(CAPACITY, plugin=plugin), precision), directory
                 )
-                files[family, precision, plugin] = str(directory / "model.onnx")
-        script = str(Path(__file__).with_name("parse_networks.py"))
-        command = [sys.executable, script, *(["--plugin"] if plugin else []), *files.values()]
-        environment = {**os.environ, "LD_LIBRARY_PATH": str(root)}
-        output = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=300
-        )
-        assert output.returncode == 0, output.stderr[-2000:]
-        lines = [json.loads(line) for line in output.stdout.splitlines() if line.startswith("{")]
-        found |= dict(zip(files, lines, strict=True))
+                files[family, precision, plugin] = directory / "model.onnx"
+        found |= dict(zip(files, parse(list(files.values()), root, plugin=plugin), strict=True))
     return found
 
 
