@@ -23,6 +23,7 @@ from otter_export.converters.target import (
 from otter_export.engine_io import READ_ONLY, TensorSpec
 from otter_export.files import writing
 from otter_export.graph.emit import static_shape
+from otter_export.graph.mends import mends_of
 from otter_export.graph.pipeline import lower, onnxruntime
 from otter_export.manifest import EngineManifest
 from otter_export.precision import ONNX_RUNTIME
@@ -82,6 +83,7 @@ class OnnxTarget:
                 max_sequence_length=length,
                 inputs=inputs,
                 outputs=outputs,
+                mends=mends_of(model),
             )
 
         return BuildPlan(weight_rows(model), inputs, outputs, node_counts(model), write)

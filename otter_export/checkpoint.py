@@ -406,11 +406,11 @@ def check_widths(config: OtterConfig, base: BaseDimensions) -> list[str]:
     if config.head_dim != base.head_dim:
         problems.append(f"head_dim is {config.head_dim}, the base's is {base.head_dim}")
     ours = config.num_attention_heads * base.num_key_value_heads
-    if ours != base.num_attention_heads * config.num_key_value_heads:
+    if ours > base.num_attention_heads * config.num_key_value_heads:
         problems.append(
             f"{config.num_attention_heads} query heads over {config.num_key_value_heads} key/value "
-            f"heads: the ratio must be the base's, {base.num_attention_heads} over "
-            f"{base.num_key_value_heads}"
+            f"heads: a key/value head may have as many query heads as in the base, "
+            f"{base.num_attention_heads} over {base.num_key_value_heads}, and not more"
         )
     return problems
 

@@ -53,12 +53,14 @@ class ChannelOptions:
     Args:
         hidden_size: d'.
         intermediate_size: m'; by default ``d' * m / d``, rounded up to a multiple of 64, at most m.
-        heads: H'; by default H/Hkv, the smallest count that has a whole key/value head.
+        heads: H'; by default H/Hkv, which all targets build.
         embedding: ``projection`` or ``table``.
         initialization: ``copy``, ``normal`` or ``random``.
         signals: What the channel predicts.
         dtype: ``F32``, ``F16`` or ``BF16``; of the inserted tensors as stored.
         seed: Of the drawn tensors.
+        key_value_heads: H'kv; by default the fewest that share H' evenly, each with at most as many
+            query heads as in the base.
     """
 
     hidden_size: int = 64
@@ -69,6 +71,7 @@ class ChannelOptions:
     signals: tuple[Signal, ...] = (Signal("reward"),)
     dtype: str = "F32"
     seed: int = 0
+    key_value_heads: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,11 +182,6 @@ def channel_config(
         )
     group = d.num_attention_heads // d.num_key_value_heads
     heads = group if options.heads is None else options.heads
-    if heads < 1 or heads % group:
-        raise ConfigError(
-            f"{heads} heads: the base has {group} query heads for each key/value head, so the "
-            f"channel needs a multiple of {group}"
-        )
     intermediate = options.intermediate_size
     if intermediate is None:
         proportional = options.hidden_size * d.intermediate_size / d.hidden_size
@@ -195,7 +193,7 @@ def channel_config(
         hidden_size=options.hidden_size,
         intermediate_size=intermediate,
         num_attention_heads=heads,
-        num_key_value_heads=heads // group,
+        num_key_value_heads=options.key_value_heads or fewest_key_value_heads(heads, group),
         head_dim=d.head_dim,
         embedding=options.embedding,
         initialization=options.initialization,
@@ -208,6 +206,11 @@ def channel_config(
     if problems:
         raise ConfigError("; ".join(problems))
     return config
+
+
+def fewest_key_value_heads(heads: int, group: int) -> int:
+    """The fewest key/value heads that share query heads evenly, at most ``group`` each."""
+    return next(n for n in range(1, heads + 1) if heads % n == 0 and heads <= n * group)
 
 
 def _refuse_what_is_no_base(directory: Path) -> None:

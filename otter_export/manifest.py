@@ -100,6 +100,7 @@ class EngineManifest:
         builder: Name and version of the builder and of the libraries it used.
         source: The checkpoint: its path as given, and hashes of its config and inserted tensors.
         options: Further build options, for the record; `built_for` has what a runtime needs.
+        mends: What was put right in the base graph, by name (docs/upstream.md).
     """
 
     target: str
@@ -119,6 +120,7 @@ class EngineManifest:
     builder: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    mends: tuple[str, ...] = ()
 
     @property
     def vocab_size(self) -> int:
@@ -292,6 +294,7 @@ class EngineManifest:
                 for f in fields["files"]
             )
             fields["eos_token_ids"] = tuple(int(i) for i in fields["eos_token_ids"])
+            fields["mends"] = tuple(map(str, fields.get("mends", ())))  # older engines have none
             manifest = cls(**fields)
             manifest._check_types()
             sizes = ("vocab_size", "num_hidden_layers", "num_key_value_heads", "head_dim")

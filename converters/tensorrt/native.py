@@ -31,6 +31,7 @@ from otter_export.converters.tensorrt.options import EngineShapes, TensorRTOptio
 from otter_export.engine_io import IN_PLACE
 from otter_export.errors import MissingDependencyError
 from otter_export.graph.functions import DOMAIN
+from otter_export.graph.mends import mends_of
 from otter_export.graph.pipeline import lower, tensorrt
 from otter_export.manifest import EngineManifest
 from otter_export.precision import TENSORRT
@@ -183,6 +184,7 @@ class _Build:
             max_sequence_length=self.shapes.max_sequence_length,
             inputs=planned.inputs,
             outputs=planned.outputs,
+            mends=mends_of(self.model),
             options={
                 "builder": self.builder.name,
                 "builder_version": built.version,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from otter_export.checkpoint import BaseModel, Checkpoint
+from otter_export.config import OtterConfig
 from otter_export.converters.tensorrt_llm.layout import Layout
 from otter_export.engine_io import OUTPUT_KINDS
 from otter_export.errors import UnsupportedError
@@ -39,7 +40,7 @@ def check_supported(checkpoint: Checkpoint, precision: str, where: str) -> Preci
         UnsupportedError: Names the setting and what is accepted.
     """
     chosen = choose_precision(TENSORRT_LLM, precision, where)
-    check_base(checkpoint.base, where)
+    check_model(checkpoint.base, checkpoint.config, where)
     for signal in checkpoint.config.signals:
         if signal.kind not in OUTPUT_KINDS:
             raise UnsupportedError(
@@ -49,8 +50,8 @@ def check_supported(checkpoint: Checkpoint, precision: str, where: str) -> Preci
     return chosen
 
 
-def check_base(base: BaseModel, where: str = "target trtllm") -> None:
-    """Refuse a base that the emitted models do not compute; reads nothing more of it.
+def check_model(base: BaseModel, config: OtterConfig, where: str = "target trtllm") -> None:
+    """Refuse what the emitted models do not compute; reads nothing more of the base.
 
     Raises:
         UnsupportedError: Names the setting and what is accepted.
@@ -70,6 +71,16 @@ def check_base(base: BaseModel, where: str = "target trtllm") -> None:
         raise UnsupportedError(
             f"{source}: use_sliding_window = true is not supported by {where}, whose models attend "
             "to the whole prefix. Use target onnx or another builder"
+        )
+    d = base.dimensions
+    if config.num_attention_heads * d.num_key_value_heads != (
+        d.num_attention_heads * config.num_key_value_heads
+    ):
+        raise UnsupportedError(
+            f"the channel has {config.num_attention_heads} query heads over "
+            f"{config.num_key_value_heads} key/value heads; {where} computes base and channel in "
+            f"one attention, so it needs the base's proportion, {d.num_attention_heads} over "
+            f"{d.num_key_value_heads}"
         )
 
 

@@ -40,12 +40,12 @@ def test_every_option_arrives(cli: Cli, tiny_llama: Path, tmp_path: Path) -> Non
     arguments += (
         " --signal good:value:sigmoid --signal next:q_value --signal draft:medusa:identity:3"
     )
-    arguments += " --signal steer:expert --dtype BF16 --seed 7 --adapter"
+    arguments += " --signal steer:expert --dtype BF16 --seed 7 --adapter --key-value-heads 4"
     result = cli("insert", tiny_llama, tmp_path / "ckpt", *arguments.split())
     assert result.status == 0
     config = Checkpoint.open(tmp_path / "ckpt").config
     assert (config.hidden_size, config.intermediate_size) == (32, 40)
-    assert (config.num_attention_heads, config.num_key_value_heads) == (4, 2)
+    assert (config.num_attention_heads, config.num_key_value_heads) == (4, 4)
     assert (config.embedding, config.initialization) == ("table", "normal")
     assert [(s.name, s.kind, s.activation, s.bounds, s.heads) for s in config.signals] == [
         ("good", "value", "sigmoid", (0.0, 1.0), 1),
@@ -59,10 +59,10 @@ def test_every_option_arrives(cli: Cli, tiny_llama: Path, tmp_path: Path) -> Non
     expected = plan(
         str(tiny_llama),
         tmp_path / "other",
-        ChannelOptions(32, 40, 4, "table", "normal", config.signals, seed=7),
+        ChannelOptions(32, 40, 4, "table", "normal", config.signals, seed=7, key_value_heads=4),
     )
     assert expected.config == channel_config(
-        base, ChannelOptions(32, 40, 4, "table", "normal", config.signals)
+        base, ChannelOptions(32, 40, 4, "table", "normal", config.signals, key_value_heads=4)
     )
     for tensor in expected.tensors:
         # bfloat16 has eight bits of mantissa.
@@ -94,20 +94,26 @@ def test_default_widths(
 
 
 @pytest.mark.parametrize(
-    ("base", "message"),
+    ("base", "options", "message"),
     [
-        ({}, "targets onnx, trt, trtllm build it"),
+        ({}, "", "targets onnx, trt, trtllm build it"),
         (
             {"hidden_act": "gelu"},
+            "",
             "targets onnx, trt build it\n  not trtllm: .* hidden_act = 'gelu'",
+        ),
+        (
+            {},
+            "--heads 1",
+            "targets onnx, trt build it\n  not trtllm: the channel has 1 query heads",
         ),
     ],
 )
 def test_what_each_target_will_say(
-    base: dict[str, str], message: str, cli: Cli, tmp_path: Path
+    base: dict[str, str], options: str, message: str, cli: Cli, tmp_path: Path
 ) -> None:
     tiny.write_base(tmp_path / "base", **base)
-    result = cli("insert", tmp_path / "base", tmp_path / "ckpt")
+    result = cli("insert", tmp_path / "base", tmp_path / "ckpt", *options.split())
     assert result.status == 0 and re.search(message, result.stdout)
 
 

@@ -116,7 +116,9 @@ def test_sizes_and_their_defaults() -> None:
         ("gpt2", {"n_embd": 66}, "hidden size 66 is not a multiple of 4 heads"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights = False is not supported"),
         ("qwen2", {"use_sliding_window": True}, "sliding windows have no tree mask yet"),
-        ("llama", {"model_type": "mamba"}, "'mamba' has no family; supported: llama, gpt2, qwen2"),
+        ("llama", {"model_type": "mamba"}, "'mamba' is not supported: its layers"),
+        ("llama", {"model_type": "mixtral"}, "is not supported: its feed-forward is a mixture"),
+        ("llama", {"model_type": "new"}, "'new' has no family; supported: arcee, cohere, cohere2"),
         ("llama", {"model_type": None}, "model_type must be a string"),
     ],
 )

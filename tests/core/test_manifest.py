@@ -143,7 +143,7 @@ def test_every_field_without_a_default_is_required(engine: Path, field: str) -> 
     data = json.loads((engine / "engine.json").read_text())
     del data[field]
     (engine / "engine.json").write_text(json.dumps(data))
-    optional = {"builder", "source", "options"}
+    optional = {"builder", "source", "options", "mends"}
     if field in optional:
         EngineManifest.load(engine)
     else:
