@@ -169,18 +169,27 @@ def trtllm(made: Made, precision: str) -> Figures:
     return _near(found, wanted, HALF[precision])
 
 
-#: Name of a cell to its function; those of a target are named after target and precision.
-CELLS: Mapping[str, Cell] = {
+def reason_of(made: Made, error: Exception) -> str:
+    """An error in words, without the folder of this run."""
+    return str(error).replace(f"{made.root}/", "")
+
+
+#: Name of a cell to its function: what a base needs whatever it is built for.
+MODEL_CELLS: Mapping[str, Cell] = {
     "insert": insert,
     "train": train,
     "decoding": decoding,
     "torch": torch_engine,
+}
+#: Those of a target are named after target and precision.
+TARGET_CELLS: Mapping[str, Cell] = {
     **{f"onnx {name}": functools.partial(onnx, precision=name) for name in ONNX_RUNTIME["cpu"]},
     "trt form": trt_form,
     "trt parser": trt_parser,
     **{f"trt {name}": functools.partial(trt, precision=name) for name in TENSORRT},
     **{f"trtllm {name}": functools.partial(trtllm, precision=name) for name in TRTLLM.precisions},
 }
+CELLS: Mapping[str, Cell] = {**MODEL_CELLS, **TARGET_CELLS}
 
 
 def _verified(directory: Path, checkpoint: Checkpoint, provider: str | None) -> Figures:
