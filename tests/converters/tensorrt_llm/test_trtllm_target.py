@@ -169,6 +169,13 @@ def test_what_cannot_be_built_is_one_clear_line(
     assert isinstance(caught.value, OtterError) and "\n" not in str(caught.value)
 
 
+def test_windows_are_refused_not_dropped(tmp_path: Path) -> None:
+    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    checkpoint = random_checkpoint(tmp_path / "ck", "qwen2", base=window)
+    with pytest.raises(UnsupportedError, match="use_sliding_window = true is not supported"):
+        TARGET.plan(checkpoint, BuildRequest("bf16"))
+
+
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random_checkpoint(tmp_path / "ck")
     model = tmp_path / "model"
