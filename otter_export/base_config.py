@@ -13,6 +13,8 @@ from typing import Any, TypeGuard
 from otter_export.config import read_json
 from otter_export.errors import CheckpointError, ConfigError, UnsupportedError
 from otter_export.family import MAX_POSITIONS, BaseDimensions, Family
+from otter_export.size_defaults import SIZE_KEYS, default_sizes
+from otter_export.wrappers import WRAPPERS, text_settings
 
 FILE_NAME = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -82,14 +84,13 @@ _SWITCHES = (
     *("use_parallel_residual", "parallel_attn"),
 )
 _ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation")
-_SIZES = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings"),
-)
 
 
-def read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> tuple[dict[str, Any], str | None]:
     """The checked ``config.json`` of a base; numbers are floats where the model has floats.
+
+    Returns:
+        The text model's settings, and the ``model_type`` of the wrapper around it or None.
 
     Raises:
         CheckpointError: There is none; says what the directory holds instead.
@@ -102,12 +103,22 @@ def read_config(directory: Path) -> dict[str, Any]:
     data = read_json(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a JSON object")
-    if data.get("quantization_config") is not None:
+    model_type = str(data.get("model_type"))
+    wrapper = WRAPPERS.get(model_type)
+    text = data if wrapper is None else text_settings(data, wrapper, str(path))
+    if any(part.get("quantization_config") is not None for part in (data, text)):
         raise UnsupportedError(
             f"{path} has a quantization_config; the base must be plain F32, F16 or BF16 "
             "weights. Take the unquantised model, and quantise with build --precision int8"
         )
-    return checked(data, str(path))
+    return checked(text, str(path)), None if wrapper is None else model_type
+
+
+def completed(data: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """A config.json with what transformers takes for the keys that it leaves out."""
+    sizes = default_sizes(data["model_type"])
+    renamed = {family.config_keys.get(key, key): value for key, value in sizes.items()}
+    return {**renamed, **family.defaults, **data}
 
 
 def checked(data: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -181,7 +192,7 @@ def library_config(
         *(("sliding_window",) if family.windowed else ()),
     }
     kept = {key: value for key, value in data.items() if key in known}
-    sizes = {family.config_keys.get(name, name): getattr(dimensions, name) for name in _SIZES}
+    sizes = {family.config_keys.get(name, name): getattr(dimensions, name) for name in SIZE_KEYS}
     if original_length(data) is not None:
         # transformers takes the scores' factor from how much longer the model is now.
         sizes["max_position_embeddings"] = data["max_position_embeddings"]

@@ -179,7 +179,7 @@ class BaseDimensions:
         def size(name: str, default: int | None = None) -> int:
             key = family.config_keys.get(name, name)
             limit = _LIMITS.get(name, 1 << 31)
-            value = data.get(key, family.defaults.get(key, default))
+            value = data.get(key)
             if value is None and name in _OPTIONAL:
                 value = default
             if type(value) is not int or not 0 < value < limit:
@@ -208,7 +208,7 @@ class BaseDimensions:
             num_key_value_heads=size("num_key_value_heads", heads),
             head_dim=size("head_dim", hidden // heads),
             vocab_size=size("vocab_size"),
-            max_position_embeddings=size("max_position_embeddings", 2048),
+            max_position_embeddings=size("max_position_embeddings"),
             tie_word_embeddings=bool(data.get("tie_word_embeddings", family.tied)),
         )
 
