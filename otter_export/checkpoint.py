@@ -109,6 +109,11 @@ class BaseModel:
         """The config.json that transformers and mobius-onnx get."""
         return library_config(self.data, self.family, self.dimensions)
 
+    def text_config(self) -> dict[str, Any]:
+        """A wrapper's text model as a plain base's config.json."""
+        told = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype")
+        return {**self.library_config, **{k: self.data[k] for k in told if k in self.data}}
+
     @property
     def embedding_name(self) -> str:
         """The token embedding's tensor."""
