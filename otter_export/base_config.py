@@ -124,6 +124,8 @@ def completed(data: Mapping[str, Any], family: Family) -> dict[str, Any]:
 def checked(data: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Check the values of a parsed ``config.json``, but for the sizes; see `read_config`."""
     values = dict(data)
+    if values.get("layer_types") is not None:
+        values.pop("sliding_window_pattern", None)  # said twice, and a word in EXAONE 4's files
     problems = list(_wrong_values(values))
     for key in _ROPE_KEYS:
         if values.get(key) is not None:
@@ -290,7 +292,7 @@ def _rope(settings: object, key: str, source: str, problems: list[str]) -> objec
             f"{source}: {key} asks for rotary scaling {_shown(kind)}; "
             f"built faithfully: {', '.join(FAITHFUL_SCALINGS)}"
         )
-    values = dict(settings)
+    values = {**settings, "rope_type": kind}
     where = f"{key}."
     problems += [
         f"{where}{name} is missing, which scaling {kind} needs"
@@ -315,10 +317,12 @@ def _rope(settings: object, key: str, source: str, problems: list[str]) -> objec
 
 
 def _scaling(settings: object) -> object:
-    """``rope_type``."""
+    """``rope_type``; Phi-3's first files have other names for ``longrope``."""
     if not isinstance(settings, Mapping):
         return settings
-    return settings.get("rope_type", settings.get("type", "default"))
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    renamed = kind == "su" or (kind == "yarn" and "short_factor" in settings)
+    return "longrope" if renamed else kind
 
 
 def _shown(value: object) -> str:
