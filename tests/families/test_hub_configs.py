@@ -16,7 +16,7 @@ from otter_export.checkpoint import BaseModel
 from otter_export.errors import UnsupportedError
 from otter_export.families import FAMILIES
 from otter_export.graph.rotary import rotary_table
-from otter_export.layer_attention import ONE_TABLE, layer_attention
+from otter_export.layer_attention import ONE_TABLE, completed_config, layer_attention
 from otter_export.size_defaults import SIZE_KEYS
 from otter_export.wrappers import WRAPPERS
 from tests.families.hub_configs import PUBLIC, REFUSED
@@ -64,6 +64,21 @@ def test_sizes(name: str, tmp_path: Path) -> None:
     if public.positions is not None:
         expected["max_position_embeddings"] = public.positions
     assert {key: getattr(base.dimensions, key) for key in SIZE_KEYS} == expected
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_parameters(name: str, tmp_path: Path) -> None:
+    """What the files must hold is what transformers' model has."""
+    import transformers
+
+    base = opened(PUBLIC[name].config, tmp_path)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(completed_config(base))
+    found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    # The one head that transformers names otherwise than its files.
+    renamed = {"embed_out.weight": "lm_head.weight"}
+    expected = {renamed.get(name, name): shape for name, shape in base.tensors.items()}
+    assert found == expected
 
 
 @pytest.mark.parametrize("name", PUBLIC)
