@@ -112,7 +112,8 @@ class Family:
         windowed: Attention may look back ``sliding_window`` positions only: in the layers that
             ``layer_types`` names, or in all.
         settings: Further keys of config.json that this family's model depends on.
-        defaults: What the family's model takes for a key that config.json leaves out.
+        defaults: What the family's model takes for a key that config.json leaves out; sizes are in
+            `otter_export.size_defaults`.
         refused: ``(config key, accepted value, reason)``: settings that have no rule.
         biases: Path of a norm or projection inside a layer (or of the final norm) to the config key
             that announces its bias, or to True if it always has one; other paths have none. None
