@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from otter_export import base_config
 from otter_export import config as config_file
 from otter_export.base_config import (
     check_family_settings,
+    completed,
     library_config,
     original_length,
     read_config,
@@ -39,6 +40,7 @@ from otter_export.family import (
 from otter_export.files import is_directory, is_file, open_regular
 from otter_export.hub import BASE_STEM, TOKENIZER_FILES, find_base
 from otter_export.safetensors_io import WEIGHT_DTYPES, FloatArray, TensorStore, same_values
+from otter_export.wrappers import WRAPPERS, check_bypassed
 
 OTTER_STEM = "otter"
 
@@ -47,14 +49,17 @@ OTTER_STEM = "otter"
 class BaseModel:
     """A Hugging Face model directory: config, family, sizes and lazily read weights.
 
-    ``data`` is config.json as its values were checked; ``dimensions.tie_word_embeddings`` says
-    what the weights say, which is what transformers computes with.
+    ``data`` is config.json as its values were checked, with what it left out;
+    ``dimensions.tie_word_embeddings`` says what the weights say, which is what transformers
+    computes with. ``wrapper`` is the ``model_type`` of the multimodal model around it, if there is
+    one: all else here is then of its text model.
     """
 
     directory: Path
     data: Mapping[str, Any]
     family: Family
     dimensions: BaseDimensions
+    wrapper: str | None = None
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str]) -> BaseModel:
@@ -67,15 +72,18 @@ class BaseModel:
         if not is_directory(directory):
             raise CheckpointError(f"{directory} is not a directory")
         _check_links(directory)
-        data = read_config(directory)
+        given, wrapper = read_config(directory)
         source = str(directory / base_config.FILE_NAME)
-        family = family_of(data, source)
+        family = family_of(given, source)
+        data = completed(given, family)
+        if wrapper is not None:
+            check_bypassed(data, wrapper, source)
         check_family_settings(data, family, source)
         dimensions = BaseDimensions.from_json(data, family, source)
         length = original_length(data, family)
         if length is not None and length < dimensions.max_position_embeddings:
             dimensions = dataclasses.replace(dimensions, max_position_embeddings=length)
-        base = cls(directory, data, family, dimensions)
+        base = cls(directory, data, family, dimensions, wrapper)
         _check_all_fetched(directory)
         base.special_token_ids  # noqa: B018  its file is checked too
         if base.dimensions.tie_word_embeddings and not base._shares_the_embedding():
@@ -103,16 +111,19 @@ class BaseModel:
         """The config.json that transformers and mobius-onnx get."""
         return library_config(self.data, self.family, self.dimensions)
 
+    def text_config(self) -> dict[str, Any]:
+        """A wrapper's text model as a plain base's config.json."""
+        told = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype")
+        return {**self.library_config, **{k: self.data[k] for k in told if k in self.data}}
+
     @property
     def window(self) -> int | None:
         """The window of the layers that have one, by config.json alone; None: none can have one.
 
         `otter_export.layer_attention` asks transformers which layers these are.
         """
-        defaults = self.family.defaults
-        is_on = self.data.get("use_sliding_window", defaults.get("use_sliding_window", True))
-        window: Any = self.data.get("sliding_window", defaults.get("sliding_window"))
-        return window if self.family.windowed and is_on else None
+        is_on = self.family.windowed and self.data.get("use_sliding_window", True)
+        return self.data.get("sliding_window") if is_on else None
 
     @property
     def embedding_name(self) -> str:
@@ -129,14 +140,16 @@ class BaseModel:
         """The stored name of a base tensor, or None.
 
         Files may leave out the family's optional prefix, and of a tied pair may hold the head
-        alone.
+        alone; those of a wrapper have names of their own.
         """
-        for candidate in (name, name.removeprefix(self.family.optional_prefix)):
+        candidates: Iterable[str] = (name, name.removeprefix(self.family.optional_prefix))
+        if self.wrapper is not None:
+            candidates = WRAPPERS[self.wrapper].stored_names(name, self.family)
+        for candidate in candidates:
             if candidate in self.weights:
                 return candidate
-        head = f"{self.family.output_head}.weight"
         is_tied = name == self.embedding_name and self.dimensions.tie_word_embeddings
-        return head if is_tied and head in self.weights else None
+        return self.stored_name(f"{self.family.output_head}.weight") if is_tied else None
 
     def has(self, name: str) -> bool:
         """Whether a base tensor is stored."""
@@ -250,9 +263,9 @@ class BaseModel:
 
     def left_over(self) -> tuple[str, ...]:
         """Stored tensors that the model does not read, which transformers ignores too."""
-        read = {self.stored_name(name) for name in self.tensors}
         head = f"{self.family.output_head}.weight"  # of a tied pair, equal to the embedding
-        return tuple(name for name in self.weights if name not in read and name != head)
+        read = {self.stored_name(name) for name in (*self.tensors, head)}
+        return tuple(name for name in self.weights if name not in read)
 
     def _has_bias(self, module: str) -> bool:
         """Whether config.json announces a bias; families that do not say follow the files."""
@@ -261,7 +274,7 @@ class BaseModel:
             return self.has(f"{module}.bias")
         if isinstance(announced, bool):
             return announced
-        return bool(self.data.get(announced, self.family.defaults.get(announced, False)))
+        return bool(self.data.get(announced, False))
 
     def _announced_by(self, module: str) -> str | bool | None:
         """The config key that announces a module's bias, or whether it always has one."""

@@ -118,7 +118,8 @@ class Family:
         windowed: Attention may look back ``sliding_window`` positions only: in the layers that
             ``layer_types`` names, or in all.
         settings: Further keys of config.json that this family's model depends on.
-        defaults: What the family's model takes for a key that config.json leaves out.
+        defaults: What the family's model takes for a key that config.json leaves out; sizes are in
+            `otter_export.size_defaults`.
         refused: ``(config key, accepted value, reason)``: settings that have no rule.
         biases: Path of a norm or projection inside a layer (or of the final norm) to the config key
             that announces its bias, or to True if it always has one; other paths have none. None
@@ -185,7 +186,7 @@ class BaseDimensions:
         def size(name: str, default: int | None = None) -> int:
             key = family.config_keys.get(name, name)
             limit = size_limit(name)
-            value = data.get(key, family.defaults.get(key, default))
+            value = data.get(key)
             if value is None and name in _OPTIONAL:
                 value = default
             if type(value) is not int or not 0 < value <= limit:
@@ -217,7 +218,7 @@ class BaseDimensions:
             num_key_value_heads=size("num_key_value_heads", heads),
             head_dim=head_dim,
             vocab_size=size("vocab_size"),
-            max_position_embeddings=size("max_position_embeddings", 2048),
+            max_position_embeddings=size("max_position_embeddings"),
             tie_word_embeddings=bool(data.get("tie_word_embeddings", family.tied)),
         )
 

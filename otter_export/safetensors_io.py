@@ -225,6 +225,11 @@ class PlannedTensor:
     shape: tuple[int, ...]
     make: Callable[[], npt.NDArray[Any]]
 
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * int(np.dtype(WEIGHT_DTYPES[self.dtype]).itemsize)
+
 
 def write_safetensors(
     path: Path,
@@ -251,23 +256,20 @@ def write_safetensors(
     plan = list(tensors)
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
-    sizes = {"F32": 4, "F16": 2, "BF16": 2}
     for tensor in plan:
-        nbytes = sizes[tensor.dtype] * math.prod(tensor.shape)
         header[tensor.name] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + nbytes],
+            "data_offsets": [offset, offset + tensor.nbytes],
         }
-        offset += nbytes
+        offset += tensor.nbytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     with replacing(path) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor in plan:
             data = np.asarray(tensor.make(), order="C")
-            expected = sizes[tensor.dtype] * math.prod(tensor.shape)
-            if data.nbytes != expected or data.shape != tensor.shape:
+            if data.nbytes != tensor.nbytes or data.shape != tensor.shape:
                 raise ValueError(f"{tensor.name}: made {data.shape}, planned {tensor.shape}")
             file.write(data.data if data.size else b"")
             if progress is not None:

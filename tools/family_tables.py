@@ -27,8 +27,8 @@ def summary(results: Results) -> str:
         cells = [_precisions(cases, target.name, target.precisions) for target in targets]
         rows.append([name, _code(FAMILIES.load(name).model_types), *cells])
     return (
-        f"{_table(head, rows)}\n\n{len(REFUSED_TYPES)} further model types of transformers are refused "
-        "at `insert`, each with its [reason](docs/families.md#refused)."
+        f"{_table(head, rows)}\n\n{len(REFUSED_TYPES)} further model types of transformers are "
+        "refused at `insert`, each with its [reason](docs/families.md#refused)."
     )
 
 

@@ -186,6 +186,14 @@ def test_what_of_a_base_is_not_read_is_said(cli: Cli, tmp_path: Path) -> None:
     assert not (tmp_path / "ckpt" / "model.safetensors.index.json").exists()
 
 
+def test_positions_that_are_not_built_are_said(cli: Cli, tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    scaling = {"type": "longrope", "original_max_position_embeddings": 64, **factors}
+    base = tiny.write_base(tmp_path / "base", rope_scaling=scaling)
+    shown = cli("insert", base, tmp_path / "ckpt").stdout
+    assert "note: sequences are at most 64 tokens long, not 128: longer ones rotate" in shown
+
+
 def test_shards_and_their_index_are_copied(family: str, cli: Cli, tmp_path: Path) -> None:
     base = tiny.write_base(tmp_path / "base", family, shards=3)
     assert cli("insert", base, tmp_path / "ckpt", "--hidden-size", 16).status == 0
@@ -314,3 +322,18 @@ def test_copying_the_base_takes_no_memory(tmp_path: Path) -> None:
     assert (base / "model.safetensors").stat().st_size > 256 << 20
     growth = measure(base, tmp_path / "ckpt", "copy")
     assert growth < 32 << 20, f"{growth} bytes for copying 268 MB"
+
+
+def test_unwrapping_a_base_takes_no_memory(tmp_path: Path) -> None:
+    # Eight layers of 34 MB each, whose tensors are written one after another.
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8}
+    text = {**tiny.LLAMA, **sizes, "num_attention_heads": 16, "head_dim": 64}
+    base = tmp_path / "base"
+    base.mkdir()
+    shapes = {f"language_model.{name}": shape for name, shape in tiny.base_shapes(text).items()}
+    tiny.write_sparse(base / "model.safetensors", shapes, "BF16")
+    (base / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}))
+    tiny.write_tokenizer(base, 128)
+    growth = measure(base, tmp_path / "ckpt", "copy")
+    assert (tmp_path / "ckpt" / "model-00001-of-00001.safetensors").stat().st_size > 192 << 20
+    assert growth < 32 << 20, f"{growth} bytes for writing more than 192 MB"

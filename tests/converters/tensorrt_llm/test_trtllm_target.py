@@ -18,14 +18,14 @@ from otter_export.converters.target import BuildRequest
 from otter_export.converters.tensorrt_llm.config import check_model
 from otter_export.converters.tensorrt_llm.pytorch import (
     TARGET,
-    hub_shards,
+    hub_tensors,
     plan_directory,
-    write_shards,
 )
 from otter_export.errors import OtterError, UnsupportedError
 from otter_export.insert import ChannelOptions, channel_config
 from otter_export.manifest import EngineManifest
 from otter_export.safetensors_io import TensorStore, from_float32
+from otter_export.shards import in_shards, write_shards
 from tests import tiny
 from tests.built import random_checkpoint
 from tests.families import bases
@@ -139,7 +139,7 @@ def test_a_stored_copy_of_a_tied_head_is_left_out(equal: bool, tmp_path: Path) -
 
 def test_shards_hold_no_more_than_asked_for(tmp_path: Path) -> None:
     checkpoint = random_checkpoint(tmp_path / "ck")
-    shards = hub_shards(checkpoint, "F16", shard_bytes=40_000)
+    shards = in_shards(hub_tensors(checkpoint, "F16"), shard_bytes=40_000)
     advanced: list[int] = []
     names = write_shards(tmp_path, shards, advanced.append)
     files = names[:-1]
