@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from otter_export.errors import ConfigError, UnsupportedError
+from otter_export.families.refused import REFUSED
 from otter_export.family import Family
 from otter_export.registry import Registry
 
@@ -45,7 +46,7 @@ def family_of(data: Mapping[str, Any], source: str) -> Family:
 
     Raises:
         ConfigError: There is no ``model_type``.
-        UnsupportedError: No family covers it; the message lists the covered ones.
+        UnsupportedError: No family covers it: says what is missing, or which types are covered.
     """
     model_type = data.get("model_type")
     if not isinstance(model_type, str):
@@ -56,7 +57,11 @@ def family_of(data: Mapping[str, Any], source: str) -> Family:
         known.extend(family.model_types)
         if model_type in family.model_types:
             return family
+    if model_type in REFUSED:
+        raise UnsupportedError(
+            f"{source}: model_type {model_type!r} is not supported: {REFUSED[model_type]}"
+        )
     raise UnsupportedError(
-        f"{source}: model_type {model_type!r} has no family; supported: {', '.join(known)}. "
-        "A family is one table: see docs/adding_a_family.md"
+        f"{source}: model_type {model_type!r:.60} has no family; supported: "
+        f"{', '.join(sorted(known))}. A family is one table: see docs/adding_a_family.md"
     )

@@ -205,6 +205,27 @@ def test_write_out_norms_shares_the_statistics(text: str, function: str) -> None
     assert not WriteOutNorms()(model).modified
 
 
+def test_two_norms_of_one_state_share_statistics_that_come_first() -> None:
+    """A parallel residual. ONNX wants nodes in order, which ONNX Runtime does not insist on."""
+    model = parse(
+        """g (float[B, S, 8] x, float[8] gamma) => (float[B, S, 8] y)
+           { n = RMSNormalization <axis = -1, epsilon = 1e-3> (x, gamma) u = Relu (n)
+             o = RMSNormalization <axis = -1, epsilon = 1e-3> (x, gamma)
+             r = com.otter.InverseRms <epsilon = 1e-3> (x) v = Mul (o, r) y = Add (u, v) }""",
+        functions=True,
+        gamma=randn(8, seed=2),
+    )
+    x = randn(2, 3, 8)
+    before = run(model, x=x)
+    assert WriteOutNorms()(model).modified
+    assert ops(model).count("InverseRms") == 1
+    made: set[ir.Value] = {*model.graph.inputs, *model.graph.initializers.values()}
+    for node in model.graph:
+        assert {value for value in node.inputs if value is not None} <= made, node.name
+        made.update(node.outputs)
+    np.testing.assert_allclose(run(model, x=x)[0], before[0], atol=1e-6, rtol=1e-6)
+
+
 def test_write_out_norms_takes_half_statistics_in_float32() -> None:
     """300 squared is beyond float16; the mean of squares must not be computed in it."""
     model = parse(
