@@ -135,14 +135,14 @@ def test_separate_masks_leaves_base_and_channel_no_mask_in_common() -> None:
     before = run(model, **inputs)
     assert SeparateMasks()(model).modified
     masks = [str(n.inputs[3].name) for n in model.graph if n.op_type == "Attention"]  # type: ignore[union-attr]
-    assert masks == ["attention_mask", "otter.mask"]
+    assert masks == ["attention_mask", "attention_mask.channel"]
     for found, expected in zip(run(model, **inputs), before, strict=True):
         np.testing.assert_array_equal(found, expected)
     assert not SeparateMasks()(model).modified
 
 
 def test_separate_masks_of_windows() -> None:
-    """Each window's mask gets a twin of its own, beside that of layers without one."""
+    """What a window narrows is not what layers without one read, and both have their twins."""
     caches = [f"{stem}_key_values__{i}" for i in range(3) for stem in ("past", "otter")]
     lines = [
         f"""c{n} = TensorScatter <axis = -2> ({cache}__key, q, slots)
@@ -167,7 +167,10 @@ def test_separate_masks_of_windows() -> None:
     before = run(model, **inputs)
     assert SeparateMasks()(model).modified
     masks = [str(n.inputs[3].name) for n in model.graph if n.op_type == "Attention"]  # type: ignore[union-attr]
-    assert masks == ["near", "near.channel", "attention_mask", "otter.mask", *masks[:2]]
+    assert masks[:2] == masks[4:] == ["near", "near.channel"]
+    assert masks[2:4] == ["attention_mask", "attention_mask.channel"]
+    (window,) = (n for n in model.graph if n.op_type == "And")
+    assert window.inputs[0] is not None and window.inputs[0].name == "attention_mask.near"
     for found, expected in zip(run(model, **inputs), before, strict=True):
         np.testing.assert_array_equal(found, expected)
     assert not SeparateMasks()(model).modified
