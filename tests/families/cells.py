@@ -182,14 +182,16 @@ MODEL_CELLS: Mapping[str, Cell] = {
     "torch": torch_engine,
 }
 #: Those of a target are named after target and precision.
-TARGET_CELLS: Mapping[str, Cell] = {
-    **{f"onnx {name}": functools.partial(onnx, precision=name) for name in ONNX_RUNTIME["cpu"]},
+ONNX_CELLS: Mapping[str, Cell] = {
+    f"onnx {name}": functools.partial(onnx, precision=name) for name in ONNX_RUNTIME["cpu"]
+}
+TENSORRT_CELLS: Mapping[str, Cell] = {
     "trt form": trt_form,
     "trt parser": trt_parser,
     **{f"trt {name}": functools.partial(trt, precision=name) for name in TENSORRT},
     **{f"trtllm {name}": functools.partial(trtllm, precision=name) for name in TRTLLM.precisions},
 }
-CELLS: Mapping[str, Cell] = {**MODEL_CELLS, **TARGET_CELLS}
+CELLS: Mapping[str, Cell] = {**MODEL_CELLS, **ONNX_CELLS, **TENSORRT_CELLS}
 
 
 def _verified(directory: Path, checkpoint: Checkpoint, provider: str | None) -> Figures:
