@@ -22,8 +22,8 @@ from otter_export.converters.target import (
 )
 from otter_export.engine_io import READ_ONLY, TensorSpec
 from otter_export.files import writing
+from otter_export.graph.base import mends_of
 from otter_export.graph.emit import static_shape
-from otter_export.graph.mends import mends_of
 from otter_export.graph.pipeline import lower, onnxruntime
 from otter_export.manifest import EngineManifest
 from otter_export.precision import ONNX_RUNTIME

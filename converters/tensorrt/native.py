@@ -30,8 +30,8 @@ from otter_export.converters.tensorrt.job import Built, Job, Profile, profiles
 from otter_export.converters.tensorrt.options import EngineShapes, TensorRTOptions, engine_shapes
 from otter_export.engine_io import IN_PLACE
 from otter_export.errors import MissingDependencyError
+from otter_export.graph.base import mends_of
 from otter_export.graph.functions import DOMAIN
-from otter_export.graph.mends import mends_of
 from otter_export.graph.pipeline import lower, tensorrt
 from otter_export.manifest import EngineManifest
 from otter_export.precision import TENSORRT

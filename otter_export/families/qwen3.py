@@ -16,5 +16,4 @@ FAMILY = dataclasses.replace(
     biases={f"self_attn.{name}_proj": "attention_bias" for name in "qkvo"},
     windowed=True,
     settings=("layer_types", "max_window_layers"),
-    defaults={"head_dim": 128},
 )

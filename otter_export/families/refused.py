@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _EXPERTS = (
-    "its feed-forward is a mixture of experts; a channel is not led past a router, and int8 would "
-    "round the router too"
+    "its feed-forward is a mixture of experts; a channel beside experts is not built, and int8 "
+    "would round their router"
 )
 _ALIBI = "its attention adds biases of distance to the scores (ALiBi), which no cache form has"
 _RECURRENT = "its layers, or some, keep a recurrent or convolved state in place of keys and values"
@@ -47,7 +47,7 @@ REFUSED: Mapping[str, str] = {
     ),
     **dict.fromkeys(("gpt_oss", "mimo_v2_flash"), _SINKS),
     "mllama": _CROSS,
-    "opt": "its position embedding begins two rows late, and its graph has another epsilon",
+    "opt": "its position embedding begins two rows late",
     "olmo": "its norms have no weights, so that gamma' has no name",
     "nanochat": "its norms have no weights, so that gamma' has no name",
     "hunyuan_v1_dense": "it norms queries and keys after they are rotated, which the base graph "

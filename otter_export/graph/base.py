@@ -34,6 +34,8 @@ from otter_export.graph.unfuse import unfuse
 from otter_export.graph.windows import set_windows
 from otter_export.layer_attention import layer_attention
 
+#: Key of a model's metadata: names of the mends that changed it.
+MENDS = "otter.mends"
 #: Hub dtypes by the name that mobius gives them.
 DTYPES = {
     "f32": ir.DataType.FLOAT,
@@ -82,10 +84,16 @@ def base_graph(base: BaseModel, dtype: str = "f32", positions: int | None = None
     layers = layer_attention(base)
     set_windows(model, layers)
     rows = base.dimensions.max_position_embeddings if positions is None else positions
-    mend(model, base, set_rotations(model, base, layers, DTYPES[dtype], rows))
+    rotations = set_rotations(model, base, layers, DTYPES[dtype], rows)
+    model.metadata_props[MENDS] = ",".join(sorted([*rotations, *mend(model, base)]))
     common.RemoveUnusedNodesPass()(model)
     _attach_weights(model, base, DTYPES[dtype])
     return model
+
+
+def mends_of(model: ir.Model) -> tuple[str, ...]:
+    """The mends that changed a graph, lowered or not; sorted."""
+    return tuple(filter(None, model.metadata_props.get(MENDS, "").split(",")))
 
 
 def _config(base: BaseModel, positions: int | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ a reproduction of each fault.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,27 +19,10 @@ from otter_export.graph.weights import multiplied_weight
 
 Mend = Callable[[ir.Graph, BaseModel], bool]
 
-#: Key of a model's metadata: names of the mends that changed it.
-_KEY = "otter.mends"
 
-
-def mend(model: ir.Model, base: BaseModel, earlier: Collection[str] = ()) -> None:
-    """Apply all mends to a hub graph without weights, and note which changed it.
-
-    Args:
-        model: The graph, changed in place.
-        base: What it is to compute.
-        earlier: Names of what was put right before.
-    """
-    names = {*earlier, *(name for name, apply in _MENDS.items() if apply(model.graph, base))}
-    if names:
-        model.metadata_props[_KEY] = ",".join(sorted(names))
-
-
-def mends_of(model: ir.Model) -> tuple[str, ...]:
-    """The mends that changed a graph, lowered or not; sorted."""
-    names = model.metadata_props.get(_KEY)
-    return () if names is None else tuple(names.split(","))
+def mend(model: ir.Model, base: BaseModel) -> tuple[str, ...]:
+    """Apply all mends to a hub graph without weights; the names of those that changed it."""
+    return tuple(name for name, apply in _MENDS.items() if apply(model.graph, base))
 
 
 def _missing_biases(graph: ir.Graph, base: BaseModel) -> bool:

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from otter_export.checkpoint import BaseModel, Checkpoint
-from otter_export.graph.base import base_graph
-from otter_export.graph.mends import mends_of
+from otter_export.graph.base import base_graph, mends_of
 from otter_export.manifest import EngineManifest
 from tests import built, tiny
 from tests.families.bases import CASES, Case, write_base

@@ -11,13 +11,14 @@ from transformers import AutoConfig, PreTrainedConfig
 from otter_export.checkpoint import BaseModel
 from tests.families.bases import CASES, Case, write_base
 
-#: Of training, of initial values, of generation, and of heads for other tasks.
+#: Of training, of initial values, of generation, and of heads for other tasks; and what
+#: ``layer_types`` says already.
 OF_NO_GRAPH = {
     *("attention_dropout", "hidden_dropout", "embedding_dropout", "residual_dropout"),
     *("attn_pdrop", "embd_pdrop", "resid_pdrop", "classifier_dropout", "initializer_range"),
     *("use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "pretraining_tp", "is_decoder"),
     *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"),
-    "summary_first_dropout",
+    *("summary_first_dropout", "sliding_window_pattern"),
 }
 
 
