@@ -37,7 +37,7 @@ _NUMBERS: Mapping[str, tuple[float, float]] = {
         ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps"),
         (1e-20, 0.1),
     ),
-    "rope_theta": (1.0, 1e15),
+    **dict.fromkeys(("rope_theta", "rotary_emb_base"), (1.0, 1e15)),
     **dict.fromkeys(("logit_scale", "logits_scaling", "embedding_multiplier"), (1e-6, 1e6)),
     **dict.fromkeys(("residual_multiplier", "attention_multiplier"), (1e-6, 1e6)),
     **dict.fromkeys(_PARTIAL, (1e-3, 1.0)),
@@ -179,25 +179,36 @@ def library_config(
         *(key for key in announced.values() if isinstance(key, str)),
         *family.settings,
         *(("sliding_window",) if family.windowed else ()),
+        *((_ORIGINAL,) if data.get(_ORIGINAL) is not None else ()),
     }
-    kept = {key: value for key, value in data.items() if key in known}
     sizes = {family.config_keys.get(name, name): getattr(dimensions, name) for name in _SIZES}
-    if original_length(data) is not None:
+    if original_length(data, family) is not None:
         # transformers takes the scores' factor from how much longer the model is now.
-        sizes["max_position_embeddings"] = data["max_position_embeddings"]
+        del sizes["max_position_embeddings"]
+        known.add("max_position_embeddings")
+    kept = {key: value for key, value in data.items() if key in known}
     return {**kept, **sizes, "tie_word_embeddings": dimensions.tie_word_embeddings}
 
 
-def original_length(data: Mapping[str, Any]) -> int | None:
+def original_length(data: Mapping[str, Any], family: Family) -> int | None:
     """The longest sequence that the short factors of ``longrope`` are for; None for other bases.
 
     Longer ones rotate by other tables from their first token on, which no engine can know.
     """
+    outside = data.get(_ORIGINAL) or family.defaults.get(_ORIGINAL)
+    lengths: list[Any] = []
     for settings in (data.get(key) for key in _ROPE_KEYS):
-        if isinstance(settings, Mapping) and _scaling(settings) == "longrope":
-            length = settings.get(_ORIGINAL, data.get(_ORIGINAL))
-            return None if length is None else int(length)
-    return None
+        if not isinstance(settings, Mapping):
+            continue
+        if _scaling(settings) == "longrope":
+            lengths.append(outside or settings.get(_ORIGINAL))
+        kinds = (settings.get(kind) for kind in _LAYER_TYPES)
+        lengths += [
+            kind.get(_ORIGINAL)
+            for kind in kinds
+            if isinstance(kind, Mapping) and _scaling(kind) == "longrope"
+        ]
+    return min((length for length in lengths if length is not None), default=None)
 
 
 def special_tokens(
@@ -262,17 +273,27 @@ def _numbers(
 
 
 def _rope(settings: object, key: str, source: str, problems: list[str]) -> object:
-    """Rotary settings with their numbers checked.
+    """Rotary settings with their numbers checked: one for all layers, or one for each kind.
+
+    transformers reads them by kind where its model has kinds of layers, and else what lies beside
+    them, so both are checked and kept.
 
     Raises:
         UnsupportedError: A kind of scaling that would not be built faithfully.
     """
-    if isinstance(settings, Mapping) and any(isinstance(v, Mapping) for v in settings.values()):
-        return {
-            name: None if one is None else _rope(one, f"{key}.{name}", source, problems)
-            for name, one in settings.items()
-            if one is None or isinstance(one, Mapping)  # transformers reads no others of these
-        }
+    if not isinstance(settings, Mapping):
+        return _flat_rope(settings, key, source, problems)
+    kinds = {
+        kind: None if one is None else _flat_rope(one, f"{key}.{kind}", source, problems)
+        for kind, one in settings.items()
+        if kind in _LAYER_TYPES
+    }
+    beside = {name: value for name, value in settings.items() if not isinstance(value, Mapping)}
+    return {**_flat_rope(beside, key, source, problems), **kinds}
+
+
+def _flat_rope(settings: object, key: str, source: str, problems: list[str]) -> dict[str, Any]:
+    """The settings of one kind of layers, or of all; see `_rope`."""
     kind = _scaling(settings)
     if not isinstance(settings, Mapping) or kind not in FAITHFUL_SCALINGS:
         raise UnsupportedError(
@@ -300,6 +321,8 @@ def _rope(settings: object, key: str, source: str, problems: list[str]) -> objec
             type(f) in (int, float) and 0 < f <= 1e6 for f in factors
         ):
             problems.append(f"{where}{name} must be a list of positive numbers")
+    if type(values.get("truncate", True)) is not bool:
+        problems.append(f"{where}truncate must be true or false, got {_shown(values['truncate'])}")
     return values
 
 

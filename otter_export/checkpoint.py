@@ -70,7 +70,7 @@ class BaseModel:
         family = family_of(data, source)
         check_family_settings(data, family, source)
         dimensions = BaseDimensions.from_json(data, family, source)
-        length = original_length(data)
+        length = original_length(data, family)
         if length is not None and length < dimensions.max_position_embeddings:
             dimensions = dataclasses.replace(dimensions, max_position_embeddings=length)
         base = cls(directory, data, family, dimensions)

@@ -251,7 +251,7 @@ CONFIGURATIONS = [
     ),
     Case("base config gone", "inspect ckpt", "config.json does not exist", removed(BASE_CONFIG)),
     Case("base config a list", "inspect ckpt", "expected a JSON object", content(BASE_CONFIG, "[]")),
-    Case("sliding window", "inspect ckpt", "no tree mask yet", fields(BASE_CONFIG, model_type="qwen2", use_sliding_window=True)),
+    Case("kinds of layers", "inspect ckpt", "layer_types must all be", fields(BASE_CONFIG, layer_types=["linear_attention"] * 2)),
 ]  # fmt: skip
 
 WEIGHTS = [
