@@ -97,6 +97,13 @@ class BaseModel:
         return TensorStore.open(self.directory, BASE_STEM)
 
     @functools.cached_property
+    def parameters(self) -> TensorStore:
+        """The stored tensors that the model reads, by their plain names."""
+        stored = {name: self.stored_name(name) for name in self.tensors}
+        found = {name: self.weights[one] for name, one in stored.items() if one is not None}
+        return TensorStore(found, self.weights.source)
+
+    @functools.cached_property
     def sites(self) -> Sites:
         """Where a channel is inserted."""
         return sites(self.family, self.dimensions, self.data)
@@ -111,8 +118,9 @@ class BaseModel:
         """The config.json that transformers and mobius-onnx get."""
         return library_config(self.data, self.family, self.dimensions)
 
-    def text_config(self) -> dict[str, Any]:
-        """A wrapper's text model as a plain base's config.json."""
+    @property
+    def plain_config(self) -> dict[str, Any]:
+        """The config.json of a wrapper's text model, as a plain base has it."""
         told = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype")
         return {**self.library_config, **{k: self.data[k] for k in told if k in self.data}}
 

@@ -20,6 +20,7 @@ from otter_export import insert
 from otter_export.checkpoint import BaseModel, Checkpoint
 from otter_export.errors import ConfigError, OtterError, UnsupportedError
 from otter_export.insert import ChannelOptions, base_files
+from otter_export.inspection import summarize
 from otter_export.modeling.otter_model import load_base
 from otter_export.wrappers import WRAPPERS
 from tests import tiny
@@ -221,7 +222,7 @@ def test_the_written_config_is_what_transformers_completes(case: Case, tmp_path:
         path.write_text(json.dumps({**whole, "text_config": text}))
         theirs = transformers.AutoConfig.from_pretrained(tmp_path).get_text_config().to_dict()
         base = BaseModel.open(tmp_path)
-        settings = base.text_config()
+        settings = base.plain_config
         assert "mrope" not in json.dumps(settings)
         ours = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings).to_dict()
         compared = ours.keys() & theirs.keys() - _IGNORED
@@ -251,8 +252,10 @@ def test_every_wrapper_is_tested() -> None:
 def test_an_adapter_reads_its_wrapper(tmp_path: Path) -> None:
     write_wrapper(CASES[0], tmp_path / "wrapper")
     tiny.write_checkpoint(tmp_path / "adapter", base=tmp_path / "wrapper", adapter=True)
-    base = Checkpoint.open(tmp_path / "adapter").base
-    assert base.wrapper == "gemma3"
+    checkpoint = Checkpoint.open(tmp_path / "adapter")
+    base = checkpoint.base
+    assert base.wrapper == "gemma3" and base.left_over()
+    assert "other" not in summarize(checkpoint).base  # of its text model alone
     assert not (tmp_path / "adapter" / "config.json").exists()
     assert "config.json" not in {path.name for path in base_files(base)}
 
