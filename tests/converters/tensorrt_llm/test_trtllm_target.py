@@ -124,6 +124,13 @@ def test_bases_that_the_emitted_models_do_not_compute(
         check_model(base, channel_config(base, ChannelOptions(hidden_size=16)))
 
 
+def test_a_rotary_scaling_that_tensorrt_llm_reads_otherwise(tmp_path: Path) -> None:
+    scaling = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+    base = BaseModel.open(tiny.write_base(tmp_path / "base", rope_scaling=scaling))
+    with pytest.raises(UnsupportedError, match="scaling 'yarn' is not supported by target trtllm"):
+        check_model(base, channel_config(base, ChannelOptions(hidden_size=16)))
+
+
 @pytest.mark.parametrize("equal", [True, False])
 def test_a_stored_copy_of_a_tied_head_is_left_out(equal: bool, tmp_path: Path) -> None:
     """One that differs from the embedding is the model's own head, whatever config.json says."""
