@@ -71,7 +71,6 @@ class BaseModel:
         directory = Path(directory)
         if not is_directory(directory):
             raise CheckpointError(f"{directory} is not a directory")
-        _check_links(directory)
         given, wrapper = read_config(directory)
         source = str(directory / base_config.FILE_NAME)
         family = family_of(given, source)
@@ -463,18 +462,6 @@ def _base_directory(checkpoint: Path, config: OtterConfig, fetch: bool) -> Path:
     if is_directory(local):
         return local
     return find_base(name, fetch=fetch)
-
-
-def _check_links(directory: Path) -> None:
-    """Refuse links to nothing, as a cache that was cleared in part has them."""
-    weights = (f"{BASE_STEM}.safetensors", f"{BASE_STEM}.safetensors.index.json")
-    for name in (base_config.FILE_NAME, *TOKENIZER_FILES, *weights):
-        path = directory / name
-        if path.is_symlink() and not path.exists():
-            target = path.readlink()
-            raise CheckpointError(
-                f"{path} is a link to {target}, which does not exist; get the base again"
-            )
 
 
 def _check_all_fetched(directory: Path) -> None:
