@@ -167,8 +167,8 @@ def check_family_settings(data: Mapping[str, Any], family: Family, source: str) 
         ):
             raise ConfigError(f"{source}: {key} must list {layers} layers")
     if not family.partial_rotation:
-        settings = [data.get(key) for key in _ROPE_KEYS]
-        for where in (data, *(s for s in settings if isinstance(s, Mapping))):
+        whole, by_kind = _rotary_settings(data)
+        for where in (data, *whole, *by_kind):
             factor = next((where[key] for key in _PARTIAL if key in where), None)
             if factor not in (None, 1, 1.0):
                 raise UnsupportedError(
@@ -198,8 +198,7 @@ def library_config(
     sizes = {family.config_keys.get(name, name): getattr(dimensions, name) for name in SIZE_KEYS}
     if original_length(data, family) is not None:
         # transformers takes the scores' factor from how much longer the model is now.
-        del sizes["max_position_embeddings"]
-        known.add("max_position_embeddings")
+        sizes["max_position_embeddings"] = data["max_position_embeddings"]
     kept = {key: value for key, value in data.items() if key in known}
     return {**kept, **sizes, "tie_word_embeddings": dimensions.tie_word_embeddings}
 
@@ -209,20 +208,23 @@ def original_length(data: Mapping[str, Any], family: Family) -> int | None:
 
     Longer ones rotate by other tables from their first token on, which no engine can know.
     """
-    outside = data.get(_ORIGINAL) or family.defaults.get(_ORIGINAL)
-    lengths: list[Any] = []
-    for settings in (data.get(key) for key in _ROPE_KEYS):
-        if not isinstance(settings, Mapping):
-            continue
-        if _scaling(settings) == "longrope":
-            lengths.append(outside or settings.get(_ORIGINAL))
-        kinds = (settings.get(kind) for kind in _LAYER_TYPES)
-        lengths += [
-            kind.get(_ORIGINAL)
-            for kind in kinds
-            if isinstance(kind, Mapping) and _scaling(kind) == "longrope"
-        ]
+    whole, by_kind = _rotary_settings(data)
+    outside: Any = data.get(_ORIGINAL) or family.defaults.get(_ORIGINAL)
+    # transformers prefers what lies outside of the settings, but not of those by kind of layer.
+    lengths = [
+        *(outside or one.get(_ORIGINAL) for one in whole if _scaling(one) == "longrope"),
+        *(one.get(_ORIGINAL) for one in by_kind if _scaling(one) == "longrope"),
+    ]
     return min((length for length in lengths if length is not None), default=None)
+
+
+def _rotary_settings(
+    data: Mapping[str, Any],
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Those of all layers, and those of one kind of layer."""
+    whole = [data[key] for key in _ROPE_KEYS if isinstance(data.get(key), Mapping)]
+    kinds = [settings.get(kind) for settings in whole for kind in _LAYER_TYPES]
+    return whole, [settings for settings in kinds if isinstance(settings, Mapping)]
 
 
 def special_tokens(

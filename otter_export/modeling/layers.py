@@ -131,6 +131,12 @@ class ChannelNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.bias = nn.Parameter(torch.zeros(size)) if bias else None
 
+    def forward(self, normed: Tensor) -> Tensor:
+        """``[..., size]`` times gamma', plus beta'."""
+        # Training may hold them in float32 beside bfloat16 states.
+        scaled = normed * self.weight.to(normed.dtype)
+        return scaled if self.bias is None else scaled + self.bias.to(normed.dtype)
+
 
 class WidenedNorm(nn.Module):
     """RMSNorm or LayerNorm whose statistics come from the base part alone."""
@@ -164,11 +170,7 @@ class WidenedNorm(nn.Module):
         else:
             variance = wide.pow(2).mean(-1, keepdim=True)
         normed = (shifted * torch.rsqrt(variance + self.epsilon)).to(x.dtype)
-        # Training may hold gamma' in float32 beside bfloat16 states.
-        normed = normed * self.otter.weight.to(x.dtype)
-        if self.otter.bias is not None:
-            normed = normed + self.otter.bias.to(x.dtype)
-        return torch.cat((self._base[0](base), normed), dim=-1)
+        return torch.cat((self._base[0](base), self.otter(normed)), dim=-1)
 
 
 class WidenedHeadNorm(nn.Module):
@@ -197,10 +199,8 @@ class WidenedHeadNorm(nn.Module):
             wide = wide - wide.mean(-1, keepdim=True)
         variance = wide.pow(2).mean(-1, keepdim=True)
         normed = (wide * torch.rsqrt(variance + self.epsilon)).to(x.dtype)
-        normed = normed * self.otter.weight.to(x.dtype)
-        if self.otter.bias is not None:
-            normed = normed + self.otter.bias.to(x.dtype)
-        return torch.cat((self._base[0](base.detach().contiguous()), normed), dim=self.axis)
+        own = self._base[0](base.detach().contiguous())
+        return torch.cat((own, self.otter(normed)), dim=self.axis)
 
 
 class ChannelEmbedding(nn.Module):

@@ -149,7 +149,8 @@ def test_rotary_settings_by_kind_of_layer_and_what_lies_beside_them() -> None:
         },
         "c",
     )["rope_parameters"]
-    assert values == {"full_attention": YARN, "sliding_attention": None, "rope_theta": 5e5}
+    by_kind = {"full_attention": YARN, "sliding_attention": None}
+    assert values == {**by_kind, "rope_theta": 5e5, "rope_type": "default"}
     assert type(values["rope_theta"]) is float
 
 
@@ -190,12 +191,17 @@ FULL, SLIDING = "full_attention", "sliding_attention"
             {"rope_parameters": {**LINEAR, "partial_rotary_factor": 0.5}},
             "partial_rotary_factor is 0.5",
         ),
+        (
+            "gemma3",
+            {"rope_parameters": {FULL: {**LINEAR, "partial_rotary_factor": 0.5}}},
+            "a gemma3 model rotates whole heads; partial_rotary_factor is 0.5",
+        ),
     ],
 )
 def test_what_a_family_does_not_have_is_refused(
     family: str, change: dict[str, Any], message: str
 ) -> None:
-    data = {**tiny.CONFIGS[family], **change}
+    data = {**tiny.CONFIGS.get(family, {}), **change}
     with pytest.raises(UnsupportedError, match=message):
         check_family_settings(data, FAMILIES.load(family), "c")
 
@@ -268,7 +274,7 @@ def test_scores_of_longrope_know_how_much_longer_the_model_is_now(tmp_path: Path
     assert base.dimensions.max_position_embeddings == 64
     assert base.library_config["max_position_embeddings"] == 128
     config = {**tiny.LLAMA, "rope_scaling": rope}
-    del config["max_position_embeddings"]  # then that of transformers' class
+    del config["max_position_embeddings"]  # then it is the one of the library's own class
     (base.directory / "config.json").write_text(json.dumps(config))
     base = BaseModel.open(base.directory)
     assert base.dimensions.max_position_embeddings == 64

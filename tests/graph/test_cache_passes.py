@@ -204,19 +204,21 @@ def check(
 
 
 def test_layers_of_one_window_share_a_mask() -> None:
-    """Two layers with a window, one without: each kind of mask is made once."""
+    """Two layers with a window, one with another, one without: each mask is made once."""
     layer = """q{0}, present__{0}__key, present__{0}__value = Attention <q_num_heads = 2,
         kv_num_heads = 2> (x, x, x, attention_mask, past_key_values__{0}__key,
         past_key_values__{0}__value)"""
-    kinds = [f"{i}__{kind}" for i in range(3) for kind in ("key", "value")]
+    kinds = [f"{i}__{kind}" for i in range(4) for kind in ("key", "value")]
     inputs = "".join(f", float[B, 2, P, 4] past_key_values__{kind}" for kind in kinds)
     outputs = ", ".join(f"float[B, 2, T, 4] present__{kind}" for kind in kinds)
     text = f"""g (int64[B, S] input_ids, int64[B, S] position_ids, float[B, S, 8] q,
            bool[B, 1, S, T] attention_mask{inputs}) => ({outputs})
-        {{ x = Identity (q) {" ".join(layer.format(i) for i in range(3))} }}"""
-    for one, ends in ((ReadOnlyCache(), {"Where": 2}), (InPlaceCache(CAPACITY), {"Where": 1})):
+        {{ x = Identity (q) {" ".join(layer.format(i) for i in range(4))} }}"""
+    for one, ends in ((ReadOnlyCache(), {"Where": 3}), (InPlaceCache(CAPACITY), {"Where": 1})):
         model = parse(text)
-        set_windows(model, [LayerAttention(window, None) for window in (5, None, 5)])
+        set_windows(model, [LayerAttention(window, None) for window in (5, None, 5, 3)])
         one(model)
+        names = [v.name for node in model.graph for v in node.outputs]
+        assert len(names) == len(set(names))
         counts = {op: ops(model).count(op) for op in ("Where", "And")}
-        assert counts == {**ends, "And": 1}
+        assert counts == {**ends, "And": 2}

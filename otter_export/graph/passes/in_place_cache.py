@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -130,16 +131,17 @@ class _Masks:
         """Bool ``[batch, 1, step, C]``."""
         if window not in self._made:
             assert window is not None
-            positions = next(v for v in self._graph.inputs if v.name == POSITION_IDS)
-            keys, whole = self._key_positions(positions), self._made[None]
-            self._made[window] = near(self._emitter, whole, positions, keys, window)
+            self._made[window] = near(self._emitter, self._made[None], *self._positions, window)
         return self._made[window]
 
-    def _key_positions(self, positions: ir.Value) -> ir.Value:
-        """``[batch, C]``: slot i of a prefix holds position i, a new row that of its token.
+    @functools.cached_property
+    def _positions(self) -> tuple[ir.Value, ir.Value]:
+        """Those of queries, ``[batch, step]``, and of keys, ``[batch, C]``.
 
-        Slots behind the new rows get a value, which the mask hides.
+        Slot i of a prefix holds position i, a new row that of its token. Slots behind the new rows
+        get a value, which the mask hides.
         """
+        positions = next(v for v in self._graph.inputs if v.name == POSITION_IDS)
         e, name, integers = self._emitter, "otter.key_positions", ir.DataType.INT64
         slots = e.constant(np.arange(self._capacity)[None], "otter.slots")
         first = e.op(
@@ -152,7 +154,8 @@ class _Masks:
         last = e.op("Sub", [step, e.constant([1], "otter.one")], f"{name}.last")
         index = e.op("Max", [e.op("Min", [rows, last], f"{name}.capped"), zero], f"{name}.index")
         new = e.op("GatherElements", [positions, index], f"{name}.new", axis=1)
-        return e.op("Where", [is_prefix, slots, new], name, dtype=integers)
+        keys = e.op("Where", [is_prefix, slots, new], name, dtype=integers)
+        return positions, keys
 
 
 def _written_out(

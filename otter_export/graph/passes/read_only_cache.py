@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import onnx_ir as ir
 
 from otter_export.engine_io import INPUT_IDS, POSITION_IDS
@@ -79,25 +81,30 @@ class _Shared:
         if (group, window) not in self._biases:
             e, name = self._emitter, "otter.bias" if window is None else f"otter.bias.last{window}"
             if group == 1:
-                mask = self._mask if window is None else self._within(window)
-                bias = e.op("Where", [mask, *self._levels], name, dtype=self._dtype)
+                bias = e.op("Where", [self._seen(window), *self._levels], name, dtype=self._dtype)
             else:
                 repeats = e.constant([1, 1, group, 1], f"otter.repeats.{group}")
                 bias = e.op("Tile", [self.bias(1, window), repeats], f"{name}.{group}")
             self._biases[group, window] = bias
         return self._biases[group, window]
 
-    def _within(self, window: int) -> ir.Value:
-        """The mask, narrowed to a window. Slot i of a prefix holds position i."""
+    def _seen(self, window: int | None) -> ir.Value:
+        """The mask, narrowed to a window."""
+        if window is None:
+            return self._mask
+        return near(self._emitter, self._mask, *self._positions, window)
+
+    @functools.cached_property
+    def _positions(self) -> tuple[ir.Value, ir.Value]:
+        """Those of queries and keys; slot i of a prefix holds position i."""
         e = self._emitter
-        positions = next(v for v in self._graph.inputs if v.name == POSITION_IDS)
+        queries = next(v for v in self._graph.inputs if v.name == POSITION_IDS)
         zero, one = e.constant(0, "otter.zero"), e.constant(1, "otter.one")
         past = e.op("Squeeze", [self._past], "otter.past.scalar")
         slots = e.op("Range", [zero, past, one], "otter.slots", shape=["past"])
         size = e.op("Concat", [self._symbols["B"], self._past], "otter.prefix", axis=0)
         prefix = e.op("Expand", [slots, size], "otter.prefix.positions")
-        keys = e.op("Concat", [prefix, positions], "otter.key_positions", axis=1)
-        return near(e, self._mask, positions, keys, window)
+        return queries, e.op("Concat", [prefix, queries], "otter.key_positions", axis=1)
 
     def shape(self, *dims: int | str) -> ir.Value:
         """A shape vector; B and S stand for the batch and step sizes."""
