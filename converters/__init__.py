@@ -20,8 +20,9 @@ TARGETS.register("trt", "otter_export.converters.tensorrt.target:TARGET")
 TARGETS.register("trtllm", "otter_export.converters.tensorrt_llm.pytorch:TARGET")
 
 #: What a target refuses of a checkpoint that opens; `insert` asks before anything is trained, so
-#: these import no library that builds. The other targets build every checkpoint that opens.
+#: these import no library that builds. Target onnx builds every checkpoint that opens.
 CHECKS: Registry[Callable[[BaseModel, OtterConfig], None]] = Registry("check of a checkpoint")
+CHECKS.register("trt", "otter_export.converters.tensorrt.builders:check_heads")
 CHECKS.register("trtllm", "otter_export.converters.tensorrt_llm.config:check_model")
 
 

@@ -13,6 +13,9 @@ from typing import Any, TypeGuard
 from otter_export.config import read_json
 from otter_export.errors import CheckpointError, ConfigError, UnsupportedError
 from otter_export.family import MAX_POSITIONS, BaseDimensions, Family
+from otter_export.files import is_file
+from otter_export.size_defaults import SIZE_KEYS, default_sizes
+from otter_export.wrappers import WRAPPERS, text_settings
 
 FILE_NAME = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -82,14 +85,13 @@ _SWITCHES = (
     *("use_parallel_residual", "parallel_attn"),
 )
 _ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation")
-_SIZES = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings"),
-)
 
 
-def read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> tuple[dict[str, Any], str | None]:
     """The checked ``config.json`` of a base; numbers are floats where the model has floats.
+
+    Returns:
+        The text model's settings, and the ``model_type`` of the wrapper around it or None.
 
     Raises:
         CheckpointError: There is none; says what the directory holds instead.
@@ -97,22 +99,34 @@ def read_config(directory: Path) -> dict[str, Any]:
         UnsupportedError: A setting that no target builds.
     """
     path = directory / FILE_NAME
-    if not path.is_file():
+    if not is_file(path, CheckpointError):
         raise CheckpointError(f"{path} does not exist: {_what_lies_in(directory)}")
     data = read_json(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a JSON object")
-    if data.get("quantization_config") is not None:
+    model_type = str(data.get("model_type"))
+    wrapper = WRAPPERS.get(model_type)
+    text = data if wrapper is None else text_settings(data, wrapper, str(path))
+    if any(part.get("quantization_config") is not None for part in (data, text)):
         raise UnsupportedError(
             f"{path} has a quantization_config; the base must be plain F32, F16 or BF16 "
             "weights. Take the unquantised model, and quantise with build --precision int8"
         )
-    return checked(data, str(path))
+    return checked(text, str(path)), None if wrapper is None else model_type
+
+
+def completed(data: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """A config.json with what transformers takes for the keys that it leaves out."""
+    sizes = default_sizes(data["model_type"])
+    renamed = {family.config_keys.get(key, key): value for key, value in sizes.items()}
+    return {**renamed, **family.defaults, **data}
 
 
 def checked(data: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Check the values of a parsed ``config.json``, but for the sizes; see `read_config`."""
     values = dict(data)
+    if values.get("layer_types") is not None:
+        values.pop("sliding_window_pattern", None)  # said twice, and a word in EXAONE 4's files
     problems = list(_wrong_values(values))
     for key in _ROPE_KEYS:
         if values.get(key) is not None:
@@ -181,7 +195,7 @@ def library_config(
         *(("sliding_window",) if family.windowed else ()),
         *((_ORIGINAL,) if data.get(_ORIGINAL) is not None else ()),
     }
-    sizes = {family.config_keys.get(name, name): getattr(dimensions, name) for name in _SIZES}
+    sizes = {family.config_keys.get(name, name): getattr(dimensions, name) for name in SIZE_KEYS}
     if original_length(data, family) is not None:
         # transformers takes the scores' factor from how much longer the model is now.
         del sizes["max_position_embeddings"]
@@ -220,7 +234,7 @@ def special_tokens(
         ConfigError: generation_config.json is no JSON object.
     """
     path = directory / GENERATION_FILE
-    generation = read_json(path) if path.is_file() else {}
+    generation = read_json(path) if is_file(path, ConfigError) else {}
     if not isinstance(generation, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(generation).__name__}")
     values = {**data, **{k: v for k, v in generation.items() if v is not None}}
@@ -300,7 +314,7 @@ def _flat_rope(settings: object, key: str, source: str, problems: list[str]) -> 
             f"{source}: {key} asks for rotary scaling {_shown(kind)}; "
             f"built faithfully: {', '.join(FAITHFUL_SCALINGS)}"
         )
-    values = dict(settings)
+    values = {**settings, "rope_type": kind}
     where = f"{key}."
     problems += [
         f"{where}{name} is missing, which scaling {kind} needs"
@@ -327,10 +341,12 @@ def _flat_rope(settings: object, key: str, source: str, problems: list[str]) -> 
 
 
 def _scaling(settings: object) -> object:
-    """``rope_type``."""
+    """``rope_type``; Phi-3's first files have other names for ``longrope``."""
     if not isinstance(settings, Mapping):
         return settings
-    return settings.get("rope_type", settings.get("type", "default"))
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    renamed = kind == "su" or (kind == "yarn" and "short_factor" in settings)
+    return "longrope" if renamed else kind
 
 
 def _shown(value: object) -> str:
@@ -340,9 +356,9 @@ def _shown(value: object) -> str:
 
 def _what_lies_in(directory: Path) -> str:
     """What a directory holds that is no base, and where one may be."""
-    nested = sorted(p.parent.name for p in directory.glob(f"*/{FILE_NAME}"))
+    nested = sorted(str(p.parent) for p in directory.glob(f"*/{FILE_NAME}"))
     if nested:
-        return f"models lie in the subfolders {', '.join(nested[:5])}; give one of them"
+        return f"models lie in its subfolders; give one of them: {', '.join(nested[:5])}"
     found = sorted(p.name for p in directory.iterdir())
     if any(name.endswith(".gguf") for name in found):
         return "the directory holds GGUF files; a base is a Hugging Face directory with safetensors"

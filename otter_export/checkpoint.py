@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from otter_export import base_config
 from otter_export import config as config_file
 from otter_export.base_config import (
     check_family_settings,
+    completed,
     library_config,
     original_length,
     read_config,
@@ -36,9 +37,10 @@ from otter_export.family import (
     channel_width,
     sites,
 )
-from otter_export.files import is_directory
+from otter_export.files import is_directory, is_file, open_regular
 from otter_export.hub import BASE_STEM, TOKENIZER_FILES, find_base
 from otter_export.safetensors_io import WEIGHT_DTYPES, FloatArray, TensorStore, same_values
+from otter_export.wrappers import WRAPPERS, check_bypassed
 
 OTTER_STEM = "otter"
 
@@ -47,33 +49,41 @@ OTTER_STEM = "otter"
 class BaseModel:
     """A Hugging Face model directory: config, family, sizes and lazily read weights.
 
-    ``data`` is config.json as its values were checked; ``dimensions.tie_word_embeddings`` says
-    what the weights say, which is what transformers computes with.
+    ``data`` is config.json as its values were checked, with what it left out;
+    ``dimensions.tie_word_embeddings`` says what the weights say, which is what transformers
+    computes with. ``wrapper`` is the ``model_type`` of the multimodal model around it, if there is
+    one: all else here is then of its text model.
     """
 
     directory: Path
     data: Mapping[str, Any]
     family: Family
     dimensions: BaseDimensions
+    wrapper: str | None = None
 
     @classmethod
-    def open(cls, directory: Path) -> BaseModel:
+    def open(cls, directory: str | os.PathLike[str]) -> BaseModel:
         """Read a base's config.json; `problems` compares it with the weights.
 
         Raises:
             CheckpointError, ConfigError, UnsupportedError: It is not a usable base model.
         """
+        directory = Path(directory)
         if not is_directory(directory):
             raise CheckpointError(f"{directory} is not a directory")
-        data = read_config(directory)
+        _check_links(directory)
+        given, wrapper = read_config(directory)
         source = str(directory / base_config.FILE_NAME)
-        family = family_of(data, source)
+        family = family_of(given, source)
+        data = completed(given, family)
+        if wrapper is not None:
+            check_bypassed(data, wrapper, source)
         check_family_settings(data, family, source)
         dimensions = BaseDimensions.from_json(data, family, source)
         length = original_length(data, family)
         if length is not None and length < dimensions.max_position_embeddings:
             dimensions = dataclasses.replace(dimensions, max_position_embeddings=length)
-        base = cls(directory, data, family, dimensions)
+        base = cls(directory, data, family, dimensions, wrapper)
         _check_all_fetched(directory)
         base.special_token_ids  # noqa: B018  its file is checked too
         if base.dimensions.tie_word_embeddings and not base._shares_the_embedding():
@@ -85,6 +95,13 @@ class BaseModel:
     def weights(self) -> TensorStore:
         """The base's tensors; headers only until one is read."""
         return TensorStore.open(self.directory, BASE_STEM)
+
+    @functools.cached_property
+    def parameters(self) -> TensorStore:
+        """The stored tensors that the model reads, by their plain names."""
+        stored = {name: self.stored_name(name) for name in self.tensors}
+        found = {name: self.weights[one] for name, one in stored.items() if one is not None}
+        return TensorStore(found, self.weights.source)
 
     @functools.cached_property
     def sites(self) -> Sites:
@@ -102,6 +119,21 @@ class BaseModel:
         return library_config(self.data, self.family, self.dimensions)
 
     @property
+    def plain_config(self) -> dict[str, Any]:
+        """The config.json of a wrapper's text model, as a plain base has it."""
+        told = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype")
+        return {**self.library_config, **{k: self.data[k] for k in told if k in self.data}}
+
+    @property
+    def window(self) -> int | None:
+        """The window of the layers that have one, by config.json alone; None: none can have one.
+
+        `otter_export.layer_attention` asks transformers which layers these are.
+        """
+        is_on = self.family.windowed and self.data.get("use_sliding_window", True)
+        return self.data.get("sliding_window") if is_on else None
+
+    @property
     def embedding_name(self) -> str:
         """The token embedding's tensor."""
         return f"{self.family.embeddings[0][0]}.weight"
@@ -116,14 +148,16 @@ class BaseModel:
         """The stored name of a base tensor, or None.
 
         Files may leave out the family's optional prefix, and of a tied pair may hold the head
-        alone.
+        alone; those of a wrapper have names of their own.
         """
-        for candidate in (name, name.removeprefix(self.family.optional_prefix)):
+        candidates: Iterable[str] = (name, name.removeprefix(self.family.optional_prefix))
+        if self.wrapper is not None:
+            candidates = WRAPPERS[self.wrapper].stored_names(name, self.family)
+        for candidate in candidates:
             if candidate in self.weights:
                 return candidate
-        head = f"{self.family.output_head}.weight"
         is_tied = name == self.embedding_name and self.dimensions.tie_word_embeddings
-        return head if is_tied and head in self.weights else None
+        return self.stored_name(f"{self.family.output_head}.weight") if is_tied else None
 
     def has(self, name: str) -> bool:
         """Whether a base tensor is stored."""
@@ -207,14 +241,19 @@ class BaseModel:
         for name, expected in self.tensors.items():
             stored = self.stored_name(name)
             if stored is None:
-                found.append(f"base tensor {name} is missing")
+                untied = "; config.json does not tie it to the embedding (tie_word_embeddings)"
+                hint = untied if name == f"{self.family.output_head}.weight" else ""
+                found.append(f"base tensor {name} is missing{hint}")
             elif self.weights[stored].shape != expected:
                 found.append(
                     f"base tensor {name} has shape {list(self.weights[stored].shape)}, "
                     f"config.json implies {list(expected)}"
                 )
             elif self.weights[stored].dtype not in WEIGHT_DTYPES:
-                found.append(f"base tensor {name} has dtype {self.weights[stored].dtype}")
+                found.append(
+                    f"base tensor {name} has dtype {self.weights[stored].dtype}; "
+                    f"accepted: {', '.join(WEIGHT_DTYPES)}"
+                )
         found += self._unannounced_biases()
         is_any_missing = not all(map(self.has, self.tensors))
         if is_any_missing and (others := self.left_over()):
@@ -232,9 +271,9 @@ class BaseModel:
 
     def left_over(self) -> tuple[str, ...]:
         """Stored tensors that the model does not read, which transformers ignores too."""
-        read = {self.stored_name(name) for name in self.tensors}
         head = f"{self.family.output_head}.weight"  # of a tied pair, equal to the embedding
-        return tuple(name for name in self.weights if name not in read and name != head)
+        read = {self.stored_name(name) for name in (*self.tensors, head)}
+        return tuple(name for name in self.weights if name not in read)
 
     def _has_bias(self, module: str) -> bool:
         """Whether config.json announces a bias; families that do not say follow the files."""
@@ -243,7 +282,7 @@ class BaseModel:
             return self.has(f"{module}.bias")
         if isinstance(announced, bool):
             return announced
-        return bool(self.data.get(announced, self.family.defaults.get(announced, False)))
+        return bool(self.data.get(announced, False))
 
     def _announced_by(self, module: str) -> str | bool | None:
         """The config key that announces a module's bias, or whether it always has one."""
@@ -350,7 +389,7 @@ class Checkpoint:
         path = Path(directory)
         if not is_directory(path):
             raise CheckpointError(f"{path} is not a directory")
-        if not (path / config_file.FILE_NAME).is_file():
+        if not is_file(path / config_file.FILE_NAME, CheckpointError):
             raise CheckpointError(
                 f"{path} has no {config_file.FILE_NAME}: it is not an Otter checkpoint. "
                 "Make one with: otter-export insert BASE CKPT"
@@ -426,14 +465,26 @@ def _base_directory(checkpoint: Path, config: OtterConfig, fetch: bool) -> Path:
     return find_base(name, fetch=fetch)
 
 
+def _check_links(directory: Path) -> None:
+    """Refuse links to nothing, as a cache that was cleared in part has them."""
+    weights = (f"{BASE_STEM}.safetensors", f"{BASE_STEM}.safetensors.index.json")
+    for name in (base_config.FILE_NAME, *TOKENIZER_FILES, *weights):
+        path = directory / name
+        if path.is_symlink() and not path.exists():
+            target = path.readlink()
+            raise CheckpointError(
+                f"{path} is a link to {target}, which does not exist; get the base again"
+            )
+
+
 def _check_all_fetched(directory: Path) -> None:
     """Refuse pointers of Git LFS among the small files; weights are checked as they are opened."""
     for name in TOKENIZER_FILES:
         path = directory / name
-        if not path.is_file():
+        if not is_file(path, CheckpointError):
             continue
         try:
-            with path.open("rb") as file:
+            with open_regular(path, error=CheckpointError) as file:
                 check_fetched(file.read(64))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from None

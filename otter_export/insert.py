@@ -8,6 +8,7 @@ size.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from otter_export import config as config_file
+from otter_export.base_config import FILE_NAME as BASE_CONFIG
 from otter_export.checkpoint import (
     OTTER_STEM,
     BaseModel,
@@ -26,7 +28,7 @@ from otter_export.checkpoint import (
 )
 from otter_export.config import OtterConfig, Signal
 from otter_export.errors import CheckpointError, ConfigError
-from otter_export.files import SETTINGS_LIMIT, copy_regular, writing
+from otter_export.files import SETTINGS_LIMIT, copy_regular, is_file, writing
 from otter_export.hub import TOKENIZER_FILES, find_base
 from otter_export.initialization import Maker, initial_tensors
 from otter_export.manifest import FILE_NAME as ENGINE_FILE
@@ -40,6 +42,7 @@ from otter_export.safetensors_io import (
     read_header,
     write_safetensors,
 )
+from otter_export.shards import Shard, in_shards, write_shards
 from otter_export.tokenizer_file import FILE_NAME as TOKENIZER_FILE
 from otter_export.tokenizer_file import read_tokenizer, tokens_beyond
 
@@ -78,7 +81,8 @@ class ChannelOptions:
 class Insertion:
     """A checked plan: what `write` will put into the checkpoint directory.
 
-    ``notes`` are what the user should know of the base: files and tensors that are not read.
+    ``shards`` are the base's tensors where it is unwrapped, else its files are copied. ``notes``
+    are what the user should know of the base: files and tensors that are not read.
     """
 
     destination: Path
@@ -87,6 +91,7 @@ class Insertion:
     config: OtterConfig
     tensors: tuple[PlannedTensor, ...]
     copied: tuple[Path, ...]
+    shards: tuple[Shard, ...]
     metadata: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
@@ -99,10 +104,7 @@ class Insertion:
     def total_bytes(self) -> int:
         """Bytes of tensors and copied files, as `write` reports them to ``progress``."""
         copied = sum(path.stat().st_size for path in self.copied)
-        return copied + sum(
-            math.prod(t.shape) * int(np.dtype(WEIGHT_DTYPES[t.dtype]).itemsize)
-            for t in self.tensors
-        )
+        return copied + sum(t.nbytes for part in (self.tensors, *self.shards) for t in part)
 
     def write(self, progress: Callable[[int], None] | None = None) -> None:
         """Write the checkpoint; it appears under its name only when it is complete.
@@ -114,21 +116,22 @@ class Insertion:
         with output_directory(self.destination, marker=marker, force=self.force) as directory:
             for path in self.copied:
                 _copy(path, directory / path.name, progress)
+            if self.shards:
+                _write_json(directory / BASE_CONFIG, self.base.plain_config)
+                write_shards(directory, self.shards, progress)
             write_safetensors(
                 directory / f"{OTTER_STEM}.safetensors", self.tensors, self.metadata, progress
             )
-            text = json.dumps(self.config.to_json(), indent=1) + "\n"
-            with writing(directory / marker):
-                (directory / marker).write_text(text, encoding="utf-8")
+            _write_json(directory / marker, self.config.to_json())
 
 
 def plan(
-    base_name: str,
-    destination: Path,
+    base_name: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
     options: ChannelOptions,
     *,
     adapter: bool = False,
-    replacements: Path | None = None,
+    replacements: str | os.PathLike[str] | None = None,
     force: bool = False,
 ) -> Insertion:
     """Check everything that can be checked before writing.
@@ -145,6 +148,7 @@ def plan(
     Raises:
         OtterError: The base, the widths, the replacements or the destination are unusable.
     """
+    base_name, destination = os.fspath(base_name), Path(destination)
     check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
     directory = find_base(base_name)
     _refuse_overlap(destination, directory)
@@ -161,6 +165,7 @@ def plan(
         config=config,
         tensors=_planned(config, base, options, replacements),
         copied=() if adapter else base_files(base),
+        shards=() if adapter or base.wrapper is None else in_shards(_text_tensors(base)),
         metadata={"format": "pt"},
         notes=notes,
     )
@@ -241,13 +246,27 @@ def _notes(base: BaseModel) -> Iterator[str]:
         CheckpointError: It has no tokenizer that can be read.
     """
     index = base.weights.source.with_name(f"{base.weights.source.name}.index.json")
-    if index.is_file():
+    if is_file(index, CheckpointError):
         yield f"{base.weights.source.name} is read, as transformers does; {index.name} is not"
-    if extra := base.left_over():
+    extra = base.left_over()
+    if base.wrapper is not None:
+        yield (
+            f"unwrapped: the text model of this {base.wrapper} base is read, and none of its "
+            f"{len(extra)} other tensors"
+        )
+    elif extra:
         more = f" and {len(extra) - 1} more" if extra[1:] else ""
         yield f"the model does not read the stored tensor {extra[0]}{more}"
+    if not base.special_token_ids[1]:
+        yield "no token ends a text: eos_token_id is absent, or is no id of the embedding's"
+    positions = base.dimensions.max_position_embeddings
+    if positions < base.data.get("max_position_embeddings", 0):
+        yield (
+            f"sequences are at most {positions} tokens long, not "
+            f"{base.data['max_position_embeddings']}: longer ones rotate by other tables (longrope)"
+        )
     path = base.directory / TOKENIZER_FILE
-    if not path.is_file():
+    if not is_file(path, CheckpointError):
         found = [
             name for name in ("tokenizer.model", "vocab.json") if (path.parent / name).is_file()
         ]
@@ -269,18 +288,42 @@ def _notes(base: BaseModel) -> Iterator[str]:
 
 
 def base_files(base: BaseModel) -> tuple[Path, ...]:
-    """The files that make a base self-contained: configuration, tokenizer, weights."""
+    """The files that make a base self-contained: configuration, tokenizer, weights.
+
+    Those of a wrapper that its text model needs are its tokenizer's alone.
+    """
+    tokenizer = [
+        path
+        for path in (base.directory / name for name in TOKENIZER_FILES)
+        if is_file(path, CheckpointError)
+    ]
+    if base.wrapper is not None:
+        return tuple(tokenizer)
     weights = {info.file for info in base.weights.values()} | {base.weights.source}
-    named = [base.directory / name for name in ("config.json", *TOKENIZER_FILES)]
-    return (*(path for path in named if path.is_file()), *sorted(weights))
+    return (base.directory / BASE_CONFIG, *tokenizer, *sorted(weights))
+
+
+def _text_tensors(base: BaseModel) -> Iterator[PlannedTensor]:
+    """The tensors of a text model under their plain names, as they are stored."""
+    for name, info in base.parameters.items():
+        read = functools.partial(base.parameters.raw, name)
+        yield PlannedTensor(name, info.dtype, info.shape, read)
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    with writing(path):
+        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
 def _planned(
-    config: OtterConfig, base: BaseModel, options: ChannelOptions, replacements: Path | None
+    config: OtterConfig,
+    base: BaseModel,
+    options: ChannelOptions,
+    replacements: str | os.PathLike[str] | None,
 ) -> tuple[PlannedTensor, ...]:
     initial = list(initial_tensors(config, base, options.seed))
     shapes = {name: shape for name, shape, _ in initial}
-    trained = _open_replacements(replacements, shapes)
+    trained = _open_replacements(None if replacements is None else Path(replacements), shapes)
 
     def rounded(name: str, make: Maker) -> PlannedTensor:
         # The file may hold another dtype than the checkpoint is to have.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from otter_export import manifest as manifest_file
 from otter_export.checkpoint import BaseModel, Checkpoint
 from otter_export.errors import OtterError
 from otter_export.family import ProjectionSite, Space
+from otter_export.files import is_file
 from otter_export.manifest import EngineManifest
 from otter_export.safetensors_io import TensorStore
 
@@ -82,7 +83,7 @@ class CheckpointSummary:
                 "location": location,
                 **dataclasses.asdict(model.dimensions),
                 **dataclasses.asdict(self.base_total),
-                "dtypes": dtypes(model.weights),
+                "dtypes": dtypes(model.parameters),
             },
             "channel": {
                 **{k: v for k, v in config.items() if k not in ("format", "version")},
@@ -125,9 +126,9 @@ def inspect(path: Path) -> CheckpointSummary | EngineSummary:
     """
     if not path.is_dir():
         raise OtterError(f"{path} is not a directory; expected a checkpoint or an engine")
-    if (path / manifest_file.FILE_NAME).is_file():
+    if is_file(path / manifest_file.FILE_NAME):
         return EngineSummary(path, EngineManifest.load(path))
-    if (path / config_file.FILE_NAME).is_file():
+    if is_file(path / config_file.FILE_NAME):
         return summarize(Checkpoint.open(path, fetch=False))
     raise OtterError(
         f"{path} has neither {config_file.FILE_NAME} (a checkpoint) nor "
@@ -140,7 +141,7 @@ def summarize(checkpoint: Checkpoint) -> CheckpointSummary:
     parts = _part_by_stem(checkpoint.base)
     return CheckpointSummary(
         checkpoint,
-        _sizes(checkpoint.base.weights, parts),
+        _sizes(checkpoint.base.parameters, parts),
         _sizes(checkpoint.tensors, parts),
     )
 
@@ -168,18 +169,14 @@ def _stem(name: str) -> str:
 
 
 def _part_by_stem(base: BaseModel) -> dict[str, str]:
-    """Part of every module of a base, with and without the family's optional prefix."""
+    """Part of every module of a base."""
     sites = base.sites
     parts = {name: "embedding" for name, _ in sites.embeddings}
     parts |= {norm.name: "norms" for norm in sites.norms}
     parts |= {base.family.output_head: "output head"}
     for site in sites.projections:
         parts |= {name: _projection_part(site) for name in (site.name, site.parameter)}
-    return parts | dict(_without_prefix(parts, base.family.optional_prefix))
-
-
-def _without_prefix(parts: Mapping[str, str], prefix: str) -> Iterable[tuple[str, str]]:
-    return ((name.removeprefix(prefix), part) for name, part in parts.items())
+    return parts
 
 
 def _projection_part(site: ProjectionSite) -> str:

@@ -62,10 +62,9 @@ def layer_attention(base: BaseModel) -> tuple[LayerAttention, ...]:
     kinds = listed or [_WINDOWED] * base.dimensions.num_hidden_layers
     window = getattr(config, "sliding_window", None) if family.windowed else None
     windows = [window if kind == _WINDOWED else None for kind in kinds]
-    settings = getattr(config, "rope_parameters", None)
-    if settings is None:  # learned positions
+    if family.rotation is Rotation.NONE:
         return tuple(LayerAttention(w, None) for w in windows)
-    each = any(kind in settings for kind in listed)
+    each = any(kind in config.rope_parameters for kind in listed)
     tables = [str(kind) if each else ONE_TABLE for kind in kinds]
     rotates = [True] * len(kinds)
     if family.rotation is Rotation.LISTED:

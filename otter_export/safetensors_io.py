@@ -71,9 +71,9 @@ class TensorStore(Mapping[str, TensorInfo]):
         """
         index = directory / f"{stem}.safetensors.index.json"
         single = directory / f"{stem}.safetensors"
-        if single.is_file():
+        if is_file(single, CheckpointError):
             return cls(read_header(single), single)
-        if index.is_file():
+        if is_file(index, CheckpointError):
             return cls(_read_index(directory, index), index)
         pickles = sorted(p.name for p in directory.glob("*") if p.suffix in _PICKLE_SUFFIXES)
         if pickles:
@@ -82,9 +82,10 @@ class TensorStore(Mapping[str, TensorInfo]):
                 "can run code and are never read; save them as safetensors "
                 "(save_pretrained(..., safe_serialization=True))"
             )
-        others = sorted(p.name for p in directory.glob("*.safetensors"))
-        found = f"; it holds {', '.join(others[:3])}" if others else ""
-        raise CheckpointError(f"{directory} has neither {single.name} nor {index.name}{found}")
+        found = [*directory.glob("*.safetensors"), *directory.glob("*/*.safetensors")]
+        others = sorted(str(path.relative_to(directory)) for path in found)
+        holds = f"; it holds {', '.join(others[:3])}" if others else ""
+        raise CheckpointError(f"{directory} has neither {single.name} nor {index.name}{holds}")
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self._infos[name]
@@ -194,7 +195,7 @@ def _read_index(directory: Path, index: Path) -> dict[str, TensorInfo]:
         inside = len(path.parts) == 1 and "\\" not in name and path.parts[0] not in (".", "..")
         if not inside:
             raise CheckpointError(f"{index} names {name!r}; shards must lie beside the index")
-    missing = [name for name in shards if not is_file(directory / name)]
+    missing = [name for name in shards if not is_file(directory / name, CheckpointError)]
     if missing:
         raise CheckpointError(f"{index} names missing files: {', '.join(missing)}")
     found: dict[str, TensorInfo] = {}
@@ -224,6 +225,11 @@ class PlannedTensor:
     shape: tuple[int, ...]
     make: Callable[[], npt.NDArray[Any]]
 
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * int(np.dtype(WEIGHT_DTYPES[self.dtype]).itemsize)
+
 
 def write_safetensors(
     path: Path,
@@ -250,23 +256,20 @@ def write_safetensors(
     plan = list(tensors)
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
-    sizes = {"F32": 4, "F16": 2, "BF16": 2}
     for tensor in plan:
-        nbytes = sizes[tensor.dtype] * math.prod(tensor.shape)
         header[tensor.name] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + nbytes],
+            "data_offsets": [offset, offset + tensor.nbytes],
         }
-        offset += nbytes
+        offset += tensor.nbytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     with replacing(path) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor in plan:
             data = np.asarray(tensor.make(), order="C")
-            expected = sizes[tensor.dtype] * math.prod(tensor.shape)
-            if data.nbytes != expected or data.shape != tensor.shape:
+            if data.nbytes != tensor.nbytes or data.shape != tensor.shape:
                 raise ValueError(f"{tensor.name}: made {data.shape}, planned {tensor.shape}")
             file.write(data.data if data.size else b"")
             if progress is not None:

@@ -16,7 +16,10 @@ from otter_export.engine_io import OUTPUT_KINDS
 from otter_export.errors import UnsupportedError
 from otter_export.precision import TENSORRT_LLM, Precision, choose_precision
 
-FAMILIES = ("llama", "qwen2")
+#: Families of Llama's modules; biases are optional in the emitted models.
+FAMILIES = ("llama", "mistral", "qwen2")
+#: Rotary scalings that TensorRT-LLM computes from config.json's own fields.
+SCALINGS = ("default", "linear", "llama3")
 ARCHITECTURE = "OtterForCausalLM"
 
 
@@ -62,15 +65,21 @@ def check_model(base: BaseModel, config: OtterConfig, where: str = "target trtll
             f"{source}: family {base.family.name} has no emitted model for {where}; "
             f"available: {', '.join(FAMILIES)}. Use target onnx or another builder"
         )
+    if base.window is not None:
+        raise UnsupportedError(
+            f"{source}: sliding_window = {base.window} is not supported by {where}, whose "
+            "attention sees all tokens; use target onnx or trt"
+        )
+    kind = rotary_kind(base)
+    if kind not in SCALINGS:
+        raise UnsupportedError(
+            f"{source}: rotary scaling {kind!r} is not supported by {where}; accepted: "
+            f"{', '.join(SCALINGS)}"
+        )
     activation = base.data.get("hidden_act", "silu")
     if activation != "silu":
         raise UnsupportedError(
             f"{source}: hidden_act = {activation!r} is not supported by {where}; accepted: 'silu'"
-        )
-    if base.family.windowed and base.data.get("use_sliding_window"):
-        raise UnsupportedError(
-            f"{source}: use_sliding_window = true is not supported by {where}, whose models attend "
-            "to the whole prefix. Use target onnx or another builder"
         )
     d = base.dimensions
     if config.num_attention_heads * d.num_key_value_heads != (
@@ -85,17 +94,24 @@ def check_model(base: BaseModel, config: OtterConfig, where: str = "target trtll
 
 
 def rotary(base: BaseModel) -> Rotary:
-    """The rotary embedding's settings, in transformers' old and new form.
-
-    The scalings that a base may have are those that TensorRT-LLM computes from the same fields.
-    """
-    settings = base.data.get("rope_parameters") or base.data.get("rope_scaling") or {}
-    kind = settings.get("rope_type", settings.get("type", "default"))
+    """The rotary embedding's settings, in transformers' old and new form."""
+    settings, kind = _rotary_settings(base), rotary_kind(base)
     theta = settings.get("rope_theta", base.data.get("rope_theta", 10000.0))
     if kind == "default":
         return Rotary(theta, None)
     scaling = {k: v for k, v in settings.items() if k not in ("rope_theta", "type", "rope_type")}
     return Rotary(theta, {"type": kind, "rope_type": kind, **scaling})
+
+
+def rotary_kind(base: BaseModel) -> str:
+    """Name of the rotary scaling."""
+    settings = _rotary_settings(base)
+    return str(settings.get("rope_type", settings.get("type", "default")))
+
+
+def _rotary_settings(base: BaseModel) -> Mapping[str, Any]:
+    found = base.data.get("rope_parameters") or base.data.get("rope_scaling") or {}
+    return dict(found)
 
 
 def checkpoint_config(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +32,18 @@ from otter_export.converters.tensorrt_llm.config import (
     rotary,
 )
 from otter_export.converters.tensorrt_llm.emitted import copy_emitted
-from otter_export.converters.tensorrt_llm.weights import Part, tensor_bytes, tensor_row
+from otter_export.converters.tensorrt_llm.weights import Part, tensor_row
 from otter_export.engine_io import INPUT_IDS, LOGITS, TENSORRT_LLM, TensorSpec, signal_dims
 from otter_export.manifest import EngineManifest
 from otter_export.precision import TENSORRT_LLM as TENSORRT_LLM_PRECISIONS
 from otter_export.precision import Precision, choose_precision
-from otter_export.safetensors_io import PlannedTensor, TensorStore, write_safetensors
+from otter_export.safetensors_io import PlannedTensor, TensorStore
+from otter_export.shards import in_shards, write_shards
 
 PACKAGE = "otter_trtllm"
 EMITTED = tuple(f"{PACKAGE}/{name}.py" for name in ("__init__", "model", "weights", "client"))
 CONFIG_FILE = "config.json"
 _WHERE = "target trtllm"
-Shard = Sequence[PlannedTensor]
-#: Files are read in parallel by TensorRT-LLM; this is transformers' own size.
-SHARD_BYTES = 5 * 1000**3
 #: TensorRT-LLM's attention kernels.
 PRECISIONS = {name: TENSORRT_LLM_PRECISIONS[name] for name in ("bf16", "fp16")}
 
@@ -87,7 +85,7 @@ def plan_directory(checkpoint: Checkpoint, request: BuildRequest) -> BuildPlan:
     """`TrtllmTarget.plan`, for every precision, fp32 included."""
     precision = check_supported(checkpoint, request.precision, _WHERE)
     length = max_sequence_length(checkpoint, request)
-    shards = hub_shards(checkpoint, precision.dtype.safetensors)
+    shards = in_shards(hub_tensors(checkpoint, precision.dtype.safetensors))
     weights = tuple(tensor_row(tensor) for shard in shards for tensor in shard)
     inputs = (TensorSpec(INPUT_IDS, "int32", ("tokens",)),)
     outputs = _outputs(checkpoint)
@@ -160,36 +158,8 @@ def hub_config(checkpoint: Checkpoint, precision: Precision) -> dict[str, Any]:
     }
 
 
-def hub_shards(
-    checkpoint: Checkpoint, dtype: str, shard_bytes: int = SHARD_BYTES
-) -> tuple[Shard, ...]:
-    """All tensors, base and inserted, in files of at most ``shard_bytes`` (or one tensor)."""
-    shards: list[list[PlannedTensor]] = [[]]
-    size = 0
-    for tensor in _tensors(checkpoint, dtype):
-        if shards[-1] and size + tensor_bytes(tensor) > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(tensor)
-        size += tensor_bytes(tensor)
-    return tuple(shards)
-
-
-def write_shards(directory: Path, shards: Sequence[Shard], progress: Progress | None) -> list[str]:
-    """Write the shards, one tensor in memory at a time, and their index; returns the names."""
-    count = len(shards)
-    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-    for name, shard in zip(names, shards, strict=True):
-        write_safetensors(directory / name, shard, {"format": "pt"}, progress)
-    weight_map = {t.name: n for n, shard in zip(names, shards, strict=True) for t in shard}
-    total = sum(tensor_bytes(tensor) for shard in shards for tensor in shard)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    index_name = "model.safetensors.index.json"
-    (directory / index_name).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    return [*names, index_name]
-
-
-def _tensors(checkpoint: Checkpoint, dtype: str) -> Iterator[PlannedTensor]:
+def hub_tensors(checkpoint: Checkpoint, dtype: str) -> Iterator[PlannedTensor]:
+    """All tensors, base and inserted."""
     base = checkpoint.base
     for name in _base_names(checkpoint):
         stored = base.stored_name(name)

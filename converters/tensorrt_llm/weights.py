@@ -8,7 +8,6 @@ base first. For attention that is ``[Wq; Wk; Wv; Aq; Ak; Av]``, each the rank's 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,7 +19,6 @@ from otter_export.converters.tensorrt_llm.layout import Layout
 from otter_export.errors import CheckpointError
 from otter_export.family import ProjectionSite
 from otter_export.safetensors_io import (
-    WEIGHT_DTYPES,
     PlannedTensor,
     TensorStore,
     from_float32,
@@ -197,12 +195,7 @@ def _part(store: TensorStore, name: str, index: Sequence[slice]) -> Part:
     return Part(store, name, (*index, *whole))
 
 
-def tensor_bytes(tensor: PlannedTensor) -> int:
-    """Size of a planned tensor."""
-    return math.prod(tensor.shape) * int(np.dtype(WEIGHT_DTYPES[tensor.dtype]).itemsize)
-
-
 def tensor_row(tensor: PlannedTensor, prefix: str = "") -> tuple[str, str, tuple[int, ...], int]:
     """A planned tensor as `otter_export.converters.target.BuildPlan` has it."""
     name = f"{prefix}{tensor.name}"
-    return name, tensor.dtype.lower(), tensor.shape, tensor_bytes(tensor)
+    return name, tensor.dtype.lower(), tensor.shape, tensor.nbytes

@@ -16,6 +16,7 @@ from otter_export.config import Signal
 from otter_export.converters import TARGETS, refusals
 from otter_export.engine_io import OUTPUT_KINDS
 from otter_export.insert import ChannelOptions, Insertion
+from otter_export.modeling.tokenization import difference_from_transformers
 from otter_export.safetensors_io import WEIGHT_DTYPES
 
 #: Signals that predict a reward are bounded by default; the other kinds offset logits.
@@ -142,8 +143,9 @@ def insert(
         force=force,
     )
     click.echo(_settings(plan))
-    for note in plan.notes:
-        click.echo(f"note: {note}")
+    for note in (*plan.notes, difference_from_transformers(plan.base)):
+        if note is not None:
+            click.echo(f"note: {note}")
     with byte_bar(plan.total_bytes, "writing") as progress:
         plan.write(progress)
     click.echo(

@@ -14,5 +14,6 @@ FAMILY = dataclasses.replace(
     biases={f"self_attn.{name}_proj": "attention_bias" for name in "qkvo"},
     settings=("logit_scale",),
     tied=True,
+    defaults={"logit_scale": 0.0625},
     refused=(("use_qk_norm", False, "the base graph has no norm of heads here"),),
 )

@@ -11,5 +11,4 @@ FAMILY = dataclasses.replace(
     interleaved=True,
     biases={p.path: "use_bias" for p in llama.PROJECTIONS},
     tied=True,
-    defaults={"head_dim": 128},
 )

@@ -13,5 +13,4 @@ FAMILY = dataclasses.replace(
     biases={f"self_attn.{name}_proj": "attention_bias" for name in "qkvo"},
     tied=True,
     refused=(("use_bidirectional_attention", False, "every token sees those before it only"),),
-    defaults={"head_dim": 256},
 )

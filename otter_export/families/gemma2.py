@@ -19,5 +19,5 @@ FAMILY = dataclasses.replace(
         *("layer_types", "query_pre_attn_scalar"),
         *("attn_logit_softcapping", "final_logit_softcapping"),
     ),
-    defaults={"head_dim": 256, "query_pre_attn_scalar": 256},
+    defaults={"query_pre_attn_scalar": 256, "final_logit_softcapping": 30.0},
 )

@@ -21,4 +21,5 @@ FAMILY = dataclasses.replace(
         *gemma2.FAMILY.refused,
         ("attn_logit_softcapping", None, "transformers' model has no such cap"),
     ),
+    defaults={"query_pre_attn_scalar": 256},
 )

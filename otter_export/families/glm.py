@@ -19,5 +19,5 @@ FAMILY = dataclasses.replace(
     interleaved=True,
     partial_rotation=True,
     biases={f"self_attn.{name}_proj": "attention_bias" for name in "qkv"},
-    defaults={"attention_bias": True, "head_dim": 128},
+    defaults={"attention_bias": True},
 )

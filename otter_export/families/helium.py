@@ -13,5 +13,4 @@ FAMILY = dataclasses.replace(
         **{f"self_attn.{name}_proj": "attention_bias" for name in "qkv"},
         **{f"mlp.{name}_proj": "mlp_bias" for name in ("gate", "up", "down")},
     },
-    defaults={"head_dim": 128},
 )

@@ -11,4 +11,5 @@ FAMILY = dataclasses.replace(
     biases={},
     windowed=True,
     settings=("layer_types",),
+    defaults={"sliding_window": 4096},
 )

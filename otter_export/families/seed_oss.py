@@ -13,5 +13,5 @@ FAMILY = dataclasses.replace(
         "self_attn.o_proj": "attention_out_bias",
         **{f"mlp.{name}_proj": "mlp_bias" for name in ("gate", "up", "down")},
     },
-    defaults={"attention_bias": True, "head_dim": 128},
+    defaults={"attention_bias": True},
 )

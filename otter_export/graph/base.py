@@ -24,6 +24,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from otter_export.boundary import errors_as
 from otter_export.checkpoint import BaseModel
 from otter_export.errors import UnsupportedError
 from otter_export.family import ProjectionSite
@@ -64,18 +65,17 @@ def base_graph(base: BaseModel, dtype: str = "f32", positions: int | None = None
         # The directory's own config.json may say what the weights do not.
         config = _config(base, positions)
         Path(directory, "config.json").write_text(json.dumps(config), encoding="utf-8")
-        try:
+        what = (
+            f"mobius-onnx {mobius.__version__} cannot build a graph for {base.directory} "
+            f"(model_type {base.dimensions.model_type!r})"
+        )
+        with errors_as(UnsupportedError, what):
             package = mobius.build(
                 directory,
                 load_weights=False,
                 dtype=dtype,
                 execution_provider="onnx-standard",
             )
-        except (ValueError, KeyError, NotImplementedError, AttributeError, TypeError) as error:
-            raise UnsupportedError(
-                f"mobius-onnx {mobius.__version__} cannot build a graph for {base.directory} "
-                f"(model_type {base.dimensions.model_type!r}): {error}"
-            ) from error
     model: ir.Model = package["model"]
     if base.dimensions.tie_word_embeddings:
         _share_tied_head(model, base)

@@ -328,7 +328,7 @@ ENGINES = [
     Case("no signals", "inspect engine", "malformed.*signals", fields(MANIFEST, signals=...)),
     Case("signal kind", "inspect engine", "kind is None", fields(MANIFEST, signals=[{"name": "r"}])),
     Case("sizes", "inspect engine", "malformed", fields(MANIFEST, base={"vocab_size": 128})),
-    Case("endless", "inspect engine", "positive integers", fields(MANIFEST, max_sequence_length=-1)),
+    Case("endless", "inspect engine", "max_sequence_length must be an integer from 1 to", fields(MANIFEST, max_sequence_length=-1)),
     Case("files a number", "inspect engine", "malformed", fields(MANIFEST, files=3)),
     Case("model gone", "generate engine --prompt hi", "incomplete: model.onnx is missing", removed("engine/model.onnx")),
     Case("model cut", "generate engine --prompt hi", "has 5 bytes, engine.json says 25: .*damaged", cut("engine/model.onnx", 5)),

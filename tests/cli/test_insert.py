@@ -102,6 +102,7 @@ def test_default_widths(
             "",
             "targets onnx, trt build it\n  not trtllm: .* hidden_act = 'gelu'",
         ),
+        ({"head_dim": 8}, "", "targets onnx, trtllm build it\n  not trt: .* heads of size 8"),
         (
             {},
             "--heads 1",
@@ -110,7 +111,7 @@ def test_default_widths(
     ],
 )
 def test_what_each_target_will_say(
-    base: dict[str, str], options: str, message: str, cli: Cli, tmp_path: Path
+    base: dict[str, object], options: str, message: str, cli: Cli, tmp_path: Path
 ) -> None:
     tiny.write_base(tmp_path / "base", **base)
     result = cli("insert", tmp_path / "base", tmp_path / "ckpt", *options.split())
@@ -161,6 +162,13 @@ def test_a_base_needs_the_tokenizer_that_engines_read(cli: Cli, tmp_path: Path) 
     assert result.status == 2 and "tokenizer.json is not a readable tokenizer" in result.stderr
 
 
+@pytest.mark.parametrize("eos", [None, 128, "</s>"])
+def test_a_base_without_an_end_is_said(cli: Cli, eos: object, tmp_path: Path) -> None:
+    base = tiny.write_base(tmp_path / "base", eos_token_id=eos)
+    result = cli("insert", base, tmp_path / "ckpt")
+    assert result.status == 0 and "note: no token ends a text: eos_token_id" in result.stdout
+
+
 def test_what_of_a_base_is_not_read_is_said(cli: Cli, tmp_path: Path) -> None:
     base = tiny.write_base(tmp_path / "base", vocab_size=127)
     tiny.write_tokenizer(base, 128)
@@ -176,6 +184,14 @@ def test_what_of_a_base_is_not_read_is_said(cli: Cli, tmp_path: Path) -> None:
     assert "note: the model does not read the stored tensor model.rotary_emb.inv_freq\n" in shown
     assert "note: the tokenizer has the token 'w127' beyond the embedding's 127 rows" in shown
     assert not (tmp_path / "ckpt" / "model.safetensors.index.json").exists()
+
+
+def test_positions_that_are_not_built_are_said(cli: Cli, tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    scaling = {"type": "longrope", "original_max_position_embeddings": 64, **factors}
+    base = tiny.write_base(tmp_path / "base", rope_scaling=scaling)
+    shown = cli("insert", base, tmp_path / "ckpt").stdout
+    assert "note: sequences are at most 64 tokens long, not 128: longer ones rotate" in shown
 
 
 def test_shards_and_their_index_are_copied(family: str, cli: Cli, tmp_path: Path) -> None:
@@ -199,6 +215,13 @@ def test_trained_tensors_replace_initial_ones(cli: Cli, tiny_llama: Path, tmp_pa
     assert found.keys() == initial.keys()
     for name, values in initial.items():
         np.testing.assert_array_equal(found[name], values)
+
+
+def test_names_are_paths_or_texts(tiny_llama: Path, tmp_path: Path) -> None:
+    plan(tiny_llama, str(tmp_path / "ckpt"), ChannelOptions()).write()
+    channel = tmp_path / "ckpt" / "otter.safetensors"
+    again = plan(str(tiny_llama), tmp_path / "two", ChannelOptions(), replacements=str(channel))
+    assert again.base.directory == BaseModel.open(str(tiny_llama)).directory
 
 
 def test_all_problems_of_the_trained_tensors_at_once(tiny_llama: Path, tmp_path: Path) -> None:
@@ -299,3 +322,18 @@ def test_copying_the_base_takes_no_memory(tmp_path: Path) -> None:
     assert (base / "model.safetensors").stat().st_size > 256 << 20
     growth = measure(base, tmp_path / "ckpt", "copy")
     assert growth < 32 << 20, f"{growth} bytes for copying 268 MB"
+
+
+def test_unwrapping_a_base_takes_no_memory(tmp_path: Path) -> None:
+    # Eight layers of 34 MB each, whose tensors are written one after another.
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8}
+    text = {**tiny.LLAMA, **sizes, "num_attention_heads": 16, "head_dim": 64}
+    base = tmp_path / "base"
+    base.mkdir()
+    shapes = {f"language_model.{name}": shape for name, shape in tiny.base_shapes(text).items()}
+    tiny.write_sparse(base / "model.safetensors", shapes, "BF16")
+    (base / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}))
+    tiny.write_tokenizer(base, 128)
+    growth = measure(base, tmp_path / "ckpt", "copy")
+    assert (tmp_path / "ckpt" / "model-00001-of-00001.safetensors").stat().st_size > 192 << 20
+    assert growth < 32 << 20, f"{growth} bytes for writing more than 192 MB"

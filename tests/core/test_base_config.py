@@ -318,7 +318,7 @@ def test_a_directory_without_a_config_says_what_it_holds(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match=r"config.json does not exist: .* is empty"):
         read_config(tmp_path)
     tiny.write_base(tmp_path / "checkpoint-500")
-    with pytest.raises(CheckpointError, match="models lie in the subfolders checkpoint-500"):
+    with pytest.raises(CheckpointError, match=r"give one of them: .*checkpoint-500$"):
         read_config(tmp_path)
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "model.gguf").touch()
@@ -363,6 +363,15 @@ def test_any_value_is_accepted_or_one_error(
     else:
         activation = config.get("hidden_act", config.get("activation_function", "silu"))
         assert activation in FAITHFUL_ACTIVATIONS
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_link_to_nothing_is_said(name: str, tmp_path: Path) -> None:
+    directory = tiny.write_base(tmp_path / "base")
+    (directory / name).unlink()
+    (directory / name).symlink_to("../blobs/5f3a")
+    with pytest.raises(CheckpointError, match=rf"{name} is a link to ../blobs/5f3a, which does"):
+        BaseModel.open(directory)
 
 
 @given(st.sampled_from(sorted(MORE)), st.data())

@@ -133,6 +133,8 @@ def test_sizes_and_their_defaults() -> None:
         ("llama", {"num_hidden_layers": True}, "num_hidden_layers must be an integer"),
         ("gpt2", {"n_positions": None}, "n_positions must be an integer from 1"),
         ("gpt2", {"n_embd": 66}, "hidden size 66 is not a multiple of 4 heads"),
+        ("llama", {"head_dim": 7}, "rotary embeddings need an even head_dim, got 7"),
+        ("qwen2", {"hidden_size": 60}, "rotary embeddings need an even head_dim, got 15"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights = False is not supported"),
         ("llama", {"model_type": "mamba"}, "'mamba' is not supported: its layers"),
         ("llama", {"model_type": "mixtral"}, "is not supported: its feed-forward is a mixture"),

@@ -11,6 +11,7 @@ import pytest
 from otter_export import ArgsGreedy, Plain, Request, generate
 from otter_export.engine_io import ATTENTION_MASK
 from otter_export.modeling.torch_step import TorchStep
+from otter_export.runtime.prefill import prefill
 from tests import built, tiny
 from tests.families import bases
 from tests.modeling.torch_pairs import TOLERANCE, Pair, close, make_pair
@@ -40,6 +41,23 @@ def test_steps_equal_the_onnx_engine(pair: Pair) -> None:
 def test_a_tree_step_equals_separate_forwards(pair: Pair) -> None:
     for engine in (pair.torch, pair.onnx):
         assert_equal_to_separate_forwards(engine)
+
+
+def test_a_deep_tree_has_windows_by_position(pair: Pair) -> None:
+    """Behind three candidates a path of ten: its rows lie three slots, not positions, later."""
+    parents = [-1, -1, -1, *range(2, 12)]
+    tree = np.eye(len(parents), dtype=np.bool_)
+    for row, parent in enumerate(parents[3:], 3):
+        tree[row] |= tree[parent]
+    tokens = ids(1, len(parents), 5)
+    steps = []
+    for engine in (pair.torch, pair.onnx):
+        cache, _ = prefill(engine, ids(1, 11))
+        positions = cache.lengths[:, None] + tree.sum(-1)[None] - 1
+        steps.append(engine.forward(cache, np.array(tokens), positions, tree[None], len(parents)))
+    close(*steps, TOLERANCE["fp32"])
+    _, path = prefill(pair.torch, [[*ids(1, 11)[0], *np.array(tokens)[0, 2:].tolist()]])
+    np.testing.assert_allclose(steps[0].logits[0, -1], path.logits[0, 0], atol=1e-4)
 
 
 def test_generation_equals_the_onnx_engine(pair: Pair) -> None:

@@ -12,20 +12,23 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig
 
 from otter_export import load_engine
-from otter_export.checkpoint import Checkpoint
+from otter_export.checkpoint import BaseModel, Checkpoint
 from otter_export.cli import main
 from otter_export.converters.target import BuildRequest
+from otter_export.converters.tensorrt_llm.config import check_model
 from otter_export.converters.tensorrt_llm.pytorch import (
     TARGET,
-    hub_shards,
+    hub_tensors,
     plan_directory,
-    write_shards,
 )
 from otter_export.errors import OtterError, UnsupportedError
+from otter_export.insert import ChannelOptions, channel_config
 from otter_export.manifest import EngineManifest
 from otter_export.safetensors_io import TensorStore, from_float32
+from otter_export.shards import in_shards, write_shards
 from tests import tiny
 from tests.built import random_checkpoint
+from tests.families import bases
 
 
 def written(checkpoint: Checkpoint, directory: Path, precision: str = "bf16") -> Path:
@@ -91,6 +94,36 @@ def test_every_tensor_is_there_once(precision: str, dtype: str, tmp_path: Path) 
         assert store.raw(name).tobytes() == expected.tobytes(), name
 
 
+def base_of(case_name: str, directory: Path) -> BaseModel:
+    case = next(case for case in bases.CASES if case.name == case_name)
+    return BaseModel.open(bases.write_base(case, directory))
+
+
+def test_mistral_without_a_window_has_llamas_modules(tmp_path: Path) -> None:
+    base = base_of("mistral", tmp_path / "base")
+    checkpoint = Checkpoint.open(tiny.write_checkpoint(tmp_path / "ck", base=base.directory))
+    model = written(checkpoint, tmp_path / "model")
+    assert set(TensorStore.open(model, "model")) == {*base.weights, *checkpoint.tensors}
+    assert AutoConfig.from_pretrained(model).architectures == ["OtterForCausalLM"]
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("mistral-window", "sliding_window = 8 is not supported by target trtllm"),
+        ("qwen2-window", "sliding_window = 8 is not supported by target trtllm"),
+        ("ministral3", "family ministral3 has no emitted model for target trtllm"),
+        ("smollm3", "family smollm3 has no emitted model for target trtllm"),
+    ],
+)
+def test_bases_that_the_emitted_models_do_not_compute(
+    case: str, message: str, tmp_path: Path
+) -> None:
+    base = base_of(case, tmp_path / "base")
+    with pytest.raises(UnsupportedError, match=message):
+        check_model(base, channel_config(base, ChannelOptions(hidden_size=16)))
+
+
 @pytest.mark.parametrize("equal", [True, False])
 def test_a_stored_copy_of_a_tied_head_is_left_out(equal: bool, tmp_path: Path) -> None:
     """One that differs from the embedding is the model's own head, whatever config.json says."""
@@ -106,7 +139,7 @@ def test_a_stored_copy_of_a_tied_head_is_left_out(equal: bool, tmp_path: Path) -
 
 def test_shards_hold_no_more_than_asked_for(tmp_path: Path) -> None:
     checkpoint = random_checkpoint(tmp_path / "ck")
-    shards = hub_shards(checkpoint, "F16", shard_bytes=40_000)
+    shards = in_shards(hub_tensors(checkpoint, "F16"), shard_bytes=40_000)
     advanced: list[int] = []
     names = write_shards(tmp_path, shards, advanced.append)
     files = names[:-1]
@@ -134,13 +167,6 @@ def test_what_cannot_be_built_is_one_clear_line(
     with pytest.raises(UnsupportedError, match=message) as caught:
         TARGET.plan(checkpoint, BuildRequest(precision))
     assert isinstance(caught.value, OtterError) and "\n" not in str(caught.value)
-
-
-def test_windows_are_refused_not_dropped(tmp_path: Path) -> None:
-    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
-    checkpoint = random_checkpoint(tmp_path / "ck", "qwen2", base=window)
-    with pytest.raises(UnsupportedError, match="use_sliding_window = true is not supported"):
-        TARGET.plan(checkpoint, BuildRequest("bf16"))
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
