@@ -19,19 +19,19 @@ _IGNORED = {
 }
 
 
-def model_settings(config: Any) -> dict[str, Any]:
-    """By key; rotary settings without the older name of their kind, and without what images have."""
-    return {k: _plain(v) for k, v in config.to_dict().items() if k not in _IGNORED}
-
-
 def assert_same_settings(one: Any, other: Any, *, without: frozenset[str] = frozenset()) -> None:
-    """Two configurations agree on the keys that both have."""
-    a, b = model_settings(one), model_settings(other)
+    """Two configurations agree on the keys that both have, but for those ``without``."""
+    a, b = (_read(config) for config in (one, other))
     shared = a.keys() & b.keys() - without
     assert {key: a[key] for key in shared} == {key: b[key] for key in shared}
 
 
+def _read(config: Any) -> dict[str, Any]:
+    return {key: _plain(v) for key, v in config.to_dict().items() if key not in _IGNORED}
+
+
 def _plain(value: Any) -> Any:
+    """Rotary settings without the older name of their kind, and without sections of images."""
     if not isinstance(value, Mapping):
         return value
     unread = ("type", "mrope_section", "mrope_interleaved")

@@ -8,6 +8,7 @@ from typing import Any
 from otter_export.errors import ConfigError, UnsupportedError
 from otter_export.family import Family
 from otter_export.registry import Registry
+from otter_export.wrappers import WRAPPERS
 
 FAMILIES: Registry[Family] = Registry("base family", expected=Family)
 FAMILIES.register("llama", "otter_export.families.llama:FAMILY")
@@ -56,6 +57,7 @@ def family_of(data: Mapping[str, Any], source: str) -> Family:
         if model_type in family.model_types:
             return family
     raise UnsupportedError(
-        f"{source}: model_type {model_type!r} has no family; supported: {', '.join(known)}. "
+        f"{source}: model_type {model_type!r} has no family; supported: {', '.join(known)}; text "
+        f"models of {', '.join(WRAPPERS)}. "
         "A family is one table: see docs/adding_a_family.md"
     )
