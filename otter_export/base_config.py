@@ -316,7 +316,7 @@ def _flat_rope(settings: object, key: str, source: str, problems: list[str]) -> 
             f"{source}: {key} asks for rotary scaling {_shown(kind)}; "
             f"built faithfully: {', '.join(FAITHFUL_SCALINGS)}"
         )
-    values = {**settings, **({"rope_type": kind} if kind == "longrope" else {})}
+    values = {**settings, "rope_type": kind}
     where = f"{key}."
     problems += [
         f"{where}{name} is missing, which scaling {kind} needs"
