@@ -42,10 +42,18 @@ _LIBRARIES = ("mobius-onnx", "numpy", "onnxruntime", "torch", "transformers")
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One command: how long it took, and the largest resident size of its process."""
+    """One command.
+
+    Args:
+        step: Its name.
+        seconds: How long it took.
+        cpu_seconds: CPU time of its process, which other work on the machine disturbs less.
+        peak_bytes: The largest resident size of its process.
+    """
 
     step: str
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
 
 
@@ -89,7 +97,7 @@ def run(name: str, *arguments: object) -> Step:
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, shown)
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Step(name, round(seconds, 1), peak)
+    return Step(name, round(seconds, 1), round(usage.ru_utime + usage.ru_stime, 1), peak)
 
 
 def measure(base: Path, directory: Path) -> Iterator[Step]:
@@ -113,7 +121,8 @@ def report(layers: Mapping[str, int]) -> dict[str, Any]:
             for step in measure(base, Path(folder)):
                 row = {"model": name, "layers": count, "base_bytes": size}
                 rows.append({**row, **dataclasses.asdict(step)})
-                print(f"{name}, {step.step}: {step.seconds} s, {step.peak_bytes / 1e9:.2f} GB")
+                shown = f"{step.seconds} s, {step.cpu_seconds} s of CPU"
+                print(f"{name}, {step.step}: {shown}, {step.peak_bytes / 1e9:.2f} GB", flush=True)
     return {
         "command": " ".join(["python", "-m", "benchmarks.real_sizes", *sys.argv[1:]]),
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},

@@ -71,7 +71,6 @@ class BaseModel:
         directory = Path(directory)
         if not is_directory(directory):
             raise CheckpointError(f"{directory} is not a directory")
-        _check_links(directory)
         given, wrapper = read_config(directory)
         source = str(directory / base_config.FILE_NAME)
         family = family_of(given, source)
@@ -97,6 +96,13 @@ class BaseModel:
         return TensorStore.open(self.directory, BASE_STEM)
 
     @functools.cached_property
+    def parameters(self) -> TensorStore:
+        """The stored tensors that the model reads, by their plain names."""
+        stored = {name: self.stored_name(name) for name in self.tensors}
+        found = {name: self.weights[one] for name, one in stored.items() if one is not None}
+        return TensorStore(found, self.weights.source)
+
+    @functools.cached_property
     def sites(self) -> Sites:
         """Where a channel is inserted."""
         return sites(self.family, self.dimensions, self.data)
@@ -111,8 +117,9 @@ class BaseModel:
         """The config.json that transformers and mobius-onnx get."""
         return library_config(self.data, self.family, self.dimensions)
 
-    def text_config(self) -> dict[str, Any]:
-        """A wrapper's text model as a plain base's config.json."""
+    @property
+    def plain_config(self) -> dict[str, Any]:
+        """The config.json of a wrapper's text model, as a plain base has it."""
         told = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype")
         return {**self.library_config, **{k: self.data[k] for k in told if k in self.data}}
 
@@ -455,18 +462,6 @@ def _base_directory(checkpoint: Path, config: OtterConfig, fetch: bool) -> Path:
     if is_directory(local):
         return local
     return find_base(name, fetch=fetch)
-
-
-def _check_links(directory: Path) -> None:
-    """Refuse links to nothing, as a cache that was cleared in part has them."""
-    weights = (f"{BASE_STEM}.safetensors", f"{BASE_STEM}.safetensors.index.json")
-    for name in (base_config.FILE_NAME, *TOKENIZER_FILES, *weights):
-        path = directory / name
-        if path.is_symlink() and not path.exists():
-            target = path.readlink()
-            raise CheckpointError(
-                f"{path} is a link to {target}, which does not exist; get the base again"
-            )
 
 
 def _check_all_fetched(directory: Path) -> None:

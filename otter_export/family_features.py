@@ -24,7 +24,7 @@ def features(family: Family) -> tuple[str, ...]:
         "learned positions": len(family.embeddings) > 1,
         "neighbours rotated": family.interleaved,
         "part of a head rotated": family.partial_rotation,
-        "layers without rotation": family.rotation is not Rotation.ALL,
+        "layers without rotation": family.rotation not in (Rotation.ALL, Rotation.NONE),
         "fused projections": any(p.part is not None for p in family.projections),
         "no gate": gates == 1,
     }

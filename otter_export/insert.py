@@ -117,7 +117,7 @@ class Insertion:
             for path in self.copied:
                 _copy(path, directory / path.name, progress)
             if self.shards:
-                _write_json(directory / BASE_CONFIG, self.base.text_config())
+                _write_json(directory / BASE_CONFIG, self.base.plain_config)
                 write_shards(directory, self.shards, progress)
             write_safetensors(
                 directory / f"{OTTER_STEM}.safetensors", self.tensors, self.metadata, progress
@@ -305,11 +305,8 @@ def base_files(base: BaseModel) -> tuple[Path, ...]:
 
 def _text_tensors(base: BaseModel) -> Iterator[PlannedTensor]:
     """The tensors of a text model under their plain names, as they are stored."""
-    for name in base.tensors:
-        stored = base.stored_name(name)
-        assert stored is not None, name  # check_weights has listed what is missing
-        info = base.weights[stored]
-        read = functools.partial(base.weights.raw, stored)
+    for name, info in base.parameters.items():
+        read = functools.partial(base.parameters.raw, name)
         yield PlannedTensor(name, info.dtype, info.shape, read)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class CheckpointSummary:
                 "location": location,
                 **dataclasses.asdict(model.dimensions),
                 **dataclasses.asdict(self.base_total),
-                "dtypes": dtypes(model.weights),
+                "dtypes": dtypes(model.parameters),
             },
             "channel": {
                 **{k: v for k, v in config.items() if k not in ("format", "version")},
@@ -141,7 +141,7 @@ def summarize(checkpoint: Checkpoint) -> CheckpointSummary:
     parts = _part_by_stem(checkpoint.base)
     return CheckpointSummary(
         checkpoint,
-        _sizes(checkpoint.base.weights, parts),
+        _sizes(checkpoint.base.parameters, parts),
         _sizes(checkpoint.tensors, parts),
     )
 
@@ -169,18 +169,14 @@ def _stem(name: str) -> str:
 
 
 def _part_by_stem(base: BaseModel) -> dict[str, str]:
-    """Part of every module of a base, with and without the family's optional prefix."""
+    """Part of every module of a base."""
     sites = base.sites
     parts = {name: "embedding" for name, _ in sites.embeddings}
     parts |= {norm.name: "norms" for norm in sites.norms}
     parts |= {base.family.output_head: "output head"}
     for site in sites.projections:
         parts |= {name: _projection_part(site) for name in (site.name, site.parameter)}
-    return parts | dict(_without_prefix(parts, base.family.optional_prefix))
-
-
-def _without_prefix(parts: Mapping[str, str], prefix: str) -> Iterable[tuple[str, str]]:
-    return ((name.removeprefix(prefix), part) for name, part in parts.items())
+    return parts
 
 
 def _projection_part(site: ProjectionSite) -> str:

@@ -39,7 +39,7 @@ from tools.family_results import (
 
 #: All cases together; a process that hangs or dies must not be waited for.
 LIMIT_SECONDS = 1200.0
-LIBRARIES = ("mobius-onnx", "onnx_ir", "onnxruntime", "torch", "transformers", "tensorrt-rtx")
+LIBRARIES = ("mobius-onnx", "onnx_ir", "onnxruntime", "torch", "transformers", "tensorrt-rtx-cu13")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -26,10 +26,9 @@ def summary(results: Results) -> str:
         cases = [case for case in results.cases if case.family == name]
         cells = [_precisions(cases, target.name, target.precisions) for target in targets]
         rows.append([name, _code(FAMILIES.load(name).model_types), *cells])
-    return (
-        f"{_table(head, rows)}\n\n{len(REFUSED_TYPES)} further model types of transformers are "
-        "refused at `insert`, each with its [reason](docs/families.md#refused)."
-    )
+    reasons = "each with its [reason](docs/families.md#refused)"
+    refused = f"{len(REFUSED_TYPES)} further model types of transformers are refused, {reasons}."
+    return f"{_table(head, rows)}\n\n{refused}"
 
 
 def page(results: Results) -> str:

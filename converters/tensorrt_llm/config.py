@@ -81,11 +81,6 @@ def check_model(base: BaseModel, config: OtterConfig, where: str = "target trtll
         raise UnsupportedError(
             f"{source}: hidden_act = {activation!r} is not supported by {where}; accepted: 'silu'"
         )
-    if base.family.windowed and base.data.get("use_sliding_window"):
-        raise UnsupportedError(
-            f"{source}: use_sliding_window = true is not supported by {where}, whose models attend "
-            "to the whole prefix. Use target onnx or another builder"
-        )
     d = base.dimensions
     if config.num_attention_heads * d.num_key_value_heads != (
         d.num_attention_heads * config.num_key_value_heads

@@ -42,6 +42,8 @@ def _checkpoint(summary: CheckpointSummary) -> str:
     checkpoint = summary.checkpoint
     base, config = checkpoint.base.dimensions, checkpoint.config
     where = config.base_model_name_or_path or "beside the channel"
+    if checkpoint.base.wrapper is not None:
+        where = f"the text model of the {checkpoint.base.wrapper} at {where}"
     widths = [
         ["hidden", str(base.hidden_size), str(config.hidden_size)],
         ["inner", str(base.intermediate_size), str(config.intermediate_size)],
@@ -58,7 +60,7 @@ def _checkpoint(summary: CheckpointSummary) -> str:
         "channel": f"{config.embedding} embedding, {config.initialization} initialisation",
         "inserted": f"{human_count(summary.inserted_total.parameters)} parameters, "
         f"{summary.share:.1%} of the base's {human_count(summary.base_total.parameters)}",
-        "dtypes": f"base {_dtypes(dtypes(checkpoint.base.weights))}; "
+        "dtypes": f"base {_dtypes(dtypes(checkpoint.base.parameters))}; "
         f"channel {_dtypes(dtypes(checkpoint.tensors))}",
     }
     blocks = [

@@ -9,6 +9,7 @@ from otter_export.errors import ConfigError, UnsupportedError
 from otter_export.families.refused import REFUSED
 from otter_export.family import Family
 from otter_export.registry import Registry
+from otter_export.wrappers import WRAPPERS
 
 FAMILIES: Registry[Family] = Registry("base family", expected=Family)
 FAMILIES.register("llama", "otter_export.families.llama:FAMILY")
@@ -63,5 +64,6 @@ def family_of(data: Mapping[str, Any], source: str) -> Family:
         )
     raise UnsupportedError(
         f"{source}: model_type {model_type!r:.60} has no family; supported: "
-        f"{', '.join(sorted(known))}. A family is one table: see docs/adding_a_family.md"
+        f"{', '.join(sorted(known))}; text models of {', '.join(WRAPPERS)}. "
+        "A family is one table: see docs/adding_a_family.md"
     )

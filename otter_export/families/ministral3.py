@@ -9,4 +9,5 @@ FAMILY = dataclasses.replace(
     name="ministral3",
     model_types=("ministral3",),
     settings=(),
+    defaults={},
 )

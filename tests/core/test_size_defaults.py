@@ -13,6 +13,7 @@ from otter_export.families import FAMILIES
 from otter_export.layer_attention import completed_config
 from otter_export.size_defaults import SIZE_KEYS, default_sizes
 from otter_export.wrappers import WRAPPERS
+from tests.model_settings import assert_same_settings
 
 FAMILY_OF = {kind: FAMILIES.load(n) for n in FAMILIES for kind in FAMILIES.load(n).model_types}
 MODEL_TYPES = list(FAMILY_OF)
@@ -26,17 +27,6 @@ SIZES = {
     "head_dim": 32,
     "vocab_size": 128,
     "max_position_embeddings": 256,
-}
-#: What no model depends on.
-IGNORED = {
-    *("architectures", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "use_cache"),
-    *("initializer_range", "id2label", "label2id", "problem_type", "transformers_version"),
-    *("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout"),
-    *("residual_dropout", "embedding_dropout", "attn_dropout", "classifier_dropout"),
-    *("output_attentions", "output_hidden_states", "return_dict", "chunk_size_feed_forward"),
-    *("is_encoder_decoder", "pretraining_tp", "_name_or_path", "summary_type"),
-    *("summary_use_proj", "summary_activation", "summary_proj_to_labels", "resid_dropout"),
-    *("summary_first_dropout", "model_type", "embd_pdrop", "_attn_implementation", "max_length"),
 }
 
 
@@ -87,7 +77,8 @@ def test_keys_that_are_left_out(model_type: str, tmp_path: Path) -> None:
 
     sizes = {key: SIZES[name] for name, key in keys_of(model_type).items()}
     whole = transformers.AutoConfig.for_model(model_type, **sizes, pad_token_id=None).to_dict()
-    for key in sorted(whole.keys() - IGNORED):
+    read = as_read(whole, tmp_path).library_config.keys() - {"model_type", "architectures"}
+    for key in (None, *sorted(whole.keys() & read)):
         data = {k: v for k, v in whole.items() if k not in (key, "model_type")}
         if key == "num_hidden_layers":
             data = {k: v for k, v in data.items() if k not in ("layer_types", "no_rope_layers")}
@@ -98,7 +89,4 @@ def test_keys_that_are_left_out(model_type: str, tmp_path: Path) -> None:
         for announced in (base.family.biases or {}).values():
             if isinstance(announced, str):
                 assert base.data.get(announced, False) == getattr(theirs, announced), key
-        ours = completed_config(base).to_dict()
-        given = theirs.to_dict()
-        compared = ours.keys() & given.keys() - IGNORED - set(sizes)
-        assert {k: ours[k] for k in compared} == {k: given[k] for k in compared}, key
+        assert_same_settings(completed_config(base), theirs, without=frozenset(sizes))

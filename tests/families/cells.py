@@ -9,17 +9,18 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from otter_export import ArgsGreedy, Plain, Request, Result, generate, load_engine
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters.onnx import MODEL_FILE, save_model
 from otter_export.converters.target import BuildRequest
+from otter_export.converters.tensorrt.options import TensorRTOptions
+from otter_export.converters.tensorrt.target import TARGET as TRT
 from otter_export.converters.tensorrt_llm.pytorch import TARGET as TRTLLM
 from otter_export.evaluation.subject import Options
 from otter_export.evaluation.verification import verify
@@ -33,9 +34,8 @@ from otter_export.precision import ONNX_RUNTIME, TENSORRT
 from otter_export.runtime.engine import Engine
 from tests import built
 from tests.converters.tensorrt_llm.conftest import standin_torch_available
-from tests.families.made import NEW_TOKENS, Made, prompts
+from tests.families.made import LENGTH, NEW_TOKENS, Made, prompts
 from tests.graph.in_place import InPlaceGraph
-from tests.graph.parsing import parse
 from tests.runtime.executors import graphs
 from tests.tree_steps import candidates
 
@@ -132,19 +132,18 @@ def trt(made: Made, precision: str) -> Figures:
     return _verified(directory, made.checkpoint, "cpu")
 
 
-def trt_parser(made: Made) -> Figures:
-    """TensorRT's own parser reads the graph in every precision."""
-    models = {p: lower(made.checkpoint, tensorrt(graphs.CAPACITY), p) for p in TENSORRT}
-    files = [made.root / f"parsed-{precision}" / MODEL_FILE for precision in models]
-    for model, file in zip(models.values(), files, strict=True):
-        file.parent.mkdir()
-        save_model(model, file.parent)
-    for model, report in zip(models.values(), parse(files, made.root), strict=True):
-        assert report["parsed"] and not report["errors"], report["errors"]
-        nodes = Counter(node.op_type for node in model.graph)
-        for op, layer in (("TensorScatter", "KV_CACHE_UPDATE"), ("Attention", "ATTENTION_INPUT")):
-            assert report["layers"].get(layer, 0) == nodes[op]
-    return {"layers": sum(report["layers"].values())}
+def trt_build(made: Made) -> Figures:
+    """TensorRT itself builds an engine, without a GPU; its layers are those of the graph."""
+    builder = next((a.name for a in TRT.availability() if a.usable and not a.needs_gpu), None)
+    if builder is None:
+        pytest.skip("no builder of target trt can be used here without a GPU")
+    sizes = {"max_batch_size": graphs.MAX_BATCH, "max_candidates": graphs.MAX_CANDIDATES}
+    options = TensorRTOptions(builder, max_step=graphs.MAX_STEP, plugin=False, sm="89", **sizes)
+    plan = TRT.plan(made.checkpoint, BuildRequest("fp16", LENGTH, options))
+    directory = made.root / "trt-engine"
+    directory.mkdir()
+    manifest = plan.write(directory, None)
+    return {"layers": sum(manifest.options["layers"].values())}
 
 
 def trtllm(made: Made, precision: str) -> Figures:
@@ -182,14 +181,16 @@ MODEL_CELLS: Mapping[str, Cell] = {
     "torch": torch_engine,
 }
 #: Those of a target are named after target and precision.
-TARGET_CELLS: Mapping[str, Cell] = {
-    **{f"onnx {name}": functools.partial(onnx, precision=name) for name in ONNX_RUNTIME["cpu"]},
+ONNX_CELLS: Mapping[str, Cell] = {
+    f"onnx {name}": functools.partial(onnx, precision=name) for name in ONNX_RUNTIME["cpu"]
+}
+TENSORRT_CELLS: Mapping[str, Cell] = {
     "trt form": trt_form,
-    "trt parser": trt_parser,
+    "trt build": trt_build,
     **{f"trt {name}": functools.partial(trt, precision=name) for name in TENSORRT},
     **{f"trtllm {name}": functools.partial(trtllm, precision=name) for name in TRTLLM.precisions},
 }
-CELLS: Mapping[str, Cell] = {**MODEL_CELLS, **TARGET_CELLS}
+CELLS: Mapping[str, Cell] = {**MODEL_CELLS, **ONNX_CELLS, **TENSORRT_CELLS}
 
 
 def _verified(directory: Path, checkpoint: Checkpoint, provider: str | None) -> Figures:

@@ -12,7 +12,7 @@ import torch
 
 from otter_export import load_engine
 from otter_export.checkpoint import Checkpoint
-from otter_export.modeling.otter_model import OtterModel, load_base, load_reference
+from otter_export.modeling.otter_model import OtterModel, load_reference
 from otter_export.runtime.engine import Engine
 from tests import built, tiny
 from tests.families import bases
@@ -76,11 +76,6 @@ class Made:
     def reference(self) -> OtterModel:
         """The torch reference of `checkpoint`."""
         return load_reference(self.checkpoint)
-
-    @functools.cached_property
-    def plain(self) -> Any:
-        """The base of `checkpoint` without its channel, as the reference loads it."""
-        return load_base(self.checkpoint.base, torch.float32)
 
     def onnx(self, precision: str = "fp32") -> Path:
         """Directory of an engine of target ``onnx``."""

@@ -20,6 +20,7 @@ from otter_export.layer_attention import ONE_TABLE, completed_config, layer_atte
 from otter_export.size_defaults import SIZE_KEYS
 from otter_export.wrappers import WRAPPERS
 from tests.families.hub_configs import PUBLIC, REFUSED
+from tests.model_settings import assert_same_settings
 
 #: Rows of the tables that are compared.
 ROWS = 96
@@ -64,6 +65,13 @@ def test_sizes(name: str, tmp_path: Path) -> None:
     if public.positions is not None:
         expected["max_position_embeddings"] = public.positions
     assert {key: getattr(base.dimensions, key) for key in SIZE_KEYS} == expected
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_other_settings(name: str, tmp_path: Path) -> None:
+    base = opened(PUBLIC[name].config, tmp_path)
+    derived = frozenset({*SIZE_KEYS, *base.family.config_keys.values(), "tie_word_embeddings"})
+    assert_same_settings(completed_config(base), transformers_config(tmp_path), without=derived)
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -6,9 +6,15 @@ tensorrt_rtx is absent.
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 
 from otter_export.checkpoint import Checkpoint
@@ -17,7 +23,6 @@ from otter_export.graph.pipeline import lower, tensorrt
 from otter_export.precision import TENSORRT
 from tests import tiny
 from tests.graph.conftest import Over
-from tests.graph.parsing import parse
 
 PRECISIONS = tuple(TENSORRT)
 CAPACITY = 48
@@ -28,23 +33,57 @@ Reports = dict[tuple[str, str, bool], Any]
 
 
 @pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the parser finds TensorRT-RTX by its unversioned name.
+
+    The wheel has none.
+    """
+    libraries = importlib.util.find_spec("tensorrt_rtx_libs")
+    if importlib.util.find_spec("tensorrt_rtx") is None or libraries is None:
+        pytest.skip("the package tensorrt_rtx is not installed")
+    root: Path = tmp_path_factory.mktemp("library")
+    folder = Path(next(iter(libraries.submodule_search_locations or [])))
+    (root / "libtensorrt_rtx.so").symlink_to(folder / "libtensorrt_rtx.so.1")
+    return root
+
+
+def parse(models: dict[Any, ir.Model], root: Path, library: Path, *options: str) -> dict[Any, Any]:
+    """What becomes of each model, all in one process."""
+    files = []
+    for i, model in enumerate(models.values()):
+        directory = root / f"{i}{''.join(options)}"
+        directory.mkdir()
+        save_model(model, directory)
+        files.append(str(directory / "model.onnx"))
+    script = str(Path(__file__).with_name("parse_networks.py"))
+    output = subprocess.run(
+        [sys.executable, script, *options, *files],
+        env={**os.environ, "LD_LIBRARY_PATH": str(library)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert output.returncode == 0, output.stderr[-2000:]
+    lines = [json.loads(line) for line in output.stdout.splitlines() if line.startswith("{")]
+    return dict(zip(models, lines, strict=True))
+
+
+@pytest.fixture(scope="module")
 def reports(
-    checkpoints: dict[str, Checkpoint], tmp_path_factory: pytest.TempPathFactory
+    checkpoints: dict[str, Checkpoint], library: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Reports:
     """One process for all plain files, one for those with the plugin."""
     root: Path = tmp_path_factory.mktemp("parser")
     found: Reports = {}
     for plugin in (False, True):
-        files = {}
-        for family, checkpoint in checkpoints.items():
-            for precision in [p for p, with_plugin in FORMS if with_plugin == plugin]:
-                directory = root / f"{family}-{precision}-{plugin}"
-                directory.mkdir()
-                save_model(
-                    lower(checkpoint, tensorrt(CAPACITY, plugin=plugin), precision), directory
-                )
-                files[family, precision, plugin] = directory / "model.onnx"
-        found |= dict(zip(files, parse(list(files.values()), root, plugin=plugin), strict=True))
+        pipeline = tensorrt(CAPACITY, plugin=plugin)
+        models = {
+            (family, precision, plugin): lower(checkpoint, pipeline, precision)
+            for family, checkpoint in checkpoints.items()
+            for precision in [p for p, with_plugin in FORMS if with_plugin == plugin]
+        }
+        found |= parse(models, root, library, *(["--plugin"] if plugin else []))
     return found
 
 
@@ -53,18 +92,16 @@ CASES = ("mistral-window", "gemma2", "gemma3", "phi3", "gpt_neox", "olmo2")
 
 
 @pytest.fixture(scope="module")
-def case_reports(over: Over, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root: Path = tmp_path_factory.mktemp("cases")
-    for case in CASES:
-        (root / case).mkdir()
-        save_model(lower(over(case), tensorrt(CAPACITY), "fp16"), root / case)
-    files = [root / case / "model.onnx" for case in CASES]
-    return dict(zip(CASES, parse(files, root), strict=True))
+def case_reports(
+    over: Over, library: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[Any, Any]:
+    models = {case: lower(over(case), tensorrt(CAPACITY), "fp16") for case in CASES}
+    return parse(models, tmp_path_factory.mktemp("cases"), library)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_parser_takes_windows_caps_and_norms_of_heads(
-    case: str, over: Over, case_reports: dict[str, Any]
+    case: str, over: Over, case_reports: dict[Any, Any]
 ) -> None:
     report, base = case_reports[case], over(case).base
     assert report["parsed"] and not report["errors"]

@@ -112,7 +112,7 @@ def test_mistral_without_a_window_has_llamas_modules(tmp_path: Path) -> None:
     [
         ("mistral-window", "sliding_window = 8 is not supported by target trtllm"),
         ("qwen2-window", "sliding_window = 8 is not supported by target trtllm"),
-        ("ministral3", "rotary scaling 'yarn' is not supported by target trtllm; accepted: def"),
+        ("ministral3", "family ministral3 has no emitted model for target trtllm"),
         ("smollm3", "family smollm3 has no emitted model for target trtllm"),
     ],
 )
@@ -121,6 +121,13 @@ def test_bases_that_the_emitted_models_do_not_compute(
 ) -> None:
     base = base_of(case, tmp_path / "base")
     with pytest.raises(UnsupportedError, match=message):
+        check_model(base, channel_config(base, ChannelOptions(hidden_size=16)))
+
+
+def test_a_rotary_scaling_that_tensorrt_llm_reads_otherwise(tmp_path: Path) -> None:
+    scaling = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+    base = BaseModel.open(tiny.write_base(tmp_path / "base", rope_scaling=scaling))
+    with pytest.raises(UnsupportedError, match="scaling 'yarn' is not supported by target trtllm"):
         check_model(base, channel_config(base, ChannelOptions(hidden_size=16)))
 
 
@@ -167,13 +174,6 @@ def test_what_cannot_be_built_is_one_clear_line(
     with pytest.raises(UnsupportedError, match=message) as caught:
         TARGET.plan(checkpoint, BuildRequest(precision))
     assert isinstance(caught.value, OtterError) and "\n" not in str(caught.value)
-
-
-def test_windows_are_refused_not_dropped(tmp_path: Path) -> None:
-    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
-    checkpoint = random_checkpoint(tmp_path / "ck", "qwen2", base=window)
-    with pytest.raises(UnsupportedError, match="use_sliding_window = true is not supported"):
-        TARGET.plan(checkpoint, BuildRequest("bf16"))
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
