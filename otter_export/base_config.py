@@ -308,6 +308,8 @@ def _rope(settings: object, key: str, source: str, problems: list[str]) -> objec
         if kind in _LAYER_TYPES
     }
     beside = {name: value for name, value in settings.items() if not isinstance(value, Mapping)}
+    if kinds and not beside:
+        return kinds
     return {**_flat_rope(beside, key, source, problems), **kinds}
 
 
