@@ -34,17 +34,20 @@ _ORIGINAL = "original_max_position_embeddings"
 #: Kinds of layers that attention is built for.
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
-#: Numbers by key: smallest and largest. Integers become floats, which libraries insist on.
+#: Numbers that only some families' models read: smallest and largest.
+_FAMILY_NUMBERS: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(("rotary_emb_base", "rope_local_base_freq"), (1.0, 1e15)),
+    **dict.fromkeys(("logit_scale", "logits_scaling", "embedding_multiplier"), (1e-6, 1e6)),
+    **dict.fromkeys(("residual_multiplier", "attention_multiplier"), (1e-6, 1e6)),
+}
+#: Numbers by key. Integers become floats, which libraries insist on.
 _NUMBERS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(
         ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps"),
         (1e-20, 0.1),
     ),
-    **dict.fromkeys(("rope_theta", "rotary_emb_base"), (1.0, 1e15)),
-    **dict.fromkeys(("logit_scale", "logits_scaling", "embedding_multiplier"), (1e-6, 1e6)),
-    **dict.fromkeys(("residual_multiplier", "attention_multiplier"), (1e-6, 1e6)),
+    "rope_theta": (1.0, 1e15),
     **dict.fromkeys(_PARTIAL, (1e-3, 1.0)),
-    "rope_local_base_freq": (1.0, 1e15),
 }
 #: Numbers that may be null: none.
 _CAPS: Mapping[str, tuple[float, float]] = dict.fromkeys(
@@ -251,7 +254,7 @@ def special_tokens(
 
 def _wrong_values(values: dict[str, Any]) -> Iterator[str]:
     """Check numbers and switches; numbers are made floats in place."""
-    yield from _numbers(values, _NUMBERS, "")
+    yield from _numbers(values, {**_NUMBERS, **_FAMILY_NUMBERS}, "")
     caps = {key: limits for key, limits in _CAPS.items() if values.get(key) is not None}
     yield from _numbers(values, caps, "")
     for key, (least, most) in _INTEGERS.items():
@@ -305,6 +308,8 @@ def _rope(settings: object, key: str, source: str, problems: list[str]) -> objec
         if kind in _LAYER_TYPES
     }
     beside = {name: value for name, value in settings.items() if not isinstance(value, Mapping)}
+    if kinds and not beside:
+        return kinds
     return {**_flat_rope(beside, key, source, problems), **kinds}
 
 

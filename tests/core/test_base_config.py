@@ -304,6 +304,16 @@ def test_libraries_get_checked_values_and_sizes_alone(tmp_path: Path) -> None:
     assert config["rms_norm_eps"] == 1e-5 and config["model_type"] == "llama"
 
 
+def test_what_other_families_read_does_not_reach_libraries(tmp_path: Path) -> None:
+    """Llama of transformers would keep a ``logit_scale`` as an attribute, and not apply it."""
+    others = {"logit_scale": 0.5, "logits_scaling": 2.0, "embedding_multiplier": 3.0}
+    base = BaseModel.open(
+        tiny.write_base(tmp_path / "base", sliding_window=8, query_pre_attn_scalar=4, **others)
+    )
+    keys = {*others, "sliding_window", "query_pre_attn_scalar"}
+    assert not keys & set(base.library_config)
+
+
 def test_generation_settings_must_be_an_object(tmp_path: Path) -> None:
     directory = tiny.write_base(tmp_path / "base")
     (directory / "generation_config.json").write_text("[2]")
