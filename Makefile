@@ -3,6 +3,7 @@
 #   make demo            SmolLM2-135M, steered by the shipped channel (TRAIN=1: trains it anew)
 #   make test            the whole suite (ARGS="tests/cli -k inspect" for a part of it)
 #   make fuzz            over 20,000 damaged files, values and requests (ARGS="--cases 0.1 api")
+#   make families        the coverage table, every cell anew (ARGS="gemma2 qwen3" for some bases)
 #   make lint            ruff and mypy
 #   make plugins         the fused projection's cubins, under build/plugins (SM="80 89 90 120")
 #   make triton-server   a Triton Inference Server of its own, under .cache/tritonserver
@@ -35,7 +36,7 @@ EXTRAS := $(VENV)/.extras
 SERVER := .cache/tritonserver/.installed
 SM ?= 80 89 90 120
 
-.PHONY: demo test fuzz lint plugins triton-server triton-test wheel-test setup clean
+.PHONY: demo test fuzz families lint plugins triton-server triton-test wheel-test setup clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/sentiment/demo.py $(if $(filter 1,$(TRAIN)),--train) $(ARGS)
@@ -45,6 +46,10 @@ test: $(STAMP) $(EXTRAS) $(SERVER)
 
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.runner $(ARGS)
+
+families: $(STAMP) $(EXTRAS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.families $(ARGS)
+	$(BIN)/python -m tools.tables
 
 triton-test: $(STAMP) $(EXTRAS) $(SERVER)
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/serving/server $(ARGS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from otter_export.checkpoint import BaseModel
+from otter_export.config import OtterConfig
 from otter_export.converters.target import Target
 from otter_export.errors import UnsupportedError
 from otter_export.registry import Registry
@@ -18,16 +19,17 @@ TARGETS.register("onnx", "otter_export.converters.onnx:TARGET")
 TARGETS.register("trt", "otter_export.converters.tensorrt.target:TARGET")
 TARGETS.register("trtllm", "otter_export.converters.tensorrt_llm.pytorch:TARGET")
 
-#: What a target refuses of a base that opens, beyond its name; `insert` asks before anything is
-#: trained, so these import no library that builds. The other targets build every base that opens.
-BASE_CHECKS: Registry[Callable[[BaseModel], None]] = Registry("base check")
-BASE_CHECKS.register("trtllm", "otter_export.converters.tensorrt_llm.config:check_base")
+#: What a target refuses of a checkpoint that opens; `insert` asks before anything is trained, so
+#: these import no library that builds. Target onnx builds every checkpoint that opens.
+CHECKS: Registry[Callable[[BaseModel, OtterConfig], None]] = Registry("check of a checkpoint")
+CHECKS.register("trt", "otter_export.converters.tensorrt.builders:check_heads")
+CHECKS.register("trtllm", "otter_export.converters.tensorrt_llm.config:check_model")
 
 
-def refusals(base: BaseModel) -> Iterator[tuple[str, str]]:
-    """``(target, why)`` of each target that does not build a base."""
-    for name in BASE_CHECKS:
+def refusals(base: BaseModel, config: OtterConfig) -> Iterator[tuple[str, str]]:
+    """``(target, why)`` of each target that does not build a base with this channel."""
+    for name in CHECKS:
         try:
-            BASE_CHECKS.load(name)(base)
+            CHECKS.load(name)(base, config)
         except UnsupportedError as error:
             yield name, str(error)

@@ -11,7 +11,7 @@ from otter_export import __version__
 from otter_export import config as config_file
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import CheckpointError, ConfigError
-from otter_export.files import SETTINGS_LIMIT, copy_regular
+from otter_export.files import SETTINGS_LIMIT, copy_regular, is_file
 from otter_export.hub import TOKENIZER_FILES
 from otter_export.manifest import EngineManifest, describe_file
 from otter_export.tokenizer_file import read_tokenizer
@@ -33,7 +33,7 @@ def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> list[str]:
         CheckpointError: There is no tokenizer.json, or it cannot be read; a file is too large.
     """
     source = checkpoint.base.directory
-    if not (source / "tokenizer.json").is_file():
+    if not is_file(source / "tokenizer.json", CheckpointError):
         raise CheckpointError(
             f"{source} has no tokenizer.json; save the fast tokenizer there: "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
@@ -42,7 +42,7 @@ def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> list[str]:
         read_tokenizer(source / "tokenizer.json")
     except (OSError, ConfigError) as error:
         raise CheckpointError(str(error)) from None
-    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    names = [name for name in TOKENIZER_FILES if is_file(source / name, CheckpointError)]
     for name in names:
         copy_regular(source / name, directory / name, limit=SETTINGS_LIMIT, error=CheckpointError)
     return names

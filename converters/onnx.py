@@ -10,6 +10,7 @@ from typing import Any
 import mobius
 import onnx_ir as ir
 
+from otter_export.boundary import errors_as
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.engine_directory import copy_tokenizer, engine_manifest
 from otter_export.converters.target import (
@@ -21,7 +22,9 @@ from otter_export.converters.target import (
     option,
 )
 from otter_export.engine_io import READ_ONLY, TensorSpec
+from otter_export.errors import OtterError
 from otter_export.files import writing
+from otter_export.graph.base import mends_of
 from otter_export.graph.emit import static_shape
 from otter_export.graph.pipeline import lower, onnxruntime
 from otter_export.manifest import EngineManifest
@@ -82,6 +85,7 @@ class OnnxTarget:
                 max_sequence_length=length,
                 inputs=inputs,
                 outputs=outputs,
+                mends=mends_of(model),
             )
 
         return BuildPlan(weight_rows(model), inputs, outputs, node_counts(model), write)
@@ -101,7 +105,11 @@ def save_model(model: ir.Model, directory: Path, progress: Progress | None = Non
         if progress is not None:
             progress(tensor.nbytes)
 
-    with writing(directory / DATA_FILE, sum(row[-1] for row in weight_rows(model))):
+    # onnx_ir puts its own error around what a weight is refused for.
+    with (
+        errors_as(OtterError, f"onnx_ir cannot write {directory / MODEL_FILE}"),
+        writing(directory / DATA_FILE, sum(row[-1] for row in weight_rows(model))),
+    ):
         ir.save(
             model,
             directory / MODEL_FILE,

@@ -141,12 +141,6 @@ class Target(Protocol):
         ...
 
 
-def supports_family(target: Target, family: str) -> bool:
-    """Whether a target builds a base family; one that builds but some has them in ``families``."""
-    families: Sequence[str] | None = getattr(target, "families", None)
-    return families is None or family in families
-
-
 def max_sequence_length(
     checkpoint: Checkpoint, request: BuildRequest, default: int | None = None
 ) -> int:

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 from otter_export.config import read_json
 from otter_export.errors import CheckpointError, ConfigError, UnsupportedError
 from otter_export.family import MAX_POSITIONS, BaseDimensions, Family
+from otter_export.files import is_file
 from otter_export.size_defaults import SIZE_KEYS, default_sizes
 from otter_export.wrappers import WRAPPERS, text_settings
 
@@ -39,7 +40,7 @@ _NUMBERS: Mapping[str, tuple[float, float]] = {
         ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps"),
         (1e-20, 0.1),
     ),
-    "rope_theta": (1.0, 1e15),
+    **dict.fromkeys(("rope_theta", "rotary_emb_base"), (1.0, 1e15)),
     **dict.fromkeys(("logit_scale", "logits_scaling", "embedding_multiplier"), (1e-6, 1e6)),
     **dict.fromkeys(("residual_multiplier", "attention_multiplier"), (1e-6, 1e6)),
     **dict.fromkeys(_PARTIAL, (1e-3, 1.0)),
@@ -98,7 +99,7 @@ def read_config(directory: Path) -> tuple[dict[str, Any], str | None]:
         UnsupportedError: A setting that no target builds.
     """
     path = directory / FILE_NAME
-    if not path.is_file():
+    if not is_file(path, CheckpointError):
         raise CheckpointError(f"{path} does not exist: {_what_lies_in(directory)}")
     data = read_json(path)
     if not isinstance(data, dict):
@@ -192,25 +193,36 @@ def library_config(
         *(key for key in announced.values() if isinstance(key, str)),
         *family.settings,
         *(("sliding_window",) if family.windowed else ()),
+        *((_ORIGINAL,) if data.get(_ORIGINAL) is not None else ()),
     }
-    kept = {key: value for key, value in data.items() if key in known}
     sizes = {family.config_keys.get(name, name): getattr(dimensions, name) for name in SIZE_KEYS}
-    if original_length(data) is not None:
+    if original_length(data, family) is not None:
         # transformers takes the scores' factor from how much longer the model is now.
-        sizes["max_position_embeddings"] = data["max_position_embeddings"]
+        del sizes["max_position_embeddings"]
+        known.add("max_position_embeddings")
+    kept = {key: value for key, value in data.items() if key in known}
     return {**kept, **sizes, "tie_word_embeddings": dimensions.tie_word_embeddings}
 
 
-def original_length(data: Mapping[str, Any]) -> int | None:
+def original_length(data: Mapping[str, Any], family: Family) -> int | None:
     """The longest sequence that the short factors of ``longrope`` are for; None for other bases.
 
     Longer ones rotate by other tables from their first token on, which no engine can know.
     """
+    outside = data.get(_ORIGINAL) or family.defaults.get(_ORIGINAL)
+    lengths: list[Any] = []
     for settings in (data.get(key) for key in _ROPE_KEYS):
-        if isinstance(settings, Mapping) and _scaling(settings) == "longrope":
-            length = settings.get(_ORIGINAL, data.get(_ORIGINAL))
-            return None if length is None else int(length)
-    return None
+        if not isinstance(settings, Mapping):
+            continue
+        if _scaling(settings) == "longrope":
+            lengths.append(outside or settings.get(_ORIGINAL))
+        kinds = (settings.get(kind) for kind in _LAYER_TYPES)
+        lengths += [
+            kind.get(_ORIGINAL)
+            for kind in kinds
+            if isinstance(kind, Mapping) and _scaling(kind) == "longrope"
+        ]
+    return min((length for length in lengths if length is not None), default=None)
 
 
 def special_tokens(
@@ -222,7 +234,7 @@ def special_tokens(
         ConfigError: generation_config.json is no JSON object.
     """
     path = directory / GENERATION_FILE
-    generation = read_json(path) if path.is_file() else {}
+    generation = read_json(path) if is_file(path, ConfigError) else {}
     if not isinstance(generation, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(generation).__name__}")
     values = {**data, **{k: v for k, v in generation.items() if v is not None}}
@@ -275,24 +287,34 @@ def _numbers(
 
 
 def _rope(settings: object, key: str, source: str, problems: list[str]) -> object:
-    """Rotary settings with their numbers checked.
+    """Rotary settings with their numbers checked: one for all layers, or one for each kind.
+
+    transformers reads them by kind where its model has kinds of layers, and else what lies beside
+    them, so both are checked and kept.
 
     Raises:
         UnsupportedError: A kind of scaling that would not be built faithfully.
     """
-    if isinstance(settings, Mapping) and any(isinstance(v, Mapping) for v in settings.values()):
-        return {
-            name: None if one is None else _rope(one, f"{key}.{name}", source, problems)
-            for name, one in settings.items()
-            if one is None or isinstance(one, Mapping)  # transformers reads no others of these
-        }
+    if not isinstance(settings, Mapping):
+        return _flat_rope(settings, key, source, problems)
+    kinds = {
+        kind: None if one is None else _flat_rope(one, f"{key}.{kind}", source, problems)
+        for kind, one in settings.items()
+        if kind in _LAYER_TYPES
+    }
+    beside = {name: value for name, value in settings.items() if not isinstance(value, Mapping)}
+    return {**_flat_rope(beside, key, source, problems), **kinds}
+
+
+def _flat_rope(settings: object, key: str, source: str, problems: list[str]) -> dict[str, Any]:
+    """The settings of one kind of layers, or of all; see `_rope`."""
     kind = _scaling(settings)
     if not isinstance(settings, Mapping) or kind not in FAITHFUL_SCALINGS:
         raise UnsupportedError(
             f"{source}: {key} asks for rotary scaling {_shown(kind)}; "
             f"built faithfully: {', '.join(FAITHFUL_SCALINGS)}"
         )
-    values = {**settings, "rope_type": kind}
+    values = {**settings, **({"rope_type": kind} if kind == "longrope" else {})}
     where = f"{key}."
     problems += [
         f"{where}{name} is missing, which scaling {kind} needs"
@@ -313,6 +335,8 @@ def _rope(settings: object, key: str, source: str, problems: list[str]) -> objec
             type(f) in (int, float) and 0 < f <= 1e6 for f in factors
         ):
             problems.append(f"{where}{name} must be a list of positive numbers")
+    if type(values.get("truncate", True)) is not bool:
+        problems.append(f"{where}truncate must be true or false, got {_shown(values['truncate'])}")
     return values
 
 
@@ -332,9 +356,9 @@ def _shown(value: object) -> str:
 
 def _what_lies_in(directory: Path) -> str:
     """What a directory holds that is no base, and where one may be."""
-    nested = sorted(p.parent.name for p in directory.glob(f"*/{FILE_NAME}"))
+    nested = sorted(str(p.parent) for p in directory.glob(f"*/{FILE_NAME}"))
     if nested:
-        return f"models lie in the subfolders {', '.join(nested[:5])}; give one of them"
+        return f"models lie in its subfolders; give one of them: {', '.join(nested[:5])}"
     found = sorted(p.name for p in directory.iterdir())
     if any(name.endswith(".gguf") for name in found):
         return "the directory holds GGUF files; a base is a Hugging Face directory with safetensors"

@@ -45,7 +45,8 @@ _PLAIN = (Exception, ValueError, RuntimeError)
 def errors_as(kind: Callable[[str], OtterError], what: str) -> Iterator[None]:
     """Turn whatever a library raises in the block into an error of ours.
 
-    Our own errors pass, and so does what asks the program to end (`KeyboardInterrupt`).
+    Our own errors pass, also where the library has put its own around them, and so does what asks
+    the program to end (`KeyboardInterrupt`).
 
     Args:
         kind: Makes the error, of its message.
@@ -59,7 +60,17 @@ def errors_as(kind: Callable[[str], OtterError], what: str) -> Iterator[None]:
     except (OtterError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a Rust library's panic is no Exception
+        if (ours := _wrapped(error)) is not None:
+            raise ours from None
         raise kind(f"{what}: {reason(error)}") from error
+
+
+def _wrapped(error: BaseException) -> OtterError | None:
+    """The error of ours that a library's is caused by: it calls us back, as for a lazy tensor."""
+    cause = error.__cause__
+    while cause is not None and not isinstance(cause, OtterError):
+        cause = cause.__cause__
+    return cause
 
 
 def reason(error: BaseException) -> str:

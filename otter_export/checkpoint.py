@@ -37,7 +37,7 @@ from otter_export.family import (
     channel_width,
     sites,
 )
-from otter_export.files import is_directory
+from otter_export.files import is_directory, is_file, open_regular
 from otter_export.hub import BASE_STEM, TOKENIZER_FILES, find_base
 from otter_export.safetensors_io import WEIGHT_DTYPES, FloatArray, TensorStore, same_values
 from otter_export.wrappers import WRAPPERS, check_bypassed
@@ -62,12 +62,13 @@ class BaseModel:
     wrapper: str | None = None
 
     @classmethod
-    def open(cls, directory: Path) -> BaseModel:
+    def open(cls, directory: str | os.PathLike[str]) -> BaseModel:
         """Read a base's config.json; `problems` compares it with the weights.
 
         Raises:
             CheckpointError, ConfigError, UnsupportedError: It is not a usable base model.
         """
+        directory = Path(directory)
         if not is_directory(directory):
             raise CheckpointError(f"{directory} is not a directory")
         given, wrapper = read_config(directory)
@@ -78,7 +79,7 @@ class BaseModel:
             check_bypassed(data, wrapper, source)
         check_family_settings(data, family, source)
         dimensions = BaseDimensions.from_json(data, family, source)
-        length = original_length(data)
+        length = original_length(data, family)
         if length is not None and length < dimensions.max_position_embeddings:
             dimensions = dataclasses.replace(dimensions, max_position_embeddings=length)
         base = cls(directory, data, family, dimensions, wrapper)
@@ -121,6 +122,15 @@ class BaseModel:
         """The config.json of a wrapper's text model, as a plain base has it."""
         told = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype")
         return {**self.library_config, **{k: self.data[k] for k in told if k in self.data}}
+
+    @property
+    def window(self) -> int | None:
+        """The window of the layers that have one, by config.json alone; None: none can have one.
+
+        `otter_export.layer_attention` asks transformers which layers these are.
+        """
+        is_on = self.family.windowed and self.data.get("use_sliding_window", True)
+        return self.data.get("sliding_window") if is_on else None
 
     @property
     def embedding_name(self) -> str:
@@ -230,14 +240,19 @@ class BaseModel:
         for name, expected in self.tensors.items():
             stored = self.stored_name(name)
             if stored is None:
-                found.append(f"base tensor {name} is missing")
+                untied = "; config.json does not tie it to the embedding (tie_word_embeddings)"
+                hint = untied if name == f"{self.family.output_head}.weight" else ""
+                found.append(f"base tensor {name} is missing{hint}")
             elif self.weights[stored].shape != expected:
                 found.append(
                     f"base tensor {name} has shape {list(self.weights[stored].shape)}, "
                     f"config.json implies {list(expected)}"
                 )
             elif self.weights[stored].dtype not in WEIGHT_DTYPES:
-                found.append(f"base tensor {name} has dtype {self.weights[stored].dtype}")
+                found.append(
+                    f"base tensor {name} has dtype {self.weights[stored].dtype}; "
+                    f"accepted: {', '.join(WEIGHT_DTYPES)}"
+                )
         found += self._unannounced_biases()
         is_any_missing = not all(map(self.has, self.tensors))
         if is_any_missing and (others := self.left_over()):
@@ -373,7 +388,7 @@ class Checkpoint:
         path = Path(directory)
         if not is_directory(path):
             raise CheckpointError(f"{path} is not a directory")
-        if not (path / config_file.FILE_NAME).is_file():
+        if not is_file(path / config_file.FILE_NAME, CheckpointError):
             raise CheckpointError(
                 f"{path} has no {config_file.FILE_NAME}: it is not an Otter checkpoint. "
                 "Make one with: otter-export insert BASE CKPT"
@@ -429,11 +444,11 @@ def check_widths(config: OtterConfig, base: BaseDimensions) -> list[str]:
     if config.head_dim != base.head_dim:
         problems.append(f"head_dim is {config.head_dim}, the base's is {base.head_dim}")
     ours = config.num_attention_heads * base.num_key_value_heads
-    if ours != base.num_attention_heads * config.num_key_value_heads:
+    if ours > base.num_attention_heads * config.num_key_value_heads:
         problems.append(
             f"{config.num_attention_heads} query heads over {config.num_key_value_heads} key/value "
-            f"heads: the ratio must be the base's, {base.num_attention_heads} over "
-            f"{base.num_key_value_heads}"
+            f"heads: a key/value head may have as many query heads as in the base, "
+            f"{base.num_attention_heads} over {base.num_key_value_heads}, and not more"
         )
     return problems
 
@@ -453,10 +468,10 @@ def _check_all_fetched(directory: Path) -> None:
     """Refuse pointers of Git LFS among the small files; weights are checked as they are opened."""
     for name in TOKENIZER_FILES:
         path = directory / name
-        if not path.is_file():
+        if not is_file(path, CheckpointError):
             continue
         try:
-            with path.open("rb") as file:
+            with open_regular(path, error=CheckpointError) as file:
                 check_fetched(file.read(64))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from None

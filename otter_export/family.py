@@ -21,9 +21,14 @@ from otter_export.errors import ConfigError, UnsupportedError
 #: Rotary tables have a row for each position; the longest published models have 1,010,000.
 MAX_POSITIONS = 1 << 20
 #: Every layer becomes entries in memory, so a hostile count must not get that far.
-_LIMITS = {"num_hidden_layers": 1 << 14, "max_position_embeddings": MAX_POSITIONS + 1}
+_LIMITS = {"num_hidden_layers": (1 << 14) - 1, "max_position_embeddings": MAX_POSITIONS}
 #: The sizes that a config.json may leave out or set to null.
 _OPTIONAL = ("intermediate_size", "num_key_value_heads", "head_dim")
+
+
+def size_limit(name: str) -> int:
+    """The largest value of a size of a base that a file may give."""
+    return _LIMITS.get(name, (1 << 31) - 1)
 
 
 class Space(enum.Enum):
@@ -76,6 +81,7 @@ class HeadNorm:
 class Rotation(enum.Enum):
     """Which layers rotate queries and keys."""
 
+    NONE = "none"  # positions are learned, and added
     ALL = "all"
     WINDOWED = "windowed"  # where there are windows at all, the layers without one do not
     LISTED = "listed"  # config's no_rope_layers, 1 for a layer that rotates
@@ -179,13 +185,13 @@ class BaseDimensions:
 
         def size(name: str, default: int | None = None) -> int:
             key = family.config_keys.get(name, name)
-            limit = _LIMITS.get(name, 1 << 31)
+            limit = size_limit(name)
             value = data.get(key)
             if value is None and name in _OPTIONAL:
                 value = default
-            if type(value) is not int or not 0 < value < limit:
+            if type(value) is not int or not 0 < value <= limit:
                 raise ConfigError(
-                    f"{source}: {key} must be an integer from 1 to {limit - 1}, got {value!r:.60}"
+                    f"{source}: {key} must be an integer from 1 to {limit}, got {value!r:.60}"
                 )
             return value
 
@@ -200,6 +206,9 @@ class BaseDimensions:
         if hidden % heads:
             # Also with a head_dim, since transformers refuses it.
             raise ConfigError(f"{source}: hidden size {hidden} is not a multiple of {heads} heads")
+        head_dim = size("head_dim", hidden // heads)
+        if family.rotation is not Rotation.NONE and head_dim % 2:
+            raise ConfigError(f"{source}: rotary embeddings need an even head_dim, got {head_dim}")
         return cls(
             model_type=str(data.get("model_type")),
             hidden_size=hidden,
@@ -207,7 +216,7 @@ class BaseDimensions:
             num_hidden_layers=size("num_hidden_layers"),
             num_attention_heads=heads,
             num_key_value_heads=size("num_key_value_heads", heads),
-            head_dim=size("head_dim", hidden // heads),
+            head_dim=head_dim,
             vocab_size=size("vocab_size"),
             max_position_embeddings=size("max_position_embeddings"),
             tie_word_embeddings=bool(data.get("tie_word_embeddings", family.tied)),

@@ -30,14 +30,35 @@ _BLOCK_BYTES = 4 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def is_file(path: Path) -> bool:
-    """Whether a file is there; a name that no file can have, as one too long, is not there."""
+def is_file(path: Path, error: type[OtterError] = OtterError) -> bool:
+    """Whether a regular file is there; a name that no file can have, as one too long, is not there.
+
+    Args:
+        path: The name; links are followed.
+        error: What is raised.
+
+    Raises:
+        OtterError: Something else has the name, or a link that leads nowhere: going on as if
+            nothing were there would read a model without it. Of the class ``error``.
+    """
     try:
-        return path.is_file()
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise error(
+                f"{path} is a link that leads nowhere; fetch the file, or remove it"
+            ) from None
+        return False
+    # A NUL or half of a surrogate pair.
+    except ValueError:
+        return False
+    except OSError as reason:
+        if reason.errno == errno.ENAMETOOLONG:
             return False
-        raise
+        raise error(system_error(reason, path)) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise error(f"{path} is not a regular file; only regular files are read")
+    return True
 
 
 def is_directory(path: Path) -> bool:
@@ -151,7 +172,9 @@ def writing(path: Path, size: int = 0) -> Iterator[None]:
     except OSError as error:
         # numpy counts what it has written, and drops the reason why it was less.
         cause = error if error.errno is not None else _lost_reason(path.parent, size) or error
-        name = error.filename if isinstance(error.filename, str | os.PathLike) else path
+        # Of a rename, the second is the name that was asked for.
+        file = error.filename2 or error.filename
+        name = file if isinstance(file, str | os.PathLike) else path
         if cause.errno in _FULL:
             name = path  # a copy may name the file that it reads
         raise OtterError(f"cannot write {system_error(cause, Path(name))}") from error
@@ -306,4 +329,7 @@ def _lost_reason(directory: Path, size: int) -> OSError | None:
 
 
 def _reason(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)
+    """What the system says and what to do, without the file, which the message has."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return system_error(OSError(error.errno, error.strerror))
+    return str(error)

@@ -30,6 +30,7 @@ _SMALL_FILES = (
 )
 _WEIGHTS = f"{BASE_STEM}.safetensors"
 _INDEX = f"{BASE_STEM}.safetensors.index.json"
+_HUB = "https://huggingface.co/"
 #: Names from before repositories had owners.
 _RENAMED = {
     **{name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large")},
@@ -52,8 +53,10 @@ def find_base(name: str, *, fetch: bool = True) -> Path:
     if is_directory(path):
         _refuse_cache_folder(path)
         return path
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") != 1:
         hint = f"; did you mean {_RENAMED[name]}?" if name in _RENAMED else ""
+        if name.startswith(_HUB):
+            hint = f"; did you mean {'/'.join(name.removeprefix(_HUB).split('/')[:2])}?"
         if is_file(path):
             hint = "; it is a file: give the directory that holds it"
         raise CheckpointError(
@@ -115,12 +118,16 @@ def _literal(name: str) -> str:
 
 
 def _refuse_cache_folder(path: Path) -> None:
-    """A folder of the hub's cache holds blobs and snapshots; the model is one of the latter."""
-    if not (path / "snapshots").is_dir():
-        return
-    found = sorted(p for p in (path / "snapshots").iterdir() if p.is_dir())
-    hub_id = path.name.removeprefix("models--").replace("--", "/", 1)
-    snapshot = f", or the snapshot {found[-1]}" if found else ""
-    raise CheckpointError(
-        f"{path} is a folder of the Hugging Face cache; give its hub id {hub_id}{snapshot}"
-    )
+    """A model's folder of the cache holds blobs and snapshots; a base is one of the latter."""
+    for folder in (path, path.parent):
+        if folder.name.startswith("models--") and (folder / "snapshots").is_dir():
+            found = sorted(p for p in (folder / "snapshots").iterdir() if p.is_dir())
+            hub_id = folder.name.removeprefix("models--").replace("--", "/", 1)
+            snapshot = f", or the snapshot {found[-1]}" if found else ""
+            raise CheckpointError(
+                f"{path} is a folder of the Hugging Face cache; give its hub id {hub_id}{snapshot}"
+            )
+    if any(path.glob("models--*")) or any(path.glob("hub/models--*")):
+        raise CheckpointError(
+            f"{path} is the Hugging Face cache; give the hub id of a model in it (owner/name)"
+        )

@@ -1,8 +1,9 @@
 """Initial values of a channel's tensors: ``copy``, ``normal`` and ``random``.
 
-``copy`` takes fixed index sets: S of d' hidden units, M of m' neurons (both evenly spaced) and the
-first H' query heads with their key/value heads. With ``A = W[out-set, :]``, ``B = 0``,
-``gamma' = gamma[S]`` and ``P = I[S, :]`` the channel's state equals ``x[S]`` at every layer.
+``copy`` takes fixed index sets: S of d' hidden units, M of m' neurons (both evenly spaced), the
+first H'kv key/value heads, and the first H'/H'kv query heads of each of them. With
+``A = W[out-set, :]``, ``B = 0``, ``gamma' = gamma[S]`` and ``P = I[S, :]`` the channel's state
+equals ``x[S]`` at every layer.
 numpy only: the streaming ``insert`` command and the torch reference both use it.
 """
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from otter_export.checkpoint import BaseModel
 from otter_export.config import OtterConfig
 from otter_export.errors import ConfigError
-from otter_export.family import ProjectionSite, Space, channel_width
+from otter_export.family import BaseDimensions, ProjectionSite, Space, channel_width
 from otter_export.safetensors_io import FloatArray
 
 Maker = Callable[[], FloatArray]
@@ -38,9 +39,19 @@ def copied_rows(config: OtterConfig, base: BaseModel, space: Space) -> npt.NDArr
             f"copy initialisation needs a channel no wider than the base: {space.value} "
             f"{count} > {size}; use --init normal or smaller widths"
         )
-    if space in (Space.QUERY, Space.KEY_VALUE):
+    if space is Space.KEY_VALUE:
         return np.arange(count, dtype=np.int64)
+    if space is Space.QUERY:
+        return _first_of_each_group(config, base.dimensions)
     return evenly_spaced(count, size)
+
+
+def _first_of_each_group(config: OtterConfig, base: BaseDimensions) -> npt.NDArray[np.int64]:
+    """Rows of the query heads that read the copied key/value heads: all of them, or the first."""
+    group = base.num_attention_heads // base.num_key_value_heads
+    kept = config.num_attention_heads // config.num_key_value_heads
+    heads = np.arange(config.num_key_value_heads)[:, None] * group + np.arange(kept)
+    return (heads.reshape(-1, 1) * base.head_dim + np.arange(base.head_dim)).ravel()
 
 
 def initial_tensors(

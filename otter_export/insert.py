@@ -28,7 +28,7 @@ from otter_export.checkpoint import (
 )
 from otter_export.config import OtterConfig, Signal
 from otter_export.errors import CheckpointError, ConfigError
-from otter_export.files import SETTINGS_LIMIT, copy_regular, writing
+from otter_export.files import SETTINGS_LIMIT, copy_regular, is_file, writing
 from otter_export.hub import TOKENIZER_FILES, find_base
 from otter_export.initialization import Maker, initial_tensors
 from otter_export.manifest import FILE_NAME as ENGINE_FILE
@@ -56,12 +56,14 @@ class ChannelOptions:
     Args:
         hidden_size: d'.
         intermediate_size: m'; by default ``d' * m / d``, rounded up to a multiple of 64, at most m.
-        heads: H'; by default H/Hkv, the smallest count that has a whole key/value head.
+        heads: H'; by default H/Hkv, which all targets build.
         embedding: ``projection`` or ``table``.
         initialization: ``copy``, ``normal`` or ``random``.
         signals: What the channel predicts.
         dtype: ``F32``, ``F16`` or ``BF16``; of the inserted tensors as stored.
         seed: Of the drawn tensors.
+        key_value_heads: H'kv; by default the fewest that share H' evenly, each with at most as many
+            query heads as in the base.
     """
 
     hidden_size: int = 64
@@ -72,6 +74,7 @@ class ChannelOptions:
     signals: tuple[Signal, ...] = (Signal("reward"),)
     dtype: str = "F32"
     seed: int = 0
+    key_value_heads: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,12 +126,12 @@ class Insertion:
 
 
 def plan(
-    base_name: str,
-    destination: Path,
+    base_name: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
     options: ChannelOptions,
     *,
     adapter: bool = False,
-    replacements: Path | None = None,
+    replacements: str | os.PathLike[str] | None = None,
     force: bool = False,
 ) -> Insertion:
     """Check everything that can be checked before writing.
@@ -145,6 +148,7 @@ def plan(
     Raises:
         OtterError: The base, the widths, the replacements or the destination are unusable.
     """
+    base_name, destination = os.fspath(base_name), Path(destination)
     check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
     directory = find_base(base_name)
     _refuse_overlap(destination, directory)
@@ -183,11 +187,6 @@ def channel_config(
         )
     group = d.num_attention_heads // d.num_key_value_heads
     heads = group if options.heads is None else options.heads
-    if heads < 1 or heads % group:
-        raise ConfigError(
-            f"{heads} heads: the base has {group} query heads for each key/value head, so the "
-            f"channel needs a multiple of {group}"
-        )
     intermediate = options.intermediate_size
     if intermediate is None:
         proportional = options.hidden_size * d.intermediate_size / d.hidden_size
@@ -199,7 +198,7 @@ def channel_config(
         hidden_size=options.hidden_size,
         intermediate_size=intermediate,
         num_attention_heads=heads,
-        num_key_value_heads=heads // group,
+        num_key_value_heads=options.key_value_heads or fewest_key_value_heads(heads, group),
         head_dim=d.head_dim,
         embedding=options.embedding,
         initialization=options.initialization,
@@ -212,6 +211,11 @@ def channel_config(
     if problems:
         raise ConfigError("; ".join(problems))
     return config
+
+
+def fewest_key_value_heads(heads: int, group: int) -> int:
+    """The fewest key/value heads that share query heads evenly, at most ``group`` each."""
+    return next(n for n in range(1, heads + 1) if heads % n == 0 and heads <= n * group)
 
 
 def _refuse_what_is_no_base(directory: Path) -> None:
@@ -242,7 +246,7 @@ def _notes(base: BaseModel) -> Iterator[str]:
         CheckpointError: It has no tokenizer that can be read.
     """
     index = base.weights.source.with_name(f"{base.weights.source.name}.index.json")
-    if index.is_file():
+    if is_file(index, CheckpointError):
         yield f"{base.weights.source.name} is read, as transformers does; {index.name} is not"
     extra = base.left_over()
     if base.wrapper is not None:
@@ -253,6 +257,8 @@ def _notes(base: BaseModel) -> Iterator[str]:
     elif extra:
         more = f" and {len(extra) - 1} more" if extra[1:] else ""
         yield f"the model does not read the stored tensor {extra[0]}{more}"
+    if not base.special_token_ids[1]:
+        yield "no token ends a text: eos_token_id is absent, or is no id of the embedding's"
     positions = base.dimensions.max_position_embeddings
     if positions < base.data.get("max_position_embeddings", 0):
         yield (
@@ -260,7 +266,7 @@ def _notes(base: BaseModel) -> Iterator[str]:
             f"{base.data['max_position_embeddings']}: longer ones rotate by other tables (longrope)"
         )
     path = base.directory / TOKENIZER_FILE
-    if not path.is_file():
+    if not is_file(path, CheckpointError):
         found = [
             name for name in ("tokenizer.model", "vocab.json") if (path.parent / name).is_file()
         ]
@@ -286,7 +292,11 @@ def base_files(base: BaseModel) -> tuple[Path, ...]:
 
     Those of a wrapper that its text model needs are its tokenizer's alone.
     """
-    tokenizer = [p for p in (base.directory / n for n in TOKENIZER_FILES) if p.is_file()]
+    tokenizer = [
+        path
+        for path in (base.directory / name for name in TOKENIZER_FILES)
+        if is_file(path, CheckpointError)
+    ]
     if base.wrapper is not None:
         return tuple(tokenizer)
     weights = {info.file for info in base.weights.values()} | {base.weights.source}
@@ -306,11 +316,14 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def _planned(
-    config: OtterConfig, base: BaseModel, options: ChannelOptions, replacements: Path | None
+    config: OtterConfig,
+    base: BaseModel,
+    options: ChannelOptions,
+    replacements: str | os.PathLike[str] | None,
 ) -> tuple[PlannedTensor, ...]:
     initial = list(initial_tensors(config, base, options.seed))
     shapes = {name: shape for name, shape, _ in initial}
-    trained = _open_replacements(replacements, shapes)
+    trained = _open_replacements(None if replacements is None else Path(replacements), shapes)
 
     def rounded(name: str, make: Maker) -> PlannedTensor:
         # The file may hold another dtype than the checkpoint is to have.

@@ -13,6 +13,7 @@ from otter_export import manifest as manifest_file
 from otter_export.checkpoint import BaseModel, Checkpoint
 from otter_export.errors import OtterError
 from otter_export.family import ProjectionSite, Space
+from otter_export.files import is_file
 from otter_export.manifest import EngineManifest
 from otter_export.safetensors_io import TensorStore
 
@@ -125,9 +126,9 @@ def inspect(path: Path) -> CheckpointSummary | EngineSummary:
     """
     if not path.is_dir():
         raise OtterError(f"{path} is not a directory; expected a checkpoint or an engine")
-    if (path / manifest_file.FILE_NAME).is_file():
+    if is_file(path / manifest_file.FILE_NAME):
         return EngineSummary(path, EngineManifest.load(path))
-    if (path / config_file.FILE_NAME).is_file():
+    if is_file(path / config_file.FILE_NAME):
         return summarize(Checkpoint.open(path, fetch=False))
     raise OtterError(
         f"{path} has neither {config_file.FILE_NAME} (a checkpoint) nor "

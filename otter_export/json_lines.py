@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from otter_export.boundary import system_error
 from otter_export.errors import OtterError
 
 #: Stands for standard input.
 STDIN = Path("-")
-#: One line; a device without an end has no lines at all.
-_LIMIT_LINE = 64 << 20
+#: One line; a device without an end has no lines at all. A million token ids are less.
+_LIMIT_LINE = 8 << 20
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -56,7 +57,7 @@ def read_lines(
                 if line.strip():
                     yield number, line
     except OSError as caught:
-        raise error(f"cannot read the {what} in {path}: {caught.strerror or caught}") from None
+        raise error(f"cannot read the {what} in {system_error(caught, path)}") from None
     # A NUL in the path.
     except ValueError as caught:
         raise error(f"cannot read the {what} in {path}: {caught}") from None

@@ -7,7 +7,9 @@ rotate their queries and keys. transformers is asked for it, so that no rule is 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from otter_export.boundary import errors_as
@@ -43,21 +45,26 @@ def completed_config(base: BaseModel) -> Any:
 
     # The classes' own padding token may lie beyond the vocabulary; no model depends on it.
     settings = {**base.library_config, "pad_token_id": None}
-    # Its configuration classes raise exceptions of their own.
-    with errors_as(CheckpointError, f"transformers cannot load {base.directory}"):
-        return AutoConfig.for_model(settings.pop("model_type"), **settings)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        # Its configuration classes raise exceptions of their own.
+        errors_as(CheckpointError, f"transformers cannot load {base.directory}"),
+    ):
+        # A file, since what it says chooses the class: Mistral with layer_types is Ministral.
+        Path(directory, "config.json").write_text(json.dumps(settings), encoding="utf-8")
+        return AutoConfig.from_pretrained(directory)
 
 
 def layer_attention(base: BaseModel) -> tuple[LayerAttention, ...]:
     """The attention of every layer, in order."""
     config, family = completed_config(base), base.family
-    kinds = getattr(config, "layer_types", None) or [_WINDOWED] * base.dimensions.num_hidden_layers
+    listed = getattr(config, "layer_types", None) or ()
+    kinds = listed or [_WINDOWED] * base.dimensions.num_hidden_layers
     window = getattr(config, "sliding_window", None) if family.windowed else None
     windows = [window if kind == _WINDOWED else None for kind in kinds]
-    settings = getattr(config, "rope_parameters", None)
-    if settings is None:  # learned positions
+    if family.rotation is Rotation.NONE:
         return tuple(LayerAttention(w, None) for w in windows)
-    each = any(isinstance(value, Mapping) for value in settings.values())
+    each = any(kind in config.rope_parameters for kind in listed)
     tables = [str(kind) if each else ONE_TABLE for kind in kinds]
     rotates = [True] * len(kinds)
     if family.rotation is Rotation.LISTED:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from otter_export import engine_io
 from otter_export.config import OtterConfig, Signal, read_json
 from otter_export.engine_io import EngineIO, StepLimits, TensorSpec
 from otter_export.errors import ConfigError, EngineError
+from otter_export.family import MAX_POSITIONS, size_limit
 from otter_export.files import is_directory, is_file
 from otter_export.quoting import quoted
 
@@ -100,6 +102,7 @@ class EngineManifest:
         builder: Name and version of the builder and of the libraries it used.
         source: The checkpoint: its path as given, and hashes of its config and inserted tensors.
         options: Further build options, for the record; `built_for` has what a runtime needs.
+        mends: What was put right in the base graph, by name (docs/upstream.md).
     """
 
     target: str
@@ -119,6 +122,7 @@ class EngineManifest:
     builder: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    mends: tuple[str, ...] = ()
 
     @property
     def vocab_size(self) -> int:
@@ -253,7 +257,7 @@ class EngineManifest:
         path = directory / FILE_NAME
         if not is_directory(directory):
             raise EngineError(f"{directory} is not a directory; expected an engine directory")
-        if not path.is_file():
+        if not is_file(path, EngineError):
             raise EngineError(
                 f"{directory} has no {FILE_NAME}: it is not an engine. "
                 "Build one with: otter-export build CKPT --target onnx --out DIR"
@@ -292,13 +296,17 @@ class EngineManifest:
                 for f in fields["files"]
             )
             fields["eos_token_ids"] = tuple(int(i) for i in fields["eos_token_ids"])
+            fields["mends"] = tuple(map(str, fields.get("mends", ())))  # older engines have none
             manifest = cls(**fields)
             manifest._check_types()
             sizes = ("vocab_size", "num_hidden_layers", "num_key_value_heads", "head_dim")
-            positive = [manifest.base[name] for name in sizes] + [manifest.max_sequence_length]
-            positive.append(manifest.channel["num_key_value_heads"])
-            if any(type(v) is not int or v <= 0 for v in positive):
-                raise ValueError("sizes must be positive integers")
+            found = [(name, manifest.base[name], size_limit(name)) for name in sizes]
+            heads = "num_key_value_heads"
+            found.append((f"the channel's {heads}", manifest.channel[heads], size_limit(heads)))
+            found.append(("max_sequence_length", manifest.max_sequence_length, MAX_POSITIONS))
+            for name, value, limit in found:
+                if type(value) is not int or not 0 < value <= limit:
+                    raise ValueError(f"{name} must be an integer from 1 to {limit}")
             return manifest
         except ConfigError as error:
             raise EngineError(str(error)) from None
@@ -324,8 +332,11 @@ class EngineManifest:
                     f"{directory / FILE_NAME} names {file.path!r}, outside the engine"
                 )
             actual = directory / path
-            if not is_file(actual):
+            if not is_file(actual, EngineError):
                 raise EngineError(f"{directory} is incomplete: {file.path} is missing")
+            # Libraries name another file of the engine, or none.
+            if not os.access(actual, os.R_OK):
+                raise EngineError(f"{actual} cannot be read; check its permissions")
             if actual.stat().st_size != file.size:
                 raise EngineError(
                     f"{actual} has {actual.stat().st_size} bytes, {FILE_NAME} says {file.size}: "

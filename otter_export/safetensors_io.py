@@ -71,9 +71,9 @@ class TensorStore(Mapping[str, TensorInfo]):
         """
         index = directory / f"{stem}.safetensors.index.json"
         single = directory / f"{stem}.safetensors"
-        if single.is_file():
+        if is_file(single, CheckpointError):
             return cls(read_header(single), single)
-        if index.is_file():
+        if is_file(index, CheckpointError):
             return cls(_read_index(directory, index), index)
         pickles = sorted(p.name for p in directory.glob("*") if p.suffix in _PICKLE_SUFFIXES)
         if pickles:
@@ -82,9 +82,10 @@ class TensorStore(Mapping[str, TensorInfo]):
                 "can run code and are never read; save them as safetensors "
                 "(save_pretrained(..., safe_serialization=True))"
             )
-        others = sorted(p.name for p in directory.glob("*.safetensors"))
-        found = f"; it holds {', '.join(others[:3])}" if others else ""
-        raise CheckpointError(f"{directory} has neither {single.name} nor {index.name}{found}")
+        found = [*directory.glob("*.safetensors"), *directory.glob("*/*.safetensors")]
+        others = sorted(str(path.relative_to(directory)) for path in found)
+        holds = f"; it holds {', '.join(others[:3])}" if others else ""
+        raise CheckpointError(f"{directory} has neither {single.name} nor {index.name}{holds}")
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self._infos[name]
@@ -194,7 +195,7 @@ def _read_index(directory: Path, index: Path) -> dict[str, TensorInfo]:
         inside = len(path.parts) == 1 and "\\" not in name and path.parts[0] not in (".", "..")
         if not inside:
             raise CheckpointError(f"{index} names {name!r}; shards must lie beside the index")
-    missing = [name for name in shards if not is_file(directory / name)]
+    missing = [name for name in shards if not is_file(directory / name, CheckpointError)]
     if missing:
         raise CheckpointError(f"{index} names missing files: {', '.join(missing)}")
     found: dict[str, TensorInfo] = {}

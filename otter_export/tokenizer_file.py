@@ -15,7 +15,7 @@ import tokenizers
 
 from otter_export.config import check_fetched, read_json
 from otter_export.errors import ConfigError
-from otter_export.files import read_regular
+from otter_export.files import is_file, read_regular
 
 FILE_NAME = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
@@ -23,7 +23,7 @@ _SPECIAL = "special_tokens_map.json"
 _ADDED = "added_tokens.json"
 #: The largest known vocabularies (262,144 tokens) take 35 MB.
 _LIMIT_BYTES = 256 << 20
-#: Fields that name one special token, in transformers' order, then those that list several.
+#: Fields that name one special token, in transformers' order; others that end alike follow.
 _NAMED = (
     "bos_token",
     "eos_token",
@@ -33,7 +33,6 @@ _NAMED = (
     "cls_token",
     "mask_token",
 )
-_LISTS = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
@@ -53,6 +52,7 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
         check_fetched(content)
         tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
         _add_tokens(tokenizer, path)
+        tokenizer.encode("")  # what it puts around a text is looked up only now
     except (ConfigError, KeyboardInterrupt, SystemExit):
         raise
     # tokenizers raises plain Exception for what it cannot parse; its panics are no Exception.
@@ -72,6 +72,8 @@ def tokens_beyond(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> list[str]
 
 def _add_tokens(tokenizer: tokenizers.Tokenizer, path: Path) -> None:
     """Add what the files beside ``tokenizer.json`` add, by transformers' rules."""
+    split = _object(path.parent / _CONFIG).get("split_special_tokens", False)
+    tokenizer.encode_special_tokens = bool(split)
     known = {str(token) for token in tokenizer.get_added_tokens_decoder().values()}
     for source, token, expected in _tokens_beside(path.parent):
         if str(token) in known:
@@ -95,7 +97,8 @@ def _tokens_beside(directory: Path) -> Iterator[tuple[Path, tokenizers.AddedToke
     numbered = config.get("added_tokens_decoder")
     # As in transformers: a file that lists its tokens does not need the older two.
     special = config if numbered is not None else {**config, **_object(directory / _SPECIAL)}
-    names = set(_special_names(special))
+    named = list(_special_tokens(special))
+    names = {_content(entry) for entry in named}
     if numbered is None:
         path = directory / _ADDED
         numbered = {str(i): {"content": token} for token, i in _object(path).items()}
@@ -103,35 +106,35 @@ def _tokens_beside(directory: Path) -> Iterator[tuple[Path, tokenizers.AddedToke
         raise ConfigError(f"{path}: added_tokens_decoder must be an object")
     entries = []
     for key, entry in numbered.items():
-        token = _token(entry, special=str(_content(entry)) in names)
+        token = _token(entry, special=_content(entry) in names)
         if token is None or not key.isdecimal():
             raise ConfigError(f"{path}: {key!r:.20} is no id of an added token, or has no content")
         entries.append((int(key), token))
     for index, token in sorted(entries, key=lambda entry: entry[0]):
         yield path, token, index
-    for field in (*_NAMED, *_LISTS):
-        value = special.get(field)
-        for entry in value if isinstance(value, list) else [value]:
-            token = _token(entry, special=True)
-            if token is not None:
-                yield directory / _CONFIG, token, None
+    for entry in named:
+        token = _token(entry, special=True)
+        if token is not None:
+            yield directory / _CONFIG, token, None
 
 
 def _object(path: Path) -> Mapping[str, Any]:
     """A JSON object, or an empty one if the file does not exist."""
-    data = read_json(path) if path.is_file() else {}
+    data = read_json(path) if is_file(path, ConfigError) else {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(data).__name__}")
     return data
 
 
-def _special_names(config: Mapping[str, Any]) -> Iterator[str]:
-    for field in (*_NAMED, *_LISTS):
-        value = config.get(field)
-        for entry in value if isinstance(value, list) else [value]:
-            content = _content(entry)
-            if content:
-                yield content
+def _special_tokens(config: Mapping[str, Any]) -> Iterator[object]:
+    """Every special token that a file names: ``eos_token``, ``image_token``, a list or a table."""
+    yield from (config.get(field) for field in _NAMED)
+    yield from (v for k, v in config.items() if k.endswith("_token") and k not in _NAMED)
+    more = config.get("extra_special_tokens") or config.get("additional_special_tokens")
+    if isinstance(more, Mapping):
+        yield from more.values()
+    elif isinstance(more, list):
+        yield from more
 
 
 def _content(entry: object) -> str | None:

@@ -38,9 +38,15 @@ def random_checkpoint(
         channel: Options of `tiny.write_checkpoint`.
     """
     root = tiny.write_base(directory.with_name(f"{directory.name}-base"), family, **(base or {}))
-    channel.setdefault("heads", 2)
-    tiny.write_checkpoint(directory, family, base=root, **channel)
-    randomize(directory, seed)
+    return checkpoint_over(root, directory, seed=seed, **channel)
+
+
+def checkpoint_over(
+    base: Path, directory: Path, *, seed: int = 0, gain: float = 1.0, **channel: Any
+) -> Checkpoint:
+    """A checkpoint with a random channel over a base that is there already; see `randomize`."""
+    tiny.write_checkpoint(directory, base=base, **{"heads": 2, **channel})
+    randomize(directory, seed, gain)
     return Checkpoint.open(directory)
 
 

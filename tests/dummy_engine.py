@@ -58,6 +58,7 @@ def manifest(directory: Path) -> EngineManifest:
             "head_dim": 16,
         },
         signals=(Signal("reward"),),
+        mends=("phantom_biases",),
         max_sequence_length=64,
         bos_token_id=None,
         eos_token_ids=(2,),

@@ -1,6 +1,7 @@
-"""Write the tables of README and docs from the code: ``python tools/tables.py [--check]``.
+"""Write the tables of README and docs: ``python -m tools.tables [--check]``.
 
-The README's come from the registries, the list of files in docs/architecture.md from the modules'
+Those of families come from docs/families.json, which ``make families`` writes, that of decoding
+methods from their registry, and the list of files in docs/architecture.md from the modules'
 docstrings.
 """
 
@@ -10,10 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from otter_export.converters import TARGETS
-from otter_export.converters.target import supports_family
-from otter_export.families import FAMILIES
 from otter_export.runtime.methods import METHODS
+from tools import family_tables
+from tools.family_results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("otter_export", "converters", "plugins")
@@ -21,20 +21,17 @@ PACKAGES = ("otter_export", "converters", "plugins")
 
 def registries() -> str:
     """Families by targets, and decoding methods, as Markdown."""
-    names = TARGETS.names()
-    targets = " | ".join(f"`--target {name}`" for name in names)
-    lines = [f"| base family | `model_type` | {targets} |"]
-    lines.append("|---|---|" + "---|" * len(names))
-    loaded = [TARGETS.load(name) for name in names]
-    for name in FAMILIES:
-        types = ", ".join(f"`{t}`" for t in FAMILIES.load(name).model_types)
-        cells = [", ".join(t.precisions) if supports_family(t, name) else "no" for t in loaded]
-        lines.append(f"| {name} | {types} | " + " | ".join(cells) + " |")
-    lines += ["", "| decoding method | what it does |", "|---|---|"]
+    lines = [family_tables.summary(Results.load()), ""]
+    lines += ["| decoding method | what it does |", "|---|---|"]
     for name in METHODS:
         summary = (METHODS.load(name).__doc__ or "").strip().splitlines()[0]
         lines.append(f"| `{name}` | {summary} |")
     return "\n".join(lines)
+
+
+def families() -> str:
+    """All that `make families` found."""
+    return family_tables.page(Results.load())
 
 
 def files() -> str:
@@ -59,13 +56,20 @@ def files() -> str:
 TABLES: tuple[tuple[str, str, str, Callable[[], str]], ...] = (
     (
         "README.md",
-        "<!-- tables: by `python tools/tables.py`; a test compares them with the registries -->",
+        "<!-- tables: by `python -m tools.tables`, from docs/families.json and the registries; "
+        "a test compares them -->",
         "<!-- tables end -->",
         registries,
     ),
     (
+        "docs/families.md",
+        "<!-- tables: by `python -m tools.tables`, from families.json; a test compares them -->",
+        "<!-- tables end -->",
+        families,
+    ),
+    (
         "docs/architecture.md",
-        "<!-- files: by `python tools/tables.py`, from the modules' docstrings; "
+        "<!-- files: by `python -m tools.tables`, from the modules' docstrings; "
         "a test compares them -->",
         "<!-- files end -->",
         files,

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 
 from otter_export.checkpoint import BaseModel
+from otter_export.config import OtterConfig
 from otter_export.converters.target import Availability, BuildRequest
 from otter_export.converters.tensorrt.options import TensorRTOptions, parse_capabilities
 from otter_export.cuda import gpu_capabilities
@@ -69,20 +70,6 @@ class NativeBuilder:
         else:
             usable = True
         return Availability(self.name, usable, version, self.needs_gpu, note)
-
-    def check_heads(self, base: BaseModel) -> None:
-        """Refuse a base whose attention has no kernel.
-
-        Raises:
-            UnsupportedError: Its heads have another size.
-        """
-        head = base.dimensions.head_dim
-        if head not in HEAD_SIZES:
-            sizes = ", ".join(map(str, HEAD_SIZES))
-            raise UnsupportedError(
-                f"{base.directory} has heads of size {head}; TensorRT's attention has "
-                f"kernels for {sizes}. Build it with --target onnx"
-            )
 
     def target_capabilities(self, request: BuildRequest) -> tuple[str, ...]:
         """Compute capabilities of a build, as ``8.9``.
@@ -216,6 +203,21 @@ def choose_builder(name: str) -> Builder:
             return BUILDERS[availability.name]
     missing = "; ".join(f"{one.name}: {one.note}" for one in found)
     raise UnsupportedError(f"no builder of target trt is usable here. {missing}")
+
+
+def check_heads(base: BaseModel, config: OtterConfig | None = None) -> None:
+    """Refuse a base for whose attention TensorRT has no kernel; any channel has the same heads.
+
+    Raises:
+        UnsupportedError: Its heads have another size.
+    """
+    head = base.dimensions.head_dim
+    if head not in HEAD_SIZES:
+        sizes = ", ".join(map(str, HEAD_SIZES))
+        raise UnsupportedError(
+            f"{base.directory} has heads of size {head}; TensorRT's attention has "
+            f"kernels for {sizes}. Build it with --target onnx"
+        )
 
 
 def require_usable(availability: Availability) -> None:

@@ -30,6 +30,7 @@ from otter_export.converters.tensorrt.job import Built, Job, Profile, profiles
 from otter_export.converters.tensorrt.options import EngineShapes, TensorRTOptions, engine_shapes
 from otter_export.engine_io import IN_PLACE
 from otter_export.errors import MissingDependencyError
+from otter_export.graph.base import mends_of
 from otter_export.graph.functions import DOMAIN
 from otter_export.graph.pipeline import lower, tensorrt
 from otter_export.manifest import EngineManifest
@@ -183,6 +184,7 @@ class _Build:
             max_sequence_length=self.shapes.max_sequence_length,
             inputs=planned.inputs,
             outputs=planned.outputs,
+            mends=mends_of(self.model),
             options={
                 "builder": self.builder.name,
                 "builder_version": built.version,

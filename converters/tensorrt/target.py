@@ -11,6 +11,7 @@ from otter_export.converters.tensorrt.builders import (
     BUILDERS,
     LlmBuilder,
     NativeBuilder,
+    check_heads,
     choose_builder,
     require_usable,
 )
@@ -69,7 +70,7 @@ def _native_plan(
     """
     require_usable(builder.availability())
     capabilities = builder.target_capabilities(request)
-    builder.check_heads(checkpoint.base)
+    check_heads(checkpoint.base)
     try:
         # Not above: it takes seconds, and `list targets` needs none of it.
         native = importlib.import_module("otter_export.converters.tensorrt.native")

@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from otter_export.checkpoint import BaseModel, Checkpoint
+from otter_export.config import OtterConfig
 from otter_export.converters.tensorrt_llm.layout import Layout
 from otter_export.engine_io import OUTPUT_KINDS
 from otter_export.errors import UnsupportedError
 from otter_export.precision import TENSORRT_LLM, Precision, choose_precision
 
-FAMILIES = ("llama", "qwen2")
+#: Families of Llama's modules; biases are optional in the emitted models.
+FAMILIES = ("llama", "mistral", "qwen2")
+#: Rotary scalings that TensorRT-LLM computes from config.json's own fields.
+SCALINGS = ("default", "linear", "llama3")
 ARCHITECTURE = "OtterForCausalLM"
 
 
@@ -39,7 +43,7 @@ def check_supported(checkpoint: Checkpoint, precision: str, where: str) -> Preci
         UnsupportedError: Names the setting and what is accepted.
     """
     chosen = choose_precision(TENSORRT_LLM, precision, where)
-    check_base(checkpoint.base, where)
+    check_model(checkpoint.base, checkpoint.config, where)
     for signal in checkpoint.config.signals:
         if signal.kind not in OUTPUT_KINDS:
             raise UnsupportedError(
@@ -49,8 +53,8 @@ def check_supported(checkpoint: Checkpoint, precision: str, where: str) -> Preci
     return chosen
 
 
-def check_base(base: BaseModel, where: str = "target trtllm") -> None:
-    """Refuse a base that the emitted models do not compute; reads nothing more of it.
+def check_model(base: BaseModel, config: OtterConfig, where: str = "target trtllm") -> None:
+    """Refuse what the emitted models do not compute; reads nothing more of the base.
 
     Raises:
         UnsupportedError: Names the setting and what is accepted.
@@ -61,25 +65,53 @@ def check_base(base: BaseModel, where: str = "target trtllm") -> None:
             f"{source}: family {base.family.name} has no emitted model for {where}; "
             f"available: {', '.join(FAMILIES)}. Use target onnx or another builder"
         )
+    if base.window is not None:
+        raise UnsupportedError(
+            f"{source}: sliding_window = {base.window} is not supported by {where}, whose "
+            "attention sees all tokens; use target onnx or trt"
+        )
+    kind = rotary_kind(base)
+    if kind not in SCALINGS:
+        raise UnsupportedError(
+            f"{source}: rotary scaling {kind!r} is not supported by {where}; accepted: "
+            f"{', '.join(SCALINGS)}"
+        )
     activation = base.data.get("hidden_act", "silu")
     if activation != "silu":
         raise UnsupportedError(
             f"{source}: hidden_act = {activation!r} is not supported by {where}; accepted: 'silu'"
         )
+    d = base.dimensions
+    if config.num_attention_heads * d.num_key_value_heads != (
+        d.num_attention_heads * config.num_key_value_heads
+    ):
+        raise UnsupportedError(
+            f"the channel has {config.num_attention_heads} query heads over "
+            f"{config.num_key_value_heads} key/value heads; {where} computes base and channel in "
+            f"one attention, so it needs the base's proportion, {d.num_attention_heads} over "
+            f"{d.num_key_value_heads}"
+        )
 
 
 def rotary(base: BaseModel) -> Rotary:
-    """The rotary embedding's settings, in transformers' old and new form.
-
-    The scalings that a base may have are those that TensorRT-LLM computes from the same fields.
-    """
-    settings = base.data.get("rope_parameters") or base.data.get("rope_scaling") or {}
-    kind = settings.get("rope_type", settings.get("type", "default"))
+    """The rotary embedding's settings, in transformers' old and new form."""
+    settings, kind = _rotary_settings(base), rotary_kind(base)
     theta = settings.get("rope_theta", base.data.get("rope_theta", 10000.0))
     if kind == "default":
         return Rotary(theta, None)
     scaling = {k: v for k, v in settings.items() if k not in ("rope_theta", "type", "rope_type")}
     return Rotary(theta, {"type": kind, "rope_type": kind, **scaling})
+
+
+def rotary_kind(base: BaseModel) -> str:
+    """Name of the rotary scaling."""
+    settings = _rotary_settings(base)
+    return str(settings.get("rope_type", settings.get("type", "default")))
+
+
+def _rotary_settings(base: BaseModel) -> Mapping[str, Any]:
+    found = base.data.get("rope_parameters") or base.data.get("rope_scaling") or {}
+    return dict(found)
 
 
 def checkpoint_config(

@@ -56,7 +56,7 @@ def plan(checkpoint: Checkpoint, request: BuildRequest, availability: Availabili
     """Check a request and plan its build.
 
     Args:
-        checkpoint: A checkpoint over a Llama or Qwen2 base.
+        checkpoint: A checkpoint over a base of `config.FAMILIES`.
         request: ``fp16`` or ``bf16`` (``fp32`` where nobody stands before this function), with the
             options of target ``trt``.
         availability: Whether TensorRT-LLM's engine builder can be used here.

@@ -26,7 +26,6 @@ from otter_export.converters.target import (
 )
 from otter_export.converters.tensorrt_llm.config import (
     ARCHITECTURE,
-    FAMILIES,
     channel_sizes,
     check_supported,
     norm_epsilon,
@@ -57,7 +56,6 @@ class TrtllmTarget:
     summary: str = "TensorRT-LLM's PyTorch backend, 1.3 and later; bf16 and fp16"
     precisions: tuple[str, ...] = tuple(PRECISIONS)
     options: type[NoOptions] = NoOptions
-    families: tuple[str, ...] = FAMILIES
 
     def availability(self) -> tuple[Availability, ...]:
         """Always: nothing of TensorRT-LLM is needed to write the directory."""

@@ -16,6 +16,7 @@ from otter_export.config import Signal
 from otter_export.converters import TARGETS, refusals
 from otter_export.engine_io import OUTPUT_KINDS
 from otter_export.insert import ChannelOptions, Insertion
+from otter_export.modeling.tokenization import difference_from_transformers
 from otter_export.safetensors_io import WEIGHT_DTYPES
 
 #: Signals that predict a reward are bounded by default; the other kinds offset logits.
@@ -75,7 +76,14 @@ class SignalType(click.ParamType):  # type: ignore[type-arg]
     help="Extra neurons m'. [default: the base's proportion, in steps of 64]",
 )
 @click.option(
-    "--heads", type=click.IntRange(1), help="Extra query heads H'. [default: the smallest possible]"
+    "--heads",
+    type=click.IntRange(1),
+    help="Extra query heads H'. [default: as many as the base has for each key/value head]",
+)
+@click.option(
+    "--key-value-heads",
+    type=click.IntRange(1),
+    help="Extra key/value heads H'kv. [default: the fewest]",
 )
 @click.option(
     "--init",
@@ -135,8 +143,9 @@ def insert(
         force=force,
     )
     click.echo(_settings(plan))
-    for note in plan.notes:
-        click.echo(f"note: {note}")
+    for note in (*plan.notes, difference_from_transformers(plan.base)):
+        if note is not None:
+            click.echo(f"note: {note}")
     with byte_bar(plan.total_bytes, "writing") as progress:
         plan.write(progress)
     click.echo(
@@ -160,10 +169,10 @@ def _settings(plan: Insertion) -> str:
 
 
 def _targets(plan: Insertion) -> str:
-    """What each target will say of this base, before anything is trained."""
+    """What each target will say of this checkpoint, before anything is trained."""
     unbuilt = [s for s in plan.config.signals if s.kind not in OUTPUT_KINDS]
     if unbuilt:
         return f"none builds the signal {unbuilt[0].name} (kind {unbuilt[0].kind})"
-    reasons = dict(refusals(plan.base))
+    reasons = dict(refusals(plan.base, plan.config))
     builds = ", ".join(name for name in TARGETS if name not in reasons)
     return "\n".join([f"{builds} build it", *(f"  not {n}: {why}" for n, why in reasons.items())])

@@ -104,6 +104,7 @@ def _engine(summary: EngineSummary) -> str:
         "longest sequence": f"{m.max_sequence_length} tokens",
         "BOS, EOS": f"{m.bos_token_id}, {', '.join(map(str, m.eos_token_ids)) or 'none'}",
         "builder": _pairs(m.builder),
+        "mends": ", ".join(m.mends),
         "source": _pairs(m.source),
         "options": _pairs({k: v for k, v in m.options.items() if k not in _TABLES}),
         "size": f"{human_bytes(total)} in {len(m.files)} files",

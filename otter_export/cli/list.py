@@ -16,6 +16,7 @@ from otter_export.config import ACTIVATION_BOUNDS, ACTIVATIONS, SIGNAL_KINDS, Si
 from otter_export.converters.target import Availability, Target
 from otter_export.errors import MissingDependencyError
 from otter_export.families import FAMILIES
+from otter_export.family_features import features
 from otter_export.registry import Registry
 
 Entry = dict[str, str]
@@ -50,6 +51,7 @@ def _families() -> list[Entry]:
         return {
             "name": name,
             "model types": ", ".join(family.model_types),
+            "features": ", ".join(features(family)),
             "refused settings": ", ".join(key for key, _, _ in family.refused),
         }
 

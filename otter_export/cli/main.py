@@ -116,14 +116,23 @@ def _run(args: list[str], verbose: bool) -> int:
         return _fail(str(error), verbose)
     except (OSError, MemoryError) as error:
         return _fail(reason(error), verbose)
+    except ImportError as error:
+        if (error.name or "").startswith("otter_export"):
+            return _unexpected(error, verbose)
+        hint = "give the process more memory (see `ulimit -v`), or install the library again"
+        return _fail(f"a library cannot be loaded: {one_line(reason(error), 400)}; {hint}", verbose)
     # Only a mistake of this package gets here: what libraries raise became an error of ours where
     # they were called.
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
-        what = f"{type(error).__name__}: {error}"
-        hint = "this is a mistake in otter-export: please report it with what --verbose shows"
-        return _fail(f"unexpected {what}; {hint}", verbose)
+        return _unexpected(error, verbose)
+
+
+def _unexpected(error: BaseException, verbose: bool) -> int:
+    what = f"{type(error).__name__}: {error}"
+    hint = "this is a mistake in otter-export: please report it with what --verbose shows"
+    return _fail(f"unexpected {what}; {hint}", verbose)
 
 
 def _fail(message: str, verbose: bool, status: int = 2) -> int:

@@ -1,4 +1,4 @@
-"""Standard output and standard error of a command, whatever the caller made of them."""
+"""The standard streams of a command, whatever the caller made of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TextIO, cast
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Make both streams fit to be written to, for as long as the block runs.
+    """Make the streams fit to be used, for as long as the block runs.
 
     A descriptor that the caller closed (``2>&-``) is opened on the null device: the next file that
     is opened would get its number else, and with it what libraries print. What an encoding cannot
@@ -24,7 +24,8 @@ def standard_streams() -> Iterator[None]:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-    before = sys.stdout, sys.stderr
+    before = sys.stdin, sys.stdout, sys.stderr
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115
     output = sys.stdout or _null()
     sys.stdout = cast(TextIO, _Output(output))
     sys.stderr = cast(TextIO, _Forgiving(sys.stderr or _null()))
@@ -32,7 +33,7 @@ def standard_streams() -> Iterator[None]:
         with _escaping(output):
             yield
     finally:
-        sys.stdout, sys.stderr = before
+        sys.stdin, sys.stdout, sys.stderr = before
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from otter_export.errors import ConfigError, UnsupportedError
+from otter_export.families.refused import REFUSED
 from otter_export.family import Family
 from otter_export.registry import Registry
 from otter_export.wrappers import WRAPPERS
@@ -15,6 +16,7 @@ FAMILIES.register("llama", "otter_export.families.llama:FAMILY")
 FAMILIES.register("gpt2", "otter_export.families.gpt2:FAMILY")
 FAMILIES.register("qwen2", "otter_export.families.qwen2:FAMILY")
 FAMILIES.register("mistral", "otter_export.families.mistral:FAMILY")
+FAMILIES.register("ministral3", "otter_export.families.ministral3:FAMILY")
 FAMILIES.register("qwen3", "otter_export.families.qwen3:FAMILY")
 FAMILIES.register("gemma", "otter_export.families.gemma:FAMILY")
 FAMILIES.register("gemma2", "otter_export.families.gemma2:FAMILY")
@@ -45,7 +47,7 @@ def family_of(data: Mapping[str, Any], source: str) -> Family:
 
     Raises:
         ConfigError: There is no ``model_type``.
-        UnsupportedError: No family covers it; the message lists the covered ones.
+        UnsupportedError: No family covers it: says what is missing, or which types are covered.
     """
     model_type = data.get("model_type")
     if not isinstance(model_type, str):
@@ -56,8 +58,12 @@ def family_of(data: Mapping[str, Any], source: str) -> Family:
         known.extend(family.model_types)
         if model_type in family.model_types:
             return family
+    if model_type in REFUSED:
+        raise UnsupportedError(
+            f"{source}: model_type {model_type!r} is not supported: {REFUSED[model_type]}"
+        )
     raise UnsupportedError(
-        f"{source}: model_type {model_type!r} has no family; supported: {', '.join(known)}; text "
-        f"models of {', '.join(WRAPPERS)}. "
+        f"{source}: model_type {model_type!r:.60} has no family; supported: "
+        f"{', '.join(sorted(known))}; text models of {', '.join(WRAPPERS)}. "
         "A family is one table: see docs/adding_a_family.md"
     )

@@ -1,6 +1,6 @@
 """GPT-2: LayerNorm with biases, Conv1D weights stored [in, out], fused QKV, learned positions."""
 
-from otter_export.family import Family, Projection, Space
+from otter_export.family import Family, Projection, Rotation, Space
 
 FAMILY = Family(
     name="gpt2",
@@ -23,6 +23,7 @@ FAMILY = Family(
     ),
     transposed=True,
     layer_norm=True,
+    rotation=Rotation.NONE,
     config_keys={
         "hidden_size": "n_embd",
         "intermediate_size": "n_inner",

@@ -1,4 +1,4 @@
-"""Mistral and Ministral: Llama's modules; the first release has a window."""
+"""Mistral and Ministral: Llama's modules; a window in all layers, or in some."""
 
 import dataclasses
 
@@ -7,8 +7,9 @@ from otter_export.families import llama
 FAMILY = dataclasses.replace(
     llama.FAMILY,
     name="mistral",
-    model_types=("mistral", "ministral", "ministral3"),
+    model_types=("mistral", "ministral"),
     biases={},
     windowed=True,
     settings=("layer_types",),
+    defaults={"sliding_window": 4096},
 )

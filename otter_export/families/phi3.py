@@ -26,5 +26,5 @@ FAMILY = dataclasses.replace(
     partial_rotation=True,
     biases={},
     windowed=True,
-    settings=("original_max_position_embeddings",),
+    defaults={"max_position_embeddings": 4096, "original_max_position_embeddings": 4096},
 )

@@ -11,4 +11,5 @@ FAMILY = dataclasses.replace(
     biases={f"self_attn.{name}_proj": True for name in "qkv"},
     windowed=True,
     settings=("layer_types", "max_window_layers"),
+    defaults={"use_sliding_window": False},
 )

@@ -16,4 +16,5 @@ FAMILY = dataclasses.replace(
     biases={f"self_attn.{name}_proj": "attention_bias" for name in "qkvo"},
     windowed=True,
     settings=("layer_types", "max_window_layers"),
+    defaults={"use_sliding_window": False},
 )

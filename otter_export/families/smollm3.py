@@ -13,4 +13,5 @@ FAMILY = dataclasses.replace(
     windowed=True,
     settings=("layer_types", "no_rope_layers", "no_rope_layer_interval"),
     tied=True,
+    defaults={"use_sliding_window": False},
 )

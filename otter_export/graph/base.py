@@ -24,6 +24,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from otter_export.boundary import errors_as
 from otter_export.checkpoint import BaseModel
 from otter_export.errors import UnsupportedError
 from otter_export.family import ProjectionSite
@@ -64,18 +65,17 @@ def base_graph(base: BaseModel, dtype: str = "f32", positions: int | None = None
         # The directory's own config.json may say what the weights do not.
         config = _config(base, positions)
         Path(directory, "config.json").write_text(json.dumps(config), encoding="utf-8")
-        try:
+        what = (
+            f"mobius-onnx {mobius.__version__} cannot build a graph for {base.directory} "
+            f"(model_type {base.dimensions.model_type!r})"
+        )
+        with errors_as(UnsupportedError, what):
             package = mobius.build(
                 directory,
                 load_weights=False,
                 dtype=dtype,
                 execution_provider="onnx-standard",
             )
-        except (ValueError, KeyError, NotImplementedError, AttributeError, TypeError) as error:
-            raise UnsupportedError(
-                f"mobius-onnx {mobius.__version__} cannot build a graph for {base.directory} "
-                f"(model_type {base.dimensions.model_type!r}): {error}"
-            ) from error
     model: ir.Model = package["model"]
     if base.dimensions.tie_word_embeddings:
         _share_tied_head(model, base)
@@ -84,11 +84,16 @@ def base_graph(base: BaseModel, dtype: str = "f32", positions: int | None = None
     layers = layer_attention(base)
     set_windows(model, layers)
     rows = base.dimensions.max_position_embeddings if positions is None else positions
-    set_rotations(model, base, layers, DTYPES[dtype], rows)
-    model.metadata_props[MENDS] = ",".join(mend(model, base))
+    rotations = set_rotations(model, base, layers, DTYPES[dtype], rows)
+    model.metadata_props[MENDS] = ",".join(sorted([*rotations, *mend(model, base)]))
     common.RemoveUnusedNodesPass()(model)
     _attach_weights(model, base, DTYPES[dtype])
     return model
+
+
+def mends_of(model: ir.Model) -> tuple[str, ...]:
+    """The mends that changed a graph, lowered or not; sorted."""
+    return tuple(filter(None, model.metadata_props.get(MENDS, "").split(",")))
 
 
 def _config(base: BaseModel, positions: int | None) -> dict[str, Any]:

@@ -69,11 +69,11 @@ def _phantom_biases(graph: ir.Graph, base: BaseModel) -> bool:
 def _embedding_scale(graph: ir.Graph, base: BaseModel) -> bool:
     """The factor of Gemma's embeddings, which is rounded: to two decimals, or to float16.
 
-    transformers rounds the square root of the width to the embedding's dtype.
+    transformers rounds the square root of the width to float32, then to the embedding's dtype.
     """
     if not base.family.scaled_embedding:
         return False
-    scale = math.sqrt(base.dimensions.hidden_size)
+    scale = np.float32(math.sqrt(base.dimensions.hidden_size))
     changed = False
     for node in graph:
         if node.op_type != "Gather" or str(node.inputs[0].name) != base.embedding_name:  # type: ignore[union-attr]
@@ -95,7 +95,7 @@ def _attention_scale(graph: ir.Graph, base: BaseModel) -> bool:
     """The scale of scores that Gemma 2 and 3 have in ``query_pre_attn_scalar``."""
     key = "query_pre_attn_scalar"
     scalar: Any = base.data.get(key, base.family.defaults.get(key))
-    if scalar is None:
+    if key not in base.family.settings or scalar is None:
         return False
     scale = float(scalar) ** -0.5
     changed = False

@@ -31,7 +31,7 @@ def set_rotations(
     layers: Sequence[LayerAttention],
     dtype: ir.DataType,
     positions: int,
-) -> None:
+) -> set[str]:
     """Let queries and keys of every layer rotate by its table, or not at all; in place.
 
     Args:
@@ -41,11 +41,16 @@ def set_rotations(
         dtype: Of the tables: that of the activations, to which transformers rounds them too.
         positions: Rows of the tables.
 
+    Returns:
+        Names of mends: ``unrotated_layers``, ``interleaved_rotation``. That all tables are replaced
+        is none.
+
     Raises:
         UnsupportedError: The graph does not rotate where the base does.
     """
     graph = model.graph
     rows: dict[str, list[ir.Value]] = {}
+    mends = set()
     for attention in [n for n in graph if n.op_type == "Attention"]:
         table = layers[layer_of(attention.inputs[4])].rotary
         for value in attention.inputs[:2]:
@@ -59,10 +64,13 @@ def set_rotations(
             elif table is None:
                 ir.convenience.replace_all_uses_with(rotation.outputs[0], rotation.inputs[0])  # type: ignore[arg-type]
                 graph.remove(rotation, safe=True)
+                mends.add("unrotated_layers")
             else:
                 if table not in rows:
                     rows[table] = _rows(graph, base, table, dtype, positions)
-                _rotate_by(rotation, rows[table], base)
+                if _rotate_by(rotation, rows[table], base):
+                    mends.add("interleaved_rotation")
+    return mends
 
 
 def rotary_table(base: BaseModel, table: str, positions: int) -> tuple[FloatArray, FloatArray]:
@@ -123,7 +131,8 @@ def _rows(
     return rows
 
 
-def _rotate_by(rotation: ir.Node, rows: Sequence[ir.Value], base: BaseModel) -> None:
+def _rotate_by(rotation: ir.Node, rows: Sequence[ir.Value], base: BaseModel) -> bool:
+    """Set tables, size and order of a rotation; whether the order was another."""
     for index, value in enumerate(rows, 1):
         rotation.replace_input_with(index, value)
     assert rows[0].shape is not None
@@ -132,4 +141,6 @@ def _rotate_by(rotation: ir.Node, rows: Sequence[ir.Value], base: BaseModel) -> 
     rotation.attributes["rotary_embedding_dim"] = ir.AttrInt64(
         "rotary_embedding_dim", 0 if whole else rotated
     )
+    order = rotation.attributes.get("interleaved")
     rotation.attributes["interleaved"] = ir.AttrInt64("interleaved", int(base.family.interleaved))
+    return base.family.interleaved != (order is not None and bool(order.as_int()))

@@ -178,9 +178,13 @@ class Reader:
     def _row(self, prompt: str, response: str) -> Row:
         head = self._prompt_ids(prompt)
         tail = self.tokenizer.encode(response, add_special_tokens=False)
+        # What the tokenizer and this function put around a text comes once, also if it is written.
+        if head and not prompt and tail[: len(head)] == head:
+            tail = tail[len(head) :]
         if not tail:
             raise _BadLineError("the response has no tokens")
-        tail = tail if self.end_id is None else [*tail, self.end_id]
+        if self.end_id is not None and tail[-1] != self.end_id:
+            tail.append(self.end_id)
         ids = (head + tail)[: self.max_tokens]
         start = len(head)
         if self.signal.kind == "q_value":

@@ -40,6 +40,7 @@ from otter_export.modeling.layers import (
     WidenedNorm,
     WidenedProjection,
 )
+from otter_export.modeling.query_groups import QueryGroups, use_query_groups
 from otter_export.modeling.signals import SignalHead
 from otter_export.safetensors_io import FloatArray
 
@@ -222,6 +223,10 @@ def _widen_modules(
             )
         )
         _replace(model, name, widened)
+    groups = QueryGroups.of(base, config)
+    if groups.differ:
+        for name in (s.parameter for s in sites.projections if s.reads is Space.QUERY):
+            use_query_groups(model.get_submodule(name.rpartition(".")[0]), groups)
     for layer in range(base.num_hidden_layers):
         for path in family.activations:
             name = f"{family.layers}.{layer}.{path}"

@@ -14,6 +14,9 @@ from otter_export.quoting import quoted
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from otter_export.runtime.methods.base import DecodingMethod
 
+#: Characters of a prompt or a stop word: a tokenizer takes about 250 times as many bytes.
+_MAX_TEXT = 4 << 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -133,7 +136,7 @@ class Result:
 def _checked_prompt(prompt: object) -> str | Sequence[int]:
     """The prompt, with token ids as Python integers."""
     if isinstance(prompt, str):
-        _check_unicode("the prompt", prompt)
+        _check_text("the prompt", prompt)
         return str(prompt)
     if isinstance(prompt, np.ndarray) and prompt.ndim == 1:
         prompt = prompt.tolist()
@@ -158,11 +161,13 @@ def stop_words(stop: object) -> tuple[str, ...]:
     if not valid or not isinstance(words, list | tuple):
         raise RequestError(f"stop must be texts of at least one character each, got {quoted(stop)}")
     for word in words:
-        _check_unicode("a stop word", word)
+        _check_text("a stop word", word)
     return tuple(map(str, words))
 
 
-def _check_unicode(what: str, text: str) -> None:
+def _check_text(what: str, text: str) -> None:
+    if len(text) > _MAX_TEXT:
+        raise RequestError(f"{what} has {len(text)} characters; at most {_MAX_TEXT} are read")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -148,7 +148,14 @@ INSERTIONS = [
         "force over a base", "insert ckpt base --force", "base is not a directory with otter_config"
     ),
     Case("over itself", "insert ckpt ckpt --force", "ckpt holds the base"),
-    Case("heads no multiple", "insert base new --heads 3", "3 heads: .* a multiple of 2"),
+    Case(
+        "no keys left to copy", "insert base new --heads 3", "no wider than the base: key_value 48"
+    ),
+    Case(
+        "queries without keys",
+        "insert base new --heads 4 --key-value-heads 1",
+        "4 query heads over 1 key/value heads: a key/value head may have",
+    ),
     Case("wider than the base", "insert base new --hidden-size 80", "no wider than the base"),
     Case("too many heads", "insert base new --heads 6", "no wider than the base: query 96 > 64"),
     Case(
@@ -162,8 +169,14 @@ INSERTIONS = [
     Case(
         "unknown architecture",
         "insert base new",
-        "'mamba' has no family; supported: llama, gpt2, qwen2",
-        fields("base/config.json", model_type="mamba"),
+        "'new' has no family; supported: arcee, cohere, cohere2",
+        fields("base/config.json", model_type="new"),
+    ),
+    Case(
+        "refused architecture",
+        "insert base new",
+        "'mixtral' is not supported: its feed-forward is a mixture of experts",
+        fields("base/config.json", model_type="mixtral"),
     ),
     Case(
         "no model type",
@@ -229,7 +242,7 @@ CONFIGURATIONS = [
     Case("bounds of a line", "inspect ckpt", "which gives no bounds", signal(activation="identity")),
     Case("signal field", "inspect ckpt", "unknown field 'loss'", signal(loss="mse")),
     Case("head size", "inspect ckpt", "head_dim is 8, the base's is 16", fields(CONFIG, head_dim=8)),
-    Case("head ratio", "inspect ckpt", "the ratio must be the base's", fields(CONFIG, num_key_value_heads=2)),
+    Case("head ratio", "inspect ckpt", "4 over 2, and not more", fields(CONFIG, num_attention_heads=4)),
     Case(
         "adapter without its base",
         "inspect ckpt",
@@ -238,7 +251,7 @@ CONFIGURATIONS = [
     ),
     Case("base config gone", "inspect ckpt", "config.json does not exist", removed(BASE_CONFIG)),
     Case("base config a list", "inspect ckpt", "expected a JSON object", content(BASE_CONFIG, "[]")),
-    Case("sliding window", "inspect ckpt", "no tree mask yet", fields(BASE_CONFIG, model_type="qwen2", use_sliding_window=True)),
+    Case("kinds of layers", "inspect ckpt", "layer_types must all be", fields(BASE_CONFIG, layer_types=["linear_attention"] * 2)),
 ]  # fmt: skip
 
 WEIGHTS = [
@@ -315,7 +328,7 @@ ENGINES = [
     Case("no signals", "inspect engine", "malformed.*signals", fields(MANIFEST, signals=...)),
     Case("signal kind", "inspect engine", "kind is None", fields(MANIFEST, signals=[{"name": "r"}])),
     Case("sizes", "inspect engine", "malformed", fields(MANIFEST, base={"vocab_size": 128})),
-    Case("endless", "inspect engine", "positive integers", fields(MANIFEST, max_sequence_length=-1)),
+    Case("endless", "inspect engine", "max_sequence_length must be an integer from 1 to", fields(MANIFEST, max_sequence_length=-1)),
     Case("files a number", "inspect engine", "malformed", fields(MANIFEST, files=3)),
     Case("model gone", "generate engine --prompt hi", "incomplete: model.onnx is missing", removed("engine/model.onnx")),
     Case("model cut", "generate engine --prompt hi", "has 5 bytes, engine.json says 25: .*damaged", cut("engine/model.onnx", 5)),

@@ -40,12 +40,12 @@ def test_every_option_arrives(cli: Cli, tiny_llama: Path, tmp_path: Path) -> Non
     arguments += (
         " --signal good:value:sigmoid --signal next:q_value --signal draft:medusa:identity:3"
     )
-    arguments += " --signal steer:expert --dtype BF16 --seed 7 --adapter"
+    arguments += " --signal steer:expert --dtype BF16 --seed 7 --adapter --key-value-heads 4"
     result = cli("insert", tiny_llama, tmp_path / "ckpt", *arguments.split())
     assert result.status == 0
     config = Checkpoint.open(tmp_path / "ckpt").config
     assert (config.hidden_size, config.intermediate_size) == (32, 40)
-    assert (config.num_attention_heads, config.num_key_value_heads) == (4, 2)
+    assert (config.num_attention_heads, config.num_key_value_heads) == (4, 4)
     assert (config.embedding, config.initialization) == ("table", "normal")
     assert [(s.name, s.kind, s.activation, s.bounds, s.heads) for s in config.signals] == [
         ("good", "value", "sigmoid", (0.0, 1.0), 1),
@@ -59,10 +59,10 @@ def test_every_option_arrives(cli: Cli, tiny_llama: Path, tmp_path: Path) -> Non
     expected = plan(
         str(tiny_llama),
         tmp_path / "other",
-        ChannelOptions(32, 40, 4, "table", "normal", config.signals, seed=7),
+        ChannelOptions(32, 40, 4, "table", "normal", config.signals, seed=7, key_value_heads=4),
     )
     assert expected.config == channel_config(
-        base, ChannelOptions(32, 40, 4, "table", "normal", config.signals)
+        base, ChannelOptions(32, 40, 4, "table", "normal", config.signals, key_value_heads=4)
     )
     for tensor in expected.tensors:
         # bfloat16 has eight bits of mantissa.
@@ -94,20 +94,27 @@ def test_default_widths(
 
 
 @pytest.mark.parametrize(
-    ("base", "message"),
+    ("base", "options", "message"),
     [
-        ({}, "targets onnx, trt, trtllm build it"),
+        ({}, "", "targets onnx, trt, trtllm build it"),
         (
             {"hidden_act": "gelu"},
+            "",
             "targets onnx, trt build it\n  not trtllm: .* hidden_act = 'gelu'",
+        ),
+        ({"head_dim": 8}, "", "targets onnx, trtllm build it\n  not trt: .* heads of size 8"),
+        (
+            {},
+            "--heads 1",
+            "targets onnx, trt build it\n  not trtllm: the channel has 1 query heads",
         ),
     ],
 )
 def test_what_each_target_will_say(
-    base: dict[str, str], message: str, cli: Cli, tmp_path: Path
+    base: dict[str, object], options: str, message: str, cli: Cli, tmp_path: Path
 ) -> None:
     tiny.write_base(tmp_path / "base", **base)
-    result = cli("insert", tmp_path / "base", tmp_path / "ckpt")
+    result = cli("insert", tmp_path / "base", tmp_path / "ckpt", *options.split())
     assert result.status == 0 and re.search(message, result.stdout)
 
 
@@ -153,6 +160,13 @@ def test_a_base_needs_the_tokenizer_that_engines_read(cli: Cli, tmp_path: Path) 
     (base / "tokenizer.json").write_text('{"model": {"type": "New"}}')
     result = cli("insert", base, tmp_path / "ckpt")
     assert result.status == 2 and "tokenizer.json is not a readable tokenizer" in result.stderr
+
+
+@pytest.mark.parametrize("eos", [None, 128, "</s>"])
+def test_a_base_without_an_end_is_said(cli: Cli, eos: object, tmp_path: Path) -> None:
+    base = tiny.write_base(tmp_path / "base", eos_token_id=eos)
+    result = cli("insert", base, tmp_path / "ckpt")
+    assert result.status == 0 and "note: no token ends a text: eos_token_id" in result.stdout
 
 
 def test_what_of_a_base_is_not_read_is_said(cli: Cli, tmp_path: Path) -> None:
@@ -201,6 +215,13 @@ def test_trained_tensors_replace_initial_ones(cli: Cli, tiny_llama: Path, tmp_pa
     assert found.keys() == initial.keys()
     for name, values in initial.items():
         np.testing.assert_array_equal(found[name], values)
+
+
+def test_names_are_paths_or_texts(tiny_llama: Path, tmp_path: Path) -> None:
+    plan(tiny_llama, str(tmp_path / "ckpt"), ChannelOptions()).write()
+    channel = tmp_path / "ckpt" / "otter.safetensors"
+    again = plan(str(tiny_llama), tmp_path / "two", ChannelOptions(), replacements=str(channel))
+    assert again.base.directory == BaseModel.open(str(tiny_llama)).directory
 
 
 def test_all_problems_of_the_trained_tensors_at_once(tiny_llama: Path, tmp_path: Path) -> None:

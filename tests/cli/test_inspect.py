@@ -78,6 +78,7 @@ def test_the_table_of_a_checkpoint(checkpoint: Path, cli: Cli) -> None:
 def test_an_engine(tmp_path: Path, cli: Cli) -> None:
     engine = write_engine(tmp_path / "engine")
     result = cli("inspect", engine)
+    assert "mends             phantom_biases" in result.stdout
     assert result.status == 0
     lines = result.stdout.splitlines()
     assert "target            onnx, cpu, fp32, read_only caches" in lines

@@ -61,6 +61,12 @@ def test_no_file_takes_the_place_of_a_closed_stream(place: Path) -> None:
     assert done.returncode == 0
 
 
+def test_a_closed_stdin_is_an_empty_one(place: Path) -> None:
+    done = shell("$O generate engine --prompts - <&-", place)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: - has no prompts")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_behind_stdout_is_named(place: Path) -> None:
     for buffered in ("", "1"):
@@ -77,3 +83,11 @@ def test_no_encoding_is_too_narrow(place: Path, encoding: str) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     missing = shell("$O inspect caf*x", place, PYTHONIOENCODING=encoding)
     assert missing.returncode == 2 and missing.stderr.startswith(b"error: caf")
+
+
+def test_a_library_that_cannot_be_loaded_is_no_mistake_of_ours(place: Path) -> None:
+    """As where an address space is too small for it (`ulimit -v`)."""
+    (place / "onnxruntime.py").write_text("raise ImportError('no room for libonnx.so')")
+    done = shell(f"PYTHONPATH={place}:$PYTHONPATH $O generate engine w3", place)
+    assert done.returncode == 2
+    assert b"no room for libonnx.so" in done.stderr and b"mistake in otter" not in done.stderr

@@ -43,6 +43,19 @@ def test_our_errors_and_requests_to_end_pass(raised: BaseException) -> None:
     assert caught.value is raised
 
 
+def test_our_error_inside_of_a_librarys_is_what_is_said() -> None:
+    ours = ConfigError("tensor w holds NaN")
+    with pytest.raises(ConfigError) as caught, errors_as(EngineError, "what"):
+        try:
+            raise ours
+        except ConfigError as error:
+            try:
+                raise ValueError("in serialize_tensor") from error
+            except ValueError as wrapper:
+                raise RuntimeError("in serialize_graph") from wrapper
+    assert caught.value is ours
+
+
 @pytest.mark.parametrize(
     ("number", "said"),
     [

@@ -128,7 +128,7 @@ def test_a_config_that_is_not_the_bases(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         Checkpoint.open(checkpoint)
     assert "head_dim is 8, the base's is 16" in str(caught.value)
-    assert "the ratio must be the base's, 4 over 2" in str(caught.value)
+    assert "as in the base, 4 over 2, and not more" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "nowhere", "a/b/c", "~/x"])

@@ -15,6 +15,7 @@ from otter_export.errors import ConfigError, OtterError, UnsupportedError
 from otter_export.families import FAMILIES, family_of
 from otter_export.family import BaseDimensions, sites
 from tests import tiny
+from tests.families import bases
 
 CHANNEL = OtterConfig(16, 24, 2, 1, 16, signals=(Signal("reward"), Signal("next", "q_value")))
 
@@ -24,8 +25,26 @@ def dimensions(data: dict[str, Any]) -> BaseDimensions:
 
 
 def test_every_family_has_a_tiny_base() -> None:
-    # Tests run over tiny.CONFIGS; a family without one would be untested.
-    assert set(FAMILIES) == set(tiny.CONFIGS)
+    """tests/families runs over the cases; deeper tests over the three families of tiny.CONFIGS."""
+    covered = {case.model_type for case in bases.CASES}
+    for name in FAMILIES:
+        assert set(FAMILIES.load(name).model_types) <= covered
+    assert set(tiny.CONFIGS) <= set(FAMILIES)
+
+
+def test_a_model_type_has_one_family() -> None:
+    types = [model_type for name in FAMILIES for model_type in FAMILIES.load(name).model_types]
+    assert len(types) == len(set(types))
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_biases_are_announced_at_places_that_the_family_has(name: str) -> None:
+    """A misspelt path would announce nothing, without a word."""
+    family = FAMILIES.load(name)
+    assert family.name == name
+    places = {*family.norms, family.final_norm, family.output_head}
+    places |= {p.path for p in (*family.projections, *family.head_norms)}
+    assert set(family.biases or {}) <= places
 
 
 def test_the_contract_names_for_llama(tiny_llama: Path) -> None:
@@ -114,9 +133,12 @@ def test_sizes_and_their_defaults() -> None:
         ("llama", {"num_hidden_layers": True}, "num_hidden_layers must be an integer"),
         ("gpt2", {"n_positions": None}, "n_positions must be an integer from 1"),
         ("gpt2", {"n_embd": 66}, "hidden size 66 is not a multiple of 4 heads"),
+        ("llama", {"head_dim": 7}, "rotary embeddings need an even head_dim, got 7"),
+        ("qwen2", {"hidden_size": 60}, "rotary embeddings need an even head_dim, got 15"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights = False is not supported"),
-        ("qwen2", {"use_sliding_window": True}, "sliding windows have no tree mask yet"),
-        ("llama", {"model_type": "mamba"}, "'mamba' has no family; supported: llama, gpt2, qwen2"),
+        ("llama", {"model_type": "mamba"}, "'mamba' is not supported: its layers"),
+        ("llama", {"model_type": "mixtral"}, "is not supported: its feed-forward is a mixture"),
+        ("llama", {"model_type": "new"}, "'new' has no family; supported: arcee, cohere, cohere2"),
         ("llama", {"model_type": None}, "model_type must be a string"),
     ],
 )

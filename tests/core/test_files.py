@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from otter_export import insert
 from otter_export.checkpoint import BaseModel
 from otter_export.config import read_json
 from otter_export.errors import CheckpointError, ConfigError, EngineError, OtterError
@@ -29,6 +30,7 @@ from otter_export.files import (
 from otter_export.hub import find_base
 from otter_export.runtime.tokenizer import JsonTokenizer
 from otter_export.safetensors_io import TensorStore, read_header
+from tests import tiny
 
 SPARSE = 1 << 40
 
@@ -67,6 +69,21 @@ def test_what_is_no_regular_file_is_refused_at_once(
     with pytest.raises(error, match="file is not a regular file; only regular files are read"):
         read(path)
     assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "added_tokens.json", "model.safetensors"]
+)
+@pytest.mark.parametrize("make", [fifo, Path.mkdir, lambda path: path.symlink_to("nowhere")])
+def test_what_lies_in_the_place_of_a_file_is_not_passed_over(
+    tmp_path: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    """A base without its generation_config.json would end its texts at other tokens."""
+    base = tiny.write_base(tmp_path / "base")
+    (base / name).unlink(missing_ok=True)
+    make(base / name)
+    with pytest.raises(OtterError, match=f"{name} is (not a regular file|a link that leads)"):
+        insert.plan(str(base), tmp_path / "ck", insert.ChannelOptions(hidden_size=16))
 
 
 def test_sizes_are_bounded_before_memory_is_taken(tmp_path: Path) -> None:
@@ -127,6 +144,16 @@ def test_replacing_leaves_the_old_or_the_new(tmp_path: Path) -> None:
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_replacing_a_directory_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with (
+        pytest.raises(OtterError, match=r"cannot write .*/file: is a directory; a file is"),
+        replacing(tmp_path / "file"),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_replacing_writes_through_no_link(tmp_path: Path) -> None:

@@ -100,8 +100,23 @@ def test_an_old_name_suggests_the_new_one() -> None:
 def test_a_folder_of_the_cache_is_recognised(tmp_path: Path) -> None:
     folder = tmp_path / "models--owner--name-1"
     (folder / "snapshots" / "abc").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match=r"cache; give its hub id owner/name-1, or .*/abc"):
-        find_base(str(folder))
+    (folder / "blobs").mkdir()
+    for given in (folder, folder / "blobs", folder / "snapshots"):
+        with pytest.raises(CheckpointError, match=r"give its hub id owner/name-1, or .*/abc"):
+            find_base(str(given))
+    with pytest.raises(CheckpointError, match="is the Hugging Face cache; give the hub id"):
+        find_base(str(tmp_path))
+
+
+@pytest.mark.parametrize("page", ["", "/tree/main"])
+def test_a_web_address_suggests_its_id(page: str) -> None:
+    with pytest.raises(CheckpointError, match=r"did you mean owner/name\?"):
+        find_base(f"https://huggingface.co/owner/name{page}")
+
+
+def test_a_missing_directory_is_no_hub_id() -> None:
+    with pytest.raises(CheckpointError, match="neither a directory nor a hub id"):
+        find_base("missing/")
 
 
 def test_a_file_is_no_base(tmp_path: Path) -> None:

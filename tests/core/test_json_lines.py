@@ -28,6 +28,13 @@ def test_marks_line_ends_and_blank_lines(tmp_path: Path) -> None:
     assert [(number, line.strip()) for number, line in read(path)] == [(1, b"{}"), (4, b"[1]")]
 
 
+def test_a_line_is_bounded(tmp_path: Path) -> None:
+    """A tokenizer takes some hundred times the memory of its text."""
+    path = written(tmp_path, b"{}\n" + b" " * ((8 << 20) + 1))
+    with pytest.raises(RequestError, match="line 2: a line of more than 8388608 bytes"):
+        read(path, 1 << 30)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -68,7 +75,7 @@ def test_what_never_ends_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("", "Is a directory"), ("none", "No such file"), ("a\0b", "null byte")],
+    [("", "is a directory"), ("none", "no such file"), ("a\0b", "null byte")],
 )
 def test_what_cannot_be_read(tmp_path: Path, path: str, message: str) -> None:
     with pytest.raises(RequestError, match=f"cannot read the prompts in .*: .*{message}"):

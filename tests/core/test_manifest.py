@@ -143,7 +143,7 @@ def test_every_field_without_a_default_is_required(engine: Path, field: str) -> 
     data = json.loads((engine / "engine.json").read_text())
     del data[field]
     (engine / "engine.json").write_text(json.dumps(data))
-    optional = {"builder", "source", "options"}
+    optional = {"builder", "source", "options", "mends"}
     if field in optional:
         EngineManifest.load(engine)
     else:
@@ -158,6 +158,7 @@ def test_every_field_without_a_default_is_required(engine: Path, field: str) -> 
         {"files": [{"path": "model.onnx", "size": float("inf"), "sha256": ""}]},
         {"max_sequence_length": 0},
         {"max_sequence_length": "64"},
+        {"max_sequence_length": (1 << 20) + 1},
         {"base": []},
         {"base": {"vocab_size": 128}},
         {"channel": None},
@@ -169,3 +170,16 @@ def test_malformed_fields(engine: Path, fields: dict[str, Any]) -> None:
     change(engine, **fields)
     with pytest.raises(EngineError, match="malformed"):
         EngineManifest.load(engine)
+
+
+@pytest.mark.parametrize("part", ["base", "channel"])
+@pytest.mark.parametrize("value", [True, 0, -1, 2.0, "2", 1 << 31, 10**12, 10**30])
+def test_sizes_have_a_limit(engine: Path, part: str, value: object) -> None:
+    """A name for each of 10**12 layers would be all of the memory, before a model is read."""
+    sizes = json.loads((engine / "engine.json").read_text())[part]
+    for name in {"num_hidden_layers", "num_key_value_heads", "head_dim"} & set(sizes):
+        if part == "channel" and name != "num_key_value_heads":
+            continue
+        change(engine, **{part: {**sizes, name: value}})
+        with pytest.raises(EngineError, match=f"{name} must be an integer from 1 to|signals"):
+            EngineManifest.load(engine)

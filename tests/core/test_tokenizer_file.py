@@ -14,6 +14,13 @@ from tests import tiny
 
 END = "<|im_end|>"
 FLAGS = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False)
+#: It puts a token before every text that it has no id for; the library panics then.
+UNKNOWN_BOS = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<x>", "type_id": 0}}],
+    "pair": [],
+    "special_tokens": {},
+}
 TEXTS = (f"w5 {END}", f"w5{END}w6", f"{END} {END}", "w5 </s> w6", "", "w3 unknown w4")
 
 
@@ -42,6 +49,11 @@ ADDED: dict[str, tuple[str, dict[str, Any]]] = {
         {"eos_token": {"content": END, **FLAGS, "lstrip": True}},
     ),
     "extra special tokens": ("tokenizer_config.json", {"extra_special_tokens": [END]}),
+    "additional special tokens": ("tokenizer_config.json", {"additional_special_tokens": [END]}),
+    "a table of special tokens": ("tokenizer_config.json", {"extra_special_tokens": {"a": END}}),
+    "a special token with a name of its own": ("tokenizer_config.json", {"image_token": END}),
+    "special tokens are text": ("tokenizer_config.json", {"split_special_tokens": True}),
+    "a BOS that tokenizer.json does not add": ("tokenizer_config.json", {"add_bos_token": True}),
     "a word becomes special": ("tokenizer_config.json", {"pad_token": "w5"}),
 }
 
@@ -69,6 +81,7 @@ def test_an_id_that_a_token_cannot_have(tmp_path: Path) -> None:
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}, "'x' is no id"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"128": {}}}, "has no content"),
         ("tokenizer.json", {"model": {"type": "New"}}, "is not a readable tokenizer"),
+        ("tokenizer.json", {"post_processor": UNKNOWN_BOS}, "is not a readable tokenizer"),
     ],
 )
 def test_malformed_files(file: str, content: dict[str, Any], message: str, tmp_path: Path) -> None:

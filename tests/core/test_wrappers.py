@@ -270,7 +270,7 @@ def test_a_flat_configuration_of_older_files(tmp_path: Path) -> None:
         *(
             ("gemma3", "final_logit_softcapping", 30.0, UnsupportedError, "does not apply it"),
             ("gemma3", "use_bidirectional_attention", True, UnsupportedError, "every token sees"),
-            ("llava", "model_type", "mamba", UnsupportedError, "'mamba' has no family"),
+            ("llava", "model_type", "mamba", UnsupportedError, "'mamba' is not supported"),
             ("llava", "model_type", "cohere", UnsupportedError, "logit_scale = 0.0625"),
             ("llava", "quantization_config", {"bits": 4}, UnsupportedError, "quantization_config"),
         ),

@@ -25,7 +25,7 @@ def page(repository: Path) -> str:
 
 
 def test_every_file_has_its_line(page: str) -> None:
-    assert tables.updated(PAGE, page) == page, "run: python tools/tables.py"
+    assert tables.updated(PAGE, page) == page, "run: python -m tools.tables"
     assert "| `step_engine.py` | `StepEngine`: " in page
 
 

@@ -1,4 +1,4 @@
-"""L0: the README says what the registries say, and its links lead somewhere."""
+"""L0: README and tables say what registries and results say, and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_tables_are_those_of_the_registries() -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/families.md"])
+def test_the_tables_are_those_of_the_registries_and_results(page: str) -> None:
     pytest.importorskip("onnx_ir")
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert tables.updated("README.md", text) == text, "run: python tools/tables.py"
-    assert tables.updated("README.md", text.replace("| llama |", "| lama |")) == text
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert tables.updated(page, text) == text, "run: python -m tools.tables"
+    assert tables.updated(page, text.replace("| llama |", "| lama |")) == text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -54,6 +54,8 @@ _ALTERNATING: Mapping[str, Any] = {
     "layer_types": ["sliding_attention", "full_attention"] * 2,
     "sliding_window": WINDOW,
 }
+#: A width without a whole square root, so that its rounding shows.
+_ROOT: Mapping[str, Any] = {"hidden_size": 80}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +82,9 @@ CASES = (
         "qwen2-window", "qwen2", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1
     ),
     _case("qwen3"),
-    _case("gemma", head_dim=32),
-    _case("gemma2", sliding_window=WINDOW, query_pre_attn_scalar=24),
-    _case("gemma3", "gemma3_text", **_ALTERNATING, query_pre_attn_scalar=24),
+    _case("gemma", **_ROOT, head_dim=32),
+    _case("gemma2", **_ROOT, sliding_window=WINDOW, query_pre_attn_scalar=24),
+    _case("gemma3", "gemma3_text", **_ROOT, **_ALTERNATING, query_pre_attn_scalar=24),
     _case("phi"),
     _case("phi3"),
     _case("phi3-window", "phi3", sliding_window=WINDOW),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from otter_export.checkpoint import Checkpoint
 from tests import built, tiny
+from tests.families import bases
+
+#: The checkpoint with a random channel over a case of tests/families/bases.py, by its name.
+Over = Callable[[str], Checkpoint]
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +44,18 @@ def gpt2(checkpoints: dict[str, Checkpoint]) -> Checkpoint:
 def table_llama(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """Llama with an embedding table for the channel."""
     return built.random_checkpoint(tmp_path_factory.mktemp("table") / "ck", embedding="table")
+
+
+@pytest.fixture(scope="session")
+def over(tmp_path_factory: pytest.TempPathFactory) -> Over:
+    """Each is made on first use; read only."""
+    root: Path = tmp_path_factory.mktemp("cases")
+
+    @functools.cache
+    def made(name: str) -> Checkpoint:
+        case = next(case for case in bases.CASES if case.name == name)
+        base = bases.write_base(case, root / name / "base")
+        signals = (tiny.REWARD, tiny.NEXT)
+        return built.checkpoint_over(base, root / name / "checkpoint", signals=signals)
+
+    return made

@@ -12,7 +12,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from otter_export.errors import UnsupportedError
 from otter_export.graph.passes.flatten_tokens import FlattenTokens
 from otter_export.graph.passes.float_logits import FloatLogits
 from otter_export.graph.passes.keep_rows import KeepLastLogits
@@ -77,6 +76,28 @@ def test_flatten_tokens_after_keep_last_logits_counts_the_kept_rows() -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+def test_flatten_tokens_carries_capped_and_scaled_logits() -> None:
+    """What lies behind the head of Gemma 2 and of Granite is done to two dimensions too."""
+    model = parse(
+        """g (int64[B, S] input_ids, float[9, 4] E, float[4, 9] H, float c)
+           => (float[B, S, 9] logits)
+           { x = Gather (E, input_ids) l = MatMul (x, H) d = Div (l, c) t = Tanh (d)
+             logits = Mul (t, c) }""",
+        E=randn(9, 4),
+        H=randn(4, 9, seed=1),
+        c=np.array(0.5, np.float32),
+    )
+    for node in model.graph:
+        node.outputs[0].shape = ir.Shape(["B", "S", 4 if node.op_type == "Gather" else 9])
+    before = run(model, input_ids=IDS)
+    FlattenTokens(frozenset({"E"}))(model)
+    ranks = {n.op_type: len(n.outputs[0].shape or ()) for n in model.graph}
+    assert {op: ranks[op] for op in ("MatMul", "Div", "Tanh", "Mul")} == dict.fromkeys(
+        ("MatMul", "Div", "Tanh", "Mul"), 2
+    )
+    np.testing.assert_array_equal(run(model, input_ids=IDS)[0], before[0])
+
+
 def test_flatten_tokens_gives_structural_ops_three_dimensions() -> None:
     model = parse(
         """g (int64[B, S] input_ids, float[9, 8] E, float[B, S, 2] cos, float[B, S, 2] sin)
@@ -112,6 +133,19 @@ def test_merge_reshapes_leaves_a_single_one() -> None:
         "g (float[2, 6] x, int64[1] s) => (float[N] y) { y = Reshape (x, s) }", s=np.array([-1])
     )
     assert not MergeReshapes()(model).modified
+
+
+def test_merge_reshapes_leaves_a_shape_that_copies_dimensions() -> None:
+    """The 0 of a split into heads is a dimension of the reshape before it."""
+    model = parse(
+        """g (float[6, 4] x, int64[3] s, int64[4] t) => (float[2, 3, 2, 2] y)
+           { a = Reshape (x, s) y = Reshape (a, t) }""",
+        s=np.array([2, 3, 4]),
+        t=np.array([0, 0, -1, 2]),
+    )
+    x = randn(6, 4)
+    assert not MergeReshapes()(model).modified
+    np.testing.assert_array_equal(run(model, x=x)[0], x.reshape(2, 3, 2, 2))
 
 
 def test_float_logits_casts_half_logits_only() -> None:
@@ -228,12 +262,3 @@ def test_read_only_cache_equals_attention(rotary: bool, prefix: int, attributes:
     np.testing.assert_allclose(found[1], key[:, :, prefix:], atol=1e-6, rtol=0)
     np.testing.assert_array_equal(found[2], value[:, :, prefix:])
     assert not ReadOnlyCache()(model).modified
-
-
-def test_read_only_cache_refuses_softcap() -> None:
-    with pytest.raises(UnsupportedError, match="softcap"):
-        # A pass's own error is the cause of onnx_ir's.
-        try:
-            ReadOnlyCache()(attention_model(False, "softcap = 30.0"))
-        except ir.passes.PassError as error:
-            raise error.__cause__ or error from None

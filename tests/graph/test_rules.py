@@ -6,6 +6,7 @@ order differ by a few 1e-6.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from otter_export.checkpoint import Checkpoint
 from otter_export.errors import UnsupportedError
 from otter_export.graph.rule import Widening
 from otter_export.graph.rules import RULES
+from otter_export.graph.windows import set_windows, window_of
+from otter_export.layer_attention import LayerAttention
+from tests.graph.conftest import Over
 from tests.graph.text import parse, randn, run
 
 Array = np.ndarray[Any, Any]
@@ -166,6 +170,20 @@ def test_mul_of_two_states_and_of_a_scalar(llama: Checkpoint) -> None:
     np.testing.assert_array_equal(channel, CHANNEL * np.float32(0.3))
 
 
+@pytest.mark.parametrize("order", ["x, f", "f, x"])
+def test_mul_by_one_factor_a_position(llama: Checkpoint, order: str) -> None:
+    """As Ministral 3 scales its queries; a whole base value beside it stays refused."""
+    model = parse(
+        f"""g (float[B, S, 64] x, float[B, S, 16] c, float[B, S, 1] f) => (float[B, S, 64] y)
+            {{ y = Mul ({order}) }}"""
+    )
+    f = randn(2, 3, 1, seed=4)
+    base, channel = widened(model, llama, {"x": "c"}, x=X, c=CHANNEL, f=f)
+    np.testing.assert_array_equal(base, X * f)
+    np.testing.assert_array_equal(channel, CHANNEL * f)
+    assert str(model.graph.outputs[1].shape) == "[B,S,16]"
+
+
 def test_mul_by_a_base_value_is_refused(llama: Checkpoint) -> None:
     model = parse(
         """g (float[B, S, 64] x, float[B, S, 16] c, float[B, S, 64] z) => (float[B, S, 64] y)
@@ -219,6 +237,103 @@ def test_a_norm_outside_the_family_is_refused(llama: Checkpoint) -> None:
     )
     rename(model, "N", "model.layers.0.self_attn.q_norm")
     with pytest.raises(UnsupportedError, match=r"q_norm' is none of the family's norms"):
+        widened(model, llama, {"x": "c"})
+
+
+HEAD_NORM = """g (float[B, S, 4, 16] x, float[B, S, 2, 16] c, float[16] N__weight{0})
+    => (float[B, S, 4, 16] y)
+    {{ y = {1}Normalization <axis = -1, epsilon = 1e-3> (x, N__weight{2}) }}"""
+HEADS, EXTRA = randn(2, 3, 4, 16) + 2, randn(2, 3, 2, 16, seed=1) - 1
+
+
+def test_rms_norm_of_heads_takes_the_statistics_of_each(over: Over) -> None:
+    checkpoint, stem, gamma = over("qwen3"), "model.layers.0.self_attn.q_norm", randn(16, seed=7)
+    model = parse(HEAD_NORM.format("", "RMS", ""), N__weight=gamma)
+    rename(model, "N", stem)
+    base, channel = widened(model, checkpoint, {"x": "c"}, x=HEADS, c=EXTRA)
+
+    def normed(x: Array) -> Array:
+        found: Array = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-3)
+        return found
+
+    close(base, normed(HEADS) * gamma)
+    close(channel, normed(EXTRA) * checkpoint.float32(f"{stem}.otter.weight"))
+
+
+def test_layer_norm_of_heads_takes_the_statistics_of_each(over: Over) -> None:
+    """No registered family has one; a table of such a family gives beta' a place."""
+    qwen3, path = over("qwen3"), "self_attn.q_norm"
+    stem, gamma, beta = f"model.layers.0.{path}", randn(16, seed=7), randn(16, seed=8)
+    family = dataclasses.replace(qwen3.base.family, layer_norm=True, biases={path: True})
+    checkpoint = dataclasses.replace(qwen3, base=dataclasses.replace(qwen3.base, family=family))
+    model = parse(
+        HEAD_NORM.format(", float[16] N__bias", "Layer", ", N__bias"),
+        N__weight=gamma,
+        N__bias=beta,
+    )
+    rename(model, "N", stem)
+    values = {f"{stem}.otter.weight": randn(16, seed=9), f"{stem}.otter.bias": randn(16, seed=10)}
+    checkpoint.__dict__["float32"] = values.__getitem__
+    base, channel = widened(model, checkpoint, {"x": "c"}, x=HEADS, c=EXTRA)
+
+    def normed(x: Array) -> Array:
+        centred = x - x.mean(-1, keepdims=True)
+        found: Array = centred / np.sqrt(x.var(-1, keepdims=True) + 1e-3)
+        return found
+
+    close(base, normed(HEADS) * gamma + beta)
+    extra_gamma, extra_beta = values.values()
+    close(channel, normed(EXTRA) * extra_gamma + extra_beta)
+
+
+def test_a_norm_over_all_heads_takes_the_statistics_of_the_base(over: Over) -> None:
+    """OLMo 2 normalises all queries as one vector, before they are split into heads."""
+    checkpoint, stem, gamma = over("olmo2"), "model.layers.1.self_attn.k_norm", randn(32, seed=7)
+    model = parse(
+        """g (float[B, S, 32] x, float[B, S, 16] c, float[32] N__weight) => (float[B, S, 32] y)
+           { y = RMSNormalization <axis = -1, epsilon = 1e-3> (x, N__weight) }""",
+        functions=True,
+        N__weight=gamma,
+    )
+    rename(model, "N", stem)
+    x = randn(2, 3, 32)
+    base, channel = widened(model, checkpoint, {"x": "c"}, x=x, c=CHANNEL)
+    r = 1 / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-3)
+    close(base, x * r * gamma)
+    close(channel, CHANNEL * r * checkpoint.float32(f"{stem}.otter.weight"))
+    assert str(model.graph.outputs[1].shape) == "[B,S,16]"
+
+
+def test_reshape_splits_into_heads_and_joins_them(llama: Checkpoint) -> None:
+    model = parse(
+        """g (float[B, S, 64] x, float[B, S, 32] c, int64[4] s) => (float[B, S, 4, 16] y)
+           { y = Reshape (x, s) }""",
+        s=np.array([0, 0, -1, 16]),
+    )
+    c = randn(2, 3, 32)
+    base, channel = widened(model, llama, {"x": "c"}, x=X, c=c)
+    np.testing.assert_array_equal(base, X.reshape(2, 3, 4, 16))
+    np.testing.assert_array_equal(channel, c.reshape(2, 3, 2, 16))
+    assert str(model.graph.outputs[1].shape) == "[B,S,2,16]"
+    model = parse(
+        """g (float[B, S, 4, 16] x, float[B, S, 2, 16] c, int64[3] s) => (float[B, S, 64] y)
+           { y = Reshape (x, s) }""",
+        s=np.array([0, 0, -1]),
+    )
+    base, channel = widened(model, llama, {"x": "c"}, x=HEADS, c=EXTRA)
+    np.testing.assert_array_equal(base, HEADS.reshape(2, 3, 64))
+    np.testing.assert_array_equal(channel, EXTRA.reshape(2, 3, 32))
+    assert str(model.graph.outputs[1].shape) == "[B,S,32]"
+
+
+@pytest.mark.parametrize("wanted", [[0, 0, 4, 16], [0, 0, -1, 8], [-1, 64], [0, 0, -1]])
+def test_other_reshapes_are_refused(llama: Checkpoint, wanted: list[int]) -> None:
+    model = parse(
+        f"""g (float[B, S, 64] x, float[B, S, 32] c, int64[{len(wanted)}] s) => (float[N] y)
+            {{ y = Reshape (x, s) }}""",
+        s=np.array(wanted),
+    )
+    with pytest.raises(UnsupportedError, match="only splitting into heads and joining them"):
         widened(model, llama, {"x": "c"})
 
 
@@ -282,6 +397,18 @@ def test_attention_gets_a_twin_with_its_own_cache(llama: Checkpoint) -> None:
         found["otter_present.0.key"],
         np.concatenate([past["otter_key_values__0__key"], new], axis=2),
     )
+
+
+def test_attention_keeps_its_window_on_the_twin(llama: Checkpoint) -> None:
+    model = parse(ATTENTION)
+    set_windows(model, [LayerAttention(3, None)])
+    values = {v.name: v for v in model.graph.inputs}
+    state = Widening(model, llama)
+    state.channel = {values[n]: values[f"c{n}"] for n in "qkv"}
+    base = list(model.graph)[-1]
+    RULES.load("Attention").apply(base, state)
+    _, twin = model.graph
+    assert twin is not base and window_of(twin) == window_of(base) == 3
 
 
 def test_attention_without_a_past_is_refused(llama: Checkpoint) -> None:

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 
 from otter_export.checkpoint import Checkpoint
@@ -21,6 +22,7 @@ from otter_export.converters.onnx import save_model
 from otter_export.graph.pipeline import lower, tensorrt
 from otter_export.precision import TENSORRT
 from tests import tiny
+from tests.graph.conftest import Over
 
 PRECISIONS = tuple(TENSORRT)
 CAPACITY = 48
@@ -31,38 +33,86 @@ Reports = dict[tuple[str, str, bool], Any]
 
 
 @pytest.fixture(scope="module")
-def reports(
-    checkpoints: dict[str, Checkpoint], tmp_path_factory: pytest.TempPathFactory
-) -> Reports:
-    """One process for all plain files, one for those with the plugin."""
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the parser finds TensorRT-RTX by its unversioned name.
+
+    The wheel has none.
+    """
     libraries = importlib.util.find_spec("tensorrt_rtx_libs")
     if importlib.util.find_spec("tensorrt_rtx") is None or libraries is None:
         pytest.skip("the package tensorrt_rtx is not installed")
-    root: Path = tmp_path_factory.mktemp("parser")
-    # The parser opens the library by its unversioned name, which the wheel does not have.
+    root: Path = tmp_path_factory.mktemp("library")
     folder = Path(next(iter(libraries.submodule_search_locations or [])))
     (root / "libtensorrt_rtx.so").symlink_to(folder / "libtensorrt_rtx.so.1")
+    return root
+
+
+def parse(models: dict[Any, ir.Model], root: Path, library: Path, *options: str) -> dict[Any, Any]:
+    """What becomes of each model, all in one process."""
+    files = []
+    for i, model in enumerate(models.values()):
+        directory = root / f"{i}{''.join(options)}"
+        directory.mkdir()
+        save_model(model, directory)
+        files.append(str(directory / "model.onnx"))
+    script = str(Path(__file__).with_name("parse_networks.py"))
+    output = subprocess.run(
+        [sys.executable, script, *options, *files],
+        env={**os.environ, "LD_LIBRARY_PATH": str(library)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert output.returncode == 0, output.stderr[-2000:]
+    lines = [json.loads(line) for line in output.stdout.splitlines() if line.startswith("{")]
+    return dict(zip(models, lines, strict=True))
+
+
+@pytest.fixture(scope="module")
+def reports(
+    checkpoints: dict[str, Checkpoint], library: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Reports:
+    """One process for all plain files, one for those with the plugin."""
+    root: Path = tmp_path_factory.mktemp("parser")
     found: Reports = {}
     for plugin in (False, True):
-        files = {}
-        for family, checkpoint in checkpoints.items():
-            for precision in [p for p, with_plugin in FORMS if with_plugin == plugin]:
-                directory = root / f"{family}-{precision}-{plugin}"
-                directory.mkdir()
-                save_model(
-                    lower(checkpoint, tensorrt(CAPACITY, plugin=plugin), precision), directory
-                )
-                files[family, precision, plugin] = str(directory / "model.onnx")
-        script = str(Path(__file__).with_name("parse_networks.py"))
-        command = [sys.executable, script, *(["--plugin"] if plugin else []), *files.values()]
-        environment = {**os.environ, "LD_LIBRARY_PATH": str(root)}
-        output = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=300
-        )
-        assert output.returncode == 0, output.stderr[-2000:]
-        lines = [json.loads(line) for line in output.stdout.splitlines() if line.startswith("{")]
-        found |= dict(zip(files, lines, strict=True))
+        pipeline = tensorrt(CAPACITY, plugin=plugin)
+        models = {
+            (family, precision, plugin): lower(checkpoint, pipeline, precision)
+            for family, checkpoint in checkpoints.items()
+            for precision in [p for p, with_plugin in FORMS if with_plugin == plugin]
+        }
+        found |= parse(models, root, library, *(["--plugin"] if plugin else []))
     return found
+
+
+#: Windows in all layers and in some, a soft cap, norms of heads, fused and partly rotated heads.
+CASES = ("mistral-window", "gemma2", "gemma3", "phi3", "gpt_neox", "olmo2")
+
+
+@pytest.fixture(scope="module")
+def case_reports(
+    over: Over, library: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[Any, Any]:
+    models = {case: lower(over(case), tensorrt(CAPACITY), "fp16") for case in CASES}
+    return parse(models, tmp_path_factory.mktemp("cases"), library)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_parser_takes_windows_caps_and_norms_of_heads(
+    case: str, over: Over, case_reports: dict[Any, Any]
+) -> None:
+    report, base = case_reports[case], over(case).base
+    assert report["parsed"] and not report["errors"]
+    layers, attentions = report["layers"], 2 * base.dimensions.num_hidden_layers
+    assert layers["KV_CACHE_UPDATE"] == layers["ROTARY_EMBEDDING"] == 2 * attentions
+    # With a soft cap, attention is products and a softmax of its own.
+    written_out = case == "gemma2"
+    assert layers.get("ATTENTION_INPUT", 0) == (0 if written_out else attentions)
+    assert layers.get("SOFTMAX", 0) == (attentions if written_out else 0)
+    assert report["inputs"]["attention_mask"] == ["BOOL", [-1, 1, -1, CAPACITY]]
+    assert report["reduced"] == ["FLOAT"] and "NORMALIZATION" not in layers
 
 
 @pytest.mark.parametrize("family", list(tiny.CONFIGS))

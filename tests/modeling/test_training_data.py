@@ -73,6 +73,13 @@ def test_tokens_that_the_tokenizer_adds_belong_to_the_prompt(tmp_path: Path) -> 
     assert item.rows == (Row((1, 5, 2), 1),)
 
 
+def test_what_is_put_around_a_text_comes_once_where_the_text_has_it(tmp_path: Path) -> None:
+    lines = [{"text": "w1 w5 w2", "score": 0}, {"prompt": "w3", "response": "w1 w2", "score": 1}]
+    written, answer = read(tmp_path, lines, tokenizer=WordTokenizer())
+    assert written.rows == (Row((1, 5, 2), 1),)
+    assert answer.rows == (Row((1, 3, 1, 2), 2),)  # inside of a text the token stays
+
+
 def test_q_values_start_after_the_first_token(tmp_path: Path) -> None:
     (item,) = read(tmp_path, [{"text": "w5 w6", "score": 0}], signal=tiny.NEXT)
     assert item.rows == (Row((5, 6, 2), 1),)

@@ -7,6 +7,7 @@ another order; half precision against fp32: 2e-2 in fp16, 1e-1 in bf16 (8 bits, 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,12 +38,17 @@ def make_pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
         checkpoint = built.random_checkpoint(
             root / "ck", family, signals=(tiny.REWARD, tiny.NEXT), seed=i
         )
-        onnx = load_engine(built.build(checkpoint, root / "onnx"), threads=1)
-        onnx.__dict__["tokenizer"] = ByteTokenizer()
-        # Short steps run in parts, so that those are tested too.
-        options = TorchOptions(device="cpu", max_step=16)
-        made[family] = Pair(checkpoint, onnx, make_engine(checkpoint, options))
+        made[family] = make_pair(checkpoint, root / "onnx")
     return made
+
+
+def make_pair(checkpoint: Checkpoint, directory: Path) -> Pair:
+    """A checkpoint with both engines; the ONNX one is built into a new directory."""
+    onnx = load_engine(built.build(checkpoint, directory), threads=1)
+    onnx.__dict__["tokenizer"] = ByteTokenizer()
+    # Short steps run in parts, so that those are tested too.
+    options = TorchOptions(device="cpu", max_step=16)
+    return Pair(checkpoint, onnx, make_engine(checkpoint, options))
 
 
 def make_engine(checkpoint: Checkpoint, options: TorchOptions) -> Engine:

@@ -115,6 +115,13 @@ def test_requests_that_do_not_fit_the_engine(call: Any, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("field", ["prompt", "stop"])
+def test_texts_are_bounded_before_they_are_tokenized(field: str) -> None:
+    text = "w" * ((4 << 20) + 1)
+    with pytest.raises(RequestError, match="has 4194305 characters; at most 4194304 are read"):
+        Request(**{"prompt": "w3", field: text})
+
+
 def test_numbers_of_numpy_are_as_good_as_pythons() -> None:
     method = ArgsStochastic(
         top_k=np.int64(3), weight=np.float32(2), temperature=np.float64(0.5), top_p=np.float16(1)
@@ -260,9 +267,9 @@ def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path: Path) -> None:
 def test_files_without_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequestError, match="has no prompts; expected lines like"):
         read_prompts(lines(tmp_path, "", "  "), Defaults())
-    with pytest.raises(RequestError, match=r"cannot read the prompts in .*: No such file"):
+    with pytest.raises(RequestError, match=r"cannot read the prompts in .*: no such file"):
         read_prompts(tmp_path / "missing.jsonl", Defaults())
-    with pytest.raises(RequestError, match=r"cannot read the prompts in .*: Is a directory"):
+    with pytest.raises(RequestError, match=r"cannot read the prompts in .*: is a directory"):
         read_prompts(tmp_path, Defaults())
     monkeypatch.setattr(prompt_file, "_LIMIT_BYTES", 3)
     with pytest.raises(RequestError, match="at most 3 are read"):

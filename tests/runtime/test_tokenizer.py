@@ -13,6 +13,9 @@ from otter_export.errors import EngineError, RequestError
 from otter_export.runtime.detokenizer import Detokenizer
 from otter_export.runtime.tokenizer import JsonTokenizer
 
+#: A special token that a template names and the tokenizer has not; the library panics then.
+GONE = {"SpecialToken": {"id": "gone", "type_id": 0}}
+
 
 def byte_level() -> tokenizers.Tokenizer:
     """Every byte a token, as in GPT-2's vocabulary without its merges."""
@@ -124,6 +127,10 @@ def test_an_oversize_file_is_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
         ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
         ("normalizer", {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}),
         ("model", {"type": "New", "vocab": {}}),
+        (
+            "post_processor",
+            {"type": "TemplateProcessing", "single": [GONE], "pair": [], "special_tokens": {}},
+        ),
     ],
 )
 def test_what_the_library_cannot_load_is_one_error(
@@ -135,14 +142,22 @@ def test_what_the_library_cannot_load_is_one_error(
         JsonTokenizer(path)
 
 
-def test_a_panic_while_encoding_is_an_error_of_the_request(tmp_path: Path) -> None:
+def test_a_panic_while_encoding_is_an_error_of_the_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A panic of the library is no Exception, and would end the thread that it happens on."""
-    path = tmp_path / "tokenizer.json"
-    piece = {"SpecialToken": {"id": "gone", "type_id": 0}}
-    template = {"type": "TemplateProcessing", "single": [piece], "pair": [], "special_tokens": {}}
-    path.write_text(json.dumps({**json.loads(byte_level().to_str()), "post_processor": template}))
+
+    class Panics:
+        def encode(self, *_: object, **__: object) -> None:
+            raise PanicException("no entry found for key")
+
+    class PanicException(BaseException):
+        pass
+
+    tokenizer = saved(byte_level(), tmp_path)
+    monkeypatch.setattr(tokenizer, "_tokenizer", Panics())
     with pytest.raises(RequestError, match="cannot encode the text: PanicException"):
-        JsonTokenizer(path).encode("a")
+        tokenizer.encode("a")
 
 
 def test_a_panic_while_decoding_is_an_error_of_the_engine(tmp_path: Path) -> None:

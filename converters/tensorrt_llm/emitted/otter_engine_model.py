@@ -1,4 +1,4 @@
-"""A Llama or Qwen2 with an Otter channel, in TensorRT-LLM's model definition API (1.0 to 1.2.x).
+"""Llama, Mistral or Qwen2 with an Otter channel, in TensorRT-LLM's model definition API (1.0-1.2).
 
 Written by otter-export beside a TensorRT-LLM checkpoint. Importing this file registers the model:
 

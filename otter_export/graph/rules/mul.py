@@ -1,4 +1,4 @@
-"""Mul: gate times up repeats on the channel; a scalar scales both streams."""
+"""Mul: gate times up repeats on the channel; a scalar or a factor scales both streams."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from otter_export.graph.rule import Rule, Widening
 
 
 def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
-    """Mul(a, b) => Mul(a', b');   Mul(a, scalar) => Mul(a', scalar)."""
+    """Mul(a, b) => Mul(a', b');   Mul(a, f) => Mul(a', f), f a scalar or ``[B, S, 1]``."""
     operands = []
     for value in node.inputs:
         assert value is not None
@@ -27,7 +27,8 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
                 "channel part and is no scalar"
             )
     name = f"{node.outputs[0].name}.otter"
-    return [state.emitter(node).op("Mul", operands, name, shape=operands[0].shape)]
+    shape = next(state.channel[v] for v in node.inputs if v in state.channel).shape
+    return [state.emitter(node).op("Mul", operands, name, shape=shape)]
 
 
-RULE = Rule("Mul", _apply, "n' * n', or n' * scalar")
+RULE = Rule("Mul", _apply, "n' * n', or n' * factor")

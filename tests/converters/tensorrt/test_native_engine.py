@@ -19,7 +19,7 @@ from otter_export.converters.target import BuildRequest
 from otter_export.converters.tensorrt import process
 from otter_export.converters.tensorrt.check import check_built
 from otter_export.converters.tensorrt.job import Built, Job, profiles
-from otter_export.converters.tensorrt.options import EngineShapes
+from otter_export.converters.tensorrt.options import EngineShapes, TensorRTOptions
 from otter_export.converters.tensorrt.target import TARGET
 from otter_export.engine_io import StepLimits
 from otter_export.errors import EngineError
@@ -29,6 +29,7 @@ from otter_export.precision import TENSORRT
 from tests import built, tiny
 from tests.command_line import Cli
 from tests.converters.tensorrt.conftest import LENGTH, OPTIONS, TinyEngine
+from tests.families import bases
 
 LAYERS, BASE_HEADS, CHANNEL_HEADS, HEAD, VOCABULARY = 2, 2, 1, 16, 128
 SHAPES = EngineShapes(LENGTH, OPTIONS.max_step, OPTIONS.max_batch_size, OPTIONS.max_candidates)
@@ -148,6 +149,26 @@ def test_other_families(
     made = process.build(_job(model, tmp_path / "work", cubins=kernels))
     check_built(model, made, wanted)
     assert made.layers.get("ROTARY_EMBEDDING", 0) == rotary
+
+
+@pytest.mark.parametrize("name", ["mistral-window", "gemma2", "gemma3"])
+def test_windows_and_soft_caps(trt: object, tmp_path: Path, name: str) -> None:
+    """Masks that the graph computes, two kinds of them, and attention without its operator."""
+    case = next(case for case in bases.CASES if case.name == name)
+    base = bases.write_base(case, tmp_path / "base")
+    model = lower(built.checkpoint_over(base, tmp_path / "ck"), tensorrt(SHAPES.capacity), "fp16")
+    check_built(model, process.build(_job(model, tmp_path / "work")), 0)
+
+
+def test_layers_with_and_without_a_window(trt: object, tmp_path: Path) -> None:
+    """In these sizes their attentions are different kernels, which must not share a mask."""
+    case = next(case for case in bases.CASES if case.name == "qwen2-window")
+    base = bases.write_base(case, tmp_path / "base")
+    checkpoint = built.checkpoint_over(base, tmp_path / "ck", signals=(tiny.REWARD, tiny.NEXT))
+    options = TensorRTOptions(builder="tensorrt-rtx", plugin=False)
+    (tmp_path / "engine").mkdir()
+    TARGET.plan(checkpoint, BuildRequest("fp16", LENGTH, options)).write(tmp_path / "engine", None)
+    assert (tmp_path / "engine" / "rank0.engine").stat().st_size > 0
 
 
 def test_one_candidate_a_step(trt: object, checkpoint: Checkpoint, tmp_path: Path) -> None:

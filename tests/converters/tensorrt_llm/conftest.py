@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +24,22 @@ def standin_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield from _available(HERE / "standin_torch", monkeypatch)
 
 
+@contextlib.contextmanager
+def standin_torch_available() -> Iterator[pytest.MonkeyPatch]:
+    """The same for a block, with the patch to go on with."""
+    available = contextlib.contextmanager(_available)
+    with pytest.MonkeyPatch.context() as patch, available(HERE / "standin_torch", patch):
+        yield patch
+
+
 def _available(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     _forget()
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", str(folder))
-    yield folder
-    _forget()
+    try:
+        yield folder
+    finally:
+        _forget()
 
 
 def _forget() -> None:

@@ -12,20 +12,23 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig
 
 from otter_export import load_engine
-from otter_export.checkpoint import Checkpoint
+from otter_export.checkpoint import BaseModel, Checkpoint
 from otter_export.cli import main
 from otter_export.converters.target import BuildRequest
+from otter_export.converters.tensorrt_llm.config import check_model
 from otter_export.converters.tensorrt_llm.pytorch import (
     TARGET,
     hub_tensors,
     plan_directory,
 )
 from otter_export.errors import OtterError, UnsupportedError
+from otter_export.insert import ChannelOptions, channel_config
 from otter_export.manifest import EngineManifest
 from otter_export.safetensors_io import TensorStore, from_float32
 from otter_export.shards import in_shards, write_shards
 from tests import tiny
 from tests.built import random_checkpoint
+from tests.families import bases
 
 
 def written(checkpoint: Checkpoint, directory: Path, precision: str = "bf16") -> Path:
@@ -89,6 +92,43 @@ def test_every_tensor_is_there_once(precision: str, dtype: str, tmp_path: Path) 
         source = checkpoint.tensors if name in checkpoint.tensors else checkpoint.base.weights
         expected = from_float32(source.float32(name), dtype)
         assert store.raw(name).tobytes() == expected.tobytes(), name
+
+
+def base_of(case_name: str, directory: Path) -> BaseModel:
+    case = next(case for case in bases.CASES if case.name == case_name)
+    return BaseModel.open(bases.write_base(case, directory))
+
+
+def test_mistral_without_a_window_has_llamas_modules(tmp_path: Path) -> None:
+    base = base_of("mistral", tmp_path / "base")
+    checkpoint = Checkpoint.open(tiny.write_checkpoint(tmp_path / "ck", base=base.directory))
+    model = written(checkpoint, tmp_path / "model")
+    assert set(TensorStore.open(model, "model")) == {*base.weights, *checkpoint.tensors}
+    assert AutoConfig.from_pretrained(model).architectures == ["OtterForCausalLM"]
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("mistral-window", "sliding_window = 8 is not supported by target trtllm"),
+        ("qwen2-window", "sliding_window = 8 is not supported by target trtllm"),
+        ("ministral3", "family ministral3 has no emitted model for target trtllm"),
+        ("smollm3", "family smollm3 has no emitted model for target trtllm"),
+    ],
+)
+def test_bases_that_the_emitted_models_do_not_compute(
+    case: str, message: str, tmp_path: Path
+) -> None:
+    base = base_of(case, tmp_path / "base")
+    with pytest.raises(UnsupportedError, match=message):
+        check_model(base, channel_config(base, ChannelOptions(hidden_size=16)))
+
+
+def test_a_rotary_scaling_that_tensorrt_llm_reads_otherwise(tmp_path: Path) -> None:
+    scaling = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+    base = BaseModel.open(tiny.write_base(tmp_path / "base", rope_scaling=scaling))
+    with pytest.raises(UnsupportedError, match="scaling 'yarn' is not supported by target trtllm"):
+        check_model(base, channel_config(base, ChannelOptions(hidden_size=16)))
 
 
 @pytest.mark.parametrize("equal", [True, False])

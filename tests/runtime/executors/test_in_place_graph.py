@@ -13,7 +13,7 @@ from otter_export import ArgsGreedy, ArgsStochastic, Plain, Request, generate
 from otter_export.runtime.engine import Step
 from otter_export.runtime.prefill import prefill
 from tests import built, tiny
-from tests.runtime.executors.graphs import MAX_LENGTH, Pair, make_pair
+from tests.runtime.executors.graphs import MAX_LENGTH, Pair, tiny_pair
 from tests.tree_steps import assert_equal_to_separate_forwards, candidates, ids
 
 TOLERANCE = {"f32": 2e-5, "f16": 2e-2}
@@ -22,14 +22,14 @@ TOLERANCE = {"f32": 2e-5, "f16": 2e-2}
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     return {
-        family: make_pair(tmp_path_factory.mktemp(family), family, i, "f32")
+        family: tiny_pair(tmp_path_factory.mktemp(family), family, i, "f32")
         for i, family in enumerate(tiny.CONFIGS)
     }
 
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make_pair(tmp_path_factory.mktemp("half"), "llama", 0, "f16")
+    return tiny_pair(tmp_path_factory.mktemp("half"), "llama", 0, "f16")
 
 
 def close(found: Step, expected: Step, tolerance: float) -> None:

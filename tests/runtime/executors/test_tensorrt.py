@@ -29,13 +29,13 @@ from tests.runtime.executors.fake_tensorrt import (
     FakeTrtEngine,
     manifest_of,
 )
-from tests.runtime.executors.graphs import MAX_STEP, Pair, make_pair
+from tests.runtime.executors.graphs import MAX_STEP, Pair, tiny_pair
 from tests.runtime.fake_engine import ByteTokenizer
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make_pair(tmp_path_factory.mktemp("trt"), "llama", 0, "f32")
+    return tiny_pair(tmp_path_factory.mktemp("trt"), "llama", 0, "f32")
 
 
 @dataclasses.dataclass

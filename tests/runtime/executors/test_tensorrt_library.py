@@ -23,12 +23,12 @@ from tests.runtime.executors.fake_tensorrt import (
     FakeTrtEngine,
     manifest_of,
 )
-from tests.runtime.executors.graphs import Pair, make_pair
+from tests.runtime.executors.graphs import Pair, tiny_pair
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make_pair(tmp_path_factory.mktemp("trt"), "llama", 0, "f32")
+    return tiny_pair(tmp_path_factory.mktemp("trt"), "llama", 0, "f32")
 
 
 @pytest.mark.parametrize(

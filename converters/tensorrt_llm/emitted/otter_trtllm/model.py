@@ -1,4 +1,4 @@
-"""A Llama or Qwen2 with an Otter channel, for TensorRT-LLM's PyTorch backend (1.3 and later).
+"""Llama, Mistral or Qwen2 with an Otter channel, for TensorRT-LLM's PyTorch backend (from 1.3).
 
 The state is a pair ``(x, x')``, each ``[tokens, width]``. Base values come from base values only,
 and no zero block is multiplied. Under tensor parallelism the base is divided among the ranks, while

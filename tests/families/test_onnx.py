@@ -1,0 +1,14 @@
+"""L2: every base is built for ONNX Runtime in every precision, and verified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.families.cells import ONNX_CELLS
+
+
+@pytest.mark.parametrize("cell", ONNX_CELLS)
+def test_cell(cell: str, check: Callable[[str], None]) -> None:
+    check(cell)
