@@ -598,7 +598,7 @@ REFUSED: Mapping[str, tuple[Mapping[str, Any], str]] = {
     ),
     "Mixtral-8x7B": (
         {**_public("mixtral", (4096, 14336, 32, 32, 8, 32000, 32768)).config},
-        "'mixtral' has no family",
+        "'mixtral' is not supported: its feed-forward is a mixture",
     ),
     "A fine-tuned Llama 2 with dynamic scaling": (
         {
