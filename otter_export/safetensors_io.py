@@ -136,7 +136,9 @@ def same_values(store: TensorStore, one: str, other: str) -> bool:
 def to_float32(raw: npt.NDArray[Any], dtype: str) -> FloatArray:
     """Widen the bits of an F32, F16 or BF16 tensor to float32 without rounding."""
     if dtype == "BF16":
-        return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        wide = raw.astype(np.uint32)
+        wide <<= np.uint32(16)  # in place: embeddings are large
+        return wide.view(np.float32)
     return np.asarray(raw, dtype=np.float32)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from otter_export.errors import CheckpointError, UnsupportedError
 from otter_export.graph.emit import lazy_tensor
+from otter_export.graph.passes import quantize_weights
 from otter_export.graph.passes.fold_transposes import FoldTransposes
 from otter_export.graph.passes.half_storage import HalfStorage
 from otter_export.graph.passes.quantize_weights import (
@@ -148,6 +149,17 @@ def test_quantize_packs_zero_points_low_half_first() -> None:
     assert zero_points is not None and zero_points.shape == (1, 2)
     assert zero_points[0, 0] == 3 + (7 << 4)
     assert zero_points[0, 1] & 0x0F == 12
+
+
+@pytest.mark.parametrize("stored", FORMATS, ids=str)
+def test_rows_quantised_some_at_a_time_have_the_same_codes(
+    stored: WeightFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = randn(37, 2 * BLOCK_SIZE + 5)
+    whole = quantize(weight, stored)
+    monkeypatch.setattr(quantize_weights, "_VALUES", 5 * weight.shape[1])
+    for found, expected in zip(quantize(weight, stored), whole, strict=True):
+        np.testing.assert_equal(found, expected)
 
 
 TIED = """g (int64[T] ids, float[9, 4] E, float[4, 9] H) => (float[T, 9] y)

@@ -13,6 +13,8 @@ from otter_export.graph.weights import PartSpec, add_parts, drop_unused, multipl
 from otter_export.precision import WeightFormat
 
 _ACCURACY_LEVEL = 4  # int8 activations inside the kernel; without it int4 is four times as slow
+#: Values that are quantised at a time: 64 MiB in float32.
+_VALUES = 1 << 24
 
 Packed = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]
 
@@ -107,6 +109,12 @@ def quantize(weight: npt.NDArray[np.float32], stored: WeightFormat) -> Packed:
         accuracy_level=_ACCURACY_LEVEL,
         bits=stored.bits,
     )
-    transposed = np.ascontiguousarray(weight.astype(np.float32, copy=False).T)
-    packed, scales, zeros = DefaultWeightOnlyQuantizer(config).qbits_block_quant(transposed)
+    quantizer, rows = DefaultWeightOnlyQuantizer(config), max(1, _VALUES // weight.shape[1])
+    # Blocks lie within a row, so rows can be quantised some at a time: an embedding is too large
+    # to be held three times over.
+    parts = [
+        quantizer.qbits_block_quant(np.ascontiguousarray(weight[i : i + rows].T, np.float32))
+        for i in range(0, len(weight), rows)
+    ]
+    packed, scales, zeros = map(np.concatenate, zip(*parts, strict=True))
     return packed, scales, None if stored.symmetric else zeros
