@@ -17,9 +17,8 @@ from otter_export import insert
 from otter_export.config import Signal
 from otter_export.insert import ChannelOptions
 
-LLAMA: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
+#: 4 heads over 2, of 16; the tokens are those of `write_tokenizer`.
+SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -28,12 +27,17 @@ LLAMA: dict[str, Any] = {
     "head_dim": 16,
     "vocab_size": 128,
     "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA: dict[str, Any] = {
+    **SIZES,
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
     "hidden_act": "silu",
     "tie_word_embeddings": True,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
 }
 QWEN2: dict[str, Any] = {
     **{key: value for key, value in LLAMA.items() if key != "head_dim"},

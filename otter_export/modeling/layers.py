@@ -138,69 +138,64 @@ class ChannelNorm(nn.Module):
         return scaled if self.bias is None else scaled + self.bias.to(normed.dtype)
 
 
-class WidenedNorm(nn.Module):
-    """RMSNorm or LayerNorm whose statistics come from the base part alone."""
+class _AnyNorm(nn.Module):
+    """The base's norm and the channel's part of it: an RMSNorm, or a LayerNorm."""
 
     bias: nn.Parameter | None
 
-    def __init__(
-        self, base: nn.Module, is_layer_norm: bool, base_size: int, channel_size: int
-    ) -> None:
+    def __init__(self, base: nn.Module, is_layer_norm: bool, channel_size: int) -> None:
         super().__init__()
         self.weight = base.weight
         self.bias = getattr(base, "bias", None)
         self.is_layer_norm = is_layer_norm
         self.epsilon = _epsilon(base)
-        self.base_size = base_size
         # The base's own forward keeps the base part bit-identical; the tuple hides it from the
         # module tree, so that its parameters are not listed twice.
         self._base = (base,)
         self.otter = ChannelNorm(channel_size, bias=self.bias is not None)
 
+    def channel_part(self, channel: Tensor, source: Tensor) -> Tensor:
+        """``channel`` normalised by the statistics of the last axis of ``source``, in float32."""
+        statistics_dtype = torch.promote_types(channel.dtype, torch.float32)
+        wide, shifted = source.to(statistics_dtype), channel.to(statistics_dtype)
+        if self.is_layer_norm:
+            mean = wide.mean(-1, keepdim=True)
+            wide, shifted = wide - mean, shifted - mean
+        variance = wide.pow(2).mean(-1, keepdim=True)
+        normed = shifted * torch.rsqrt(variance + self.epsilon)
+        return self.otter(normed.to(channel.dtype))  # type: ignore[no-any-return]
+
+
+class WidenedNorm(_AnyNorm):
+    """A norm whose statistics come from the base part alone."""
+
+    def __init__(
+        self, base: nn.Module, is_layer_norm: bool, base_size: int, channel_size: int
+    ) -> None:
+        super().__init__(base, is_layer_norm, channel_size)
+        self.base_size = base_size
+
     def forward(self, x: Tensor) -> Tensor:
         """``[..., d + d']`` to the same shape."""
         base, channel = split_state(x, self.base_size)
-        statistics_dtype = torch.promote_types(x.dtype, torch.float32)
-        wide = base.to(statistics_dtype)
-        shifted = channel.to(statistics_dtype)
-        if self.is_layer_norm:
-            mean = wide.mean(-1, keepdim=True)
-            variance = (wide - mean).pow(2).mean(-1, keepdim=True)
-            shifted = shifted - mean
-        else:
-            variance = wide.pow(2).mean(-1, keepdim=True)
-        normed = (shifted * torch.rsqrt(variance + self.epsilon)).to(x.dtype)
-        return torch.cat((self._base[0](base), self.otter(normed)), dim=-1)
+        return torch.cat((self._base[0](base), self.channel_part(channel, base)), dim=-1)
 
 
-class WidenedHeadNorm(nn.Module):
+class WidenedHeadNorm(_AnyNorm):
     """A norm of each head by its own statistics: base heads by gamma, extra heads by gamma'."""
-
-    bias: nn.Parameter | None
 
     def __init__(
         self, base: nn.Module, is_layer_norm: bool, heads: int, axis: int, size: int
     ) -> None:
-        super().__init__()
-        self.weight = base.weight
-        self.bias = getattr(base, "bias", None)
-        self.is_layer_norm = is_layer_norm
-        self.epsilon = _epsilon(base)
+        super().__init__(base, is_layer_norm, size)
         self.heads, self.axis = heads, axis
-        self._base = (base,)
-        self.otter = ChannelNorm(size, bias=self.bias is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Heads ``H + H'`` along ``axis``, the values of a head along the last axis."""
         extra = x.shape[self.axis] - self.heads
         base, channel = torch.split(x, [self.heads, extra], dim=self.axis)
-        wide = channel.to(torch.promote_types(x.dtype, torch.float32))
-        if self.is_layer_norm:
-            wide = wide - wide.mean(-1, keepdim=True)
-        variance = wide.pow(2).mean(-1, keepdim=True)
-        normed = (wide * torch.rsqrt(variance + self.epsilon)).to(x.dtype)
         own = self._base[0](base.detach().contiguous())
-        return torch.cat((own, self.otter(normed)), dim=self.axis)
+        return torch.cat((own, self.channel_part(channel, channel)), dim=self.axis)
 
 
 class ChannelEmbedding(nn.Module):

@@ -26,19 +26,7 @@ from otter_export.wrappers import WRAPPERS
 from tests import tiny
 from tests.model_settings import assert_same_settings
 
-TEXT: Mapping[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "vocab_size": 128,
-    "max_position_embeddings": 128,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+TEXT: Mapping[str, Any] = {**tiny.SIZES, "pad_token_id": 0}
 _TOWER = {
     "hidden_size": 32,
     "intermediate_size": 32,

@@ -11,20 +11,8 @@ import torch
 
 from tests import tiny
 
-#: 4 heads over 2, of 16; two layers of each kind where a family has kinds.
-_COMMON: Mapping[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "vocab_size": 128,
-    "max_position_embeddings": 128,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+#: Two layers of each kind where a family has kinds.
+_COMMON: Mapping[str, Any] = {**tiny.SIZES, "pad_token_id": 0}
 #: Smaller than the prompts of the tests, so that it shows.
 WINDOW = 8
 _YARN = {
