@@ -63,6 +63,25 @@ def _configs(folder: Path) -> Case:
     return case
 
 
+def _public_configs(folder: Path) -> Case:
+    """A config.json of each model type that is known, wrappers too, over weights of another."""
+    from otter_export.checkpoint import BaseModel
+    from tests import tiny
+    from tests.families.hub_configs import PUBLIC
+
+    directory = tiny.write_base(folder / "base")
+    documents = [dict(public.config) for public in PUBLIC.values()]
+
+    def case(random: Random) -> None:
+        content = encoded(random, changed(random, random.choice(documents)))
+        (directory / "config.json").write_bytes(content)
+        base = BaseModel.open(directory)
+        base.library_config  # noqa: B018  what libraries would get
+        base.problems()  # all of them: the weights are of another model
+
+    return case
+
+
 def _checkpoints(folder: Path) -> Case:
     """A checkpoint's own files: config.json of the channel, its tensors."""
     from otter_export.checkpoint import Checkpoint
@@ -400,6 +419,7 @@ def _run(main: Callable[[list[str]], None], line: list[str]) -> None:
 
 KINDS: dict[str, Kind] = {
     "configs": Kind(_configs, 3000),
+    "public configs": Kind(_public_configs, 3000),
     "checkpoints": Kind(_checkpoints, 2000),
     "weights": Kind(_weights, 2000),
     "engines": Kind(_engines, 1000),
