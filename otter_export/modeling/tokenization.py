@@ -18,9 +18,12 @@ from otter_export.hub import TOKENIZER_FILES
 from otter_export.runtime.tokenizer import JsonTokenizer
 from otter_export.tokenizer_file import FILE_NAME
 
-#: With these classes transformers takes ``tokenizer.json`` as it is, but for Qwen2. With others it
-#: puts together a tokenizer of its own from the vocabulary in it.
+#: With these classes transformers takes ``tokenizer.json`` as it is. With others it puts together a
+#: tokenizer of its own from the vocabulary in it.
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+#: Model types whose files name a wrong class, which transformers does not take: ours of its
+#: ``MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS``, here so that most bases need no import of it.
+CLASS_IGNORED = ("ernie4_5", "nemotron", "phi3", "qwen2")
 #: Texts that tokenizers disagree on: spaces, special tokens, digits, case, combining characters.
 _TEXTS = (
     *("hello world", " hello  world ", "hello\n\n\tworld", "it's I'LL", "123456 7", ""),
@@ -84,7 +87,7 @@ def _is_taken_as_it_is(base: BaseModel) -> bool:
     path = base.directory / "tokenizer_config.json"
     settings = read_json(path) if path.is_file() else {}
     name = settings.get("tokenizer_class") if isinstance(settings, dict) else None
-    return name in _PLAIN_CLASSES and base.dimensions.model_type != "qwen2"
+    return name in _PLAIN_CLASSES and base.dimensions.model_type not in CLASS_IGNORED
 
 
 def _ids_of_transformers(base: BaseModel, texts: list[str]) -> list[list[int]]:

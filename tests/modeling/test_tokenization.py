@@ -9,9 +9,18 @@ from typing import Any
 import pytest
 
 from otter_export.checkpoint import BaseModel
-from otter_export.modeling.tokenization import difference_from_transformers
+from otter_export.families import FAMILIES
+from otter_export.modeling.tokenization import CLASS_IGNORED, difference_from_transformers
 from tests import tiny
 from tests.command_line import Cli
+
+
+def test_the_model_types_whose_class_transformers_ignores() -> None:
+    from transformers.models.auto import tokenization_auto
+
+    ours = {kind for name in FAMILIES for kind in FAMILIES.load(name).model_types}
+    ignored = ours & tokenization_auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+    assert set(CLASS_IGNORED) == ignored
 
 
 def sentencepiece_base(directory: Path, **settings: Any) -> Path:
