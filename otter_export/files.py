@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
 import secrets
@@ -152,6 +153,16 @@ def copy_regular(
                     progress(len(block))
     except FileNotFoundError:
         raise error(f"{source} does not exist") from None
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write JSON that people may read, to a new file of a directory that is being made.
+
+    Raises:
+        OtterError: It cannot be written.
+    """
+    with writing(path):
+        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from otter_export.checkpoint import (
 )
 from otter_export.config import OtterConfig, Signal
 from otter_export.errors import CheckpointError, ConfigError
-from otter_export.files import SETTINGS_LIMIT, copy_regular, is_file, writing
+from otter_export.files import SETTINGS_LIMIT, copy_regular, is_file, write_json
 from otter_export.hub import TOKENIZER_FILES, find_base
 from otter_export.initialization import Maker, initial_tensors
 from otter_export.manifest import FILE_NAME as ENGINE_FILE
@@ -117,12 +116,12 @@ class Insertion:
             for path in self.copied:
                 _copy(path, directory / path.name, progress)
             if self.shards:
-                _write_json(directory / BASE_CONFIG, self.base.plain_config)
+                write_json(directory / BASE_CONFIG, self.base.plain_config)
                 write_shards(directory, self.shards, progress)
             write_safetensors(
                 directory / f"{OTTER_STEM}.safetensors", self.tensors, self.metadata, progress
             )
-            _write_json(directory / marker, self.config.to_json())
+            write_json(directory / marker, self.config.to_json())
 
 
 def plan(
@@ -308,11 +307,6 @@ def _text_tensors(base: BaseModel) -> Iterator[PlannedTensor]:
     for name, info in base.parameters.items():
         read = functools.partial(base.parameters.raw, name)
         yield PlannedTensor(name, info.dtype, info.shape, read)
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    with writing(path):
-        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
 def _planned(

@@ -17,7 +17,7 @@ from otter_export.config import OtterConfig, Signal, read_json
 from otter_export.engine_io import EngineIO, StepLimits, TensorSpec
 from otter_export.errors import ConfigError, EngineError
 from otter_export.family import MAX_POSITIONS, size_limit
-from otter_export.files import is_directory, is_file
+from otter_export.files import is_directory, is_file, write_json
 from otter_export.quoting import quoted
 
 FILE_NAME = "engine.json"
@@ -244,8 +244,7 @@ class EngineManifest:
 
     def save(self, directory: Path) -> None:
         """Write ``engine.json``."""
-        text = json.dumps(self.to_json(), indent=1) + "\n"
-        (directory / FILE_NAME).write_text(text, encoding="utf-8")
+        write_json(directory / FILE_NAME, self.to_json())
 
     @classmethod
     def load(cls, directory: Path) -> EngineManifest:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from otter_export.files import write_json
 from otter_export.safetensors_io import PlannedTensor, write_safetensors
 
 Shard = Sequence[PlannedTensor]
@@ -40,5 +40,5 @@ def write_shards(
     total = sum(tensor.nbytes for shard in shards for tensor in shard)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     index_name = "model.safetensors.index.json"
-    (directory / index_name).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    write_json(directory / index_name, index)
     return [*names, index_name]

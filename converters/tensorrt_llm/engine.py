@@ -8,7 +8,6 @@ stops before. Either way the directory holds the exact command (docs/tensorrt_ll
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from otter_export.engine_io import (
     signal_dims,
 )
 from otter_export.errors import EngineError
+from otter_export.files import write_json
 from otter_export.manifest import EngineManifest
 from otter_export.precision import Precision
 from otter_export.safetensors_io import write_safetensors
@@ -178,7 +178,7 @@ class LlmBuild:
             self.precision,
             self.shapes.max_candidates if self.shapes.has_tree else 0,
         )
-        (directory / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        write_json(directory / CONFIG_FILE, config)
         names = [CONFIG_FILE]
         for rank in range(self.layout.tp_size):
             names.append(f"{CHECKPOINT}/rank{rank}.safetensors")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from otter_export.converters.tensorrt_llm.config import (
 from otter_export.converters.tensorrt_llm.emitted import copy_emitted
 from otter_export.converters.tensorrt_llm.weights import Part, tensor_row
 from otter_export.engine_io import INPUT_IDS, LOGITS, TENSORRT_LLM, TensorSpec, signal_dims
+from otter_export.files import write_json
 from otter_export.manifest import EngineManifest
 from otter_export.precision import TENSORRT_LLM as TENSORRT_LLM_PRECISIONS
 from otter_export.precision import Precision, choose_precision
@@ -94,7 +94,7 @@ def plan_directory(checkpoint: Checkpoint, request: BuildRequest) -> BuildPlan:
         (directory / PACKAGE).mkdir()
         names = [*copy_tokenizer(checkpoint, directory), *copy_emitted(directory, EMITTED)]
         config = hub_config(checkpoint, precision)
-        (directory / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        write_json(directory / CONFIG_FILE, config)
         written = write_shards(directory, shards, progress)
         return engine_manifest(
             checkpoint,

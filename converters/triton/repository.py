@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from otter_export import __version__
 from otter_export.converters.triton.config import WARMUP, config_text
 from otter_export.converters.triton.package import copy_package
 from otter_export.errors import ConfigError, EngineError, OtterError
-from otter_export.files import copy_regular
+from otter_export.files import copy_regular, write_json
 from otter_export.manifest import FILE_NAME as MANIFEST_FILE
 from otter_export.manifest import EngineManifest, describe_file
 from otter_export.runtime.executors import EXECUTORS
@@ -182,7 +181,7 @@ def write_repository(
     _copy_engine(plan, version / "engine", progress)
     (directory / "requirements.txt").write_text(requirements(plan), encoding="utf-8")
     (directory / "README.md").write_text(_readme(plan), encoding="utf-8")
-    (directory / MARKER).write_text(json.dumps(_record(plan), indent=1) + "\n", encoding="utf-8")
+    write_json(directory / MARKER, _record(plan))
 
 
 def _copy_engine(plan: RepositoryPlan, destination: Path, progress: Progress | None) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-import threading
 from pathlib import Path
 
 import pytest
 
 from otter_export.errors import RequestError
 from otter_export.json_lines import read_lines
+from tests.pipes import written_pipe
 
 
 def read(path: Path, limit: int = 1000) -> list[tuple[int, bytes]]:
@@ -49,12 +49,7 @@ def test_what_is_no_such_file(tmp_path: Path, content: bytes, message: str) -> N
 
 
 def test_a_pipe_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    keep = os.open(path, os.O_RDWR)
-    os.write(keep, b"{}\n[]\n")
-    # The last writer goes once the reader is there.
-    threading.Timer(0.2, os.close, [keep]).start()
+    path = written_pipe(tmp_path / "pipe", b"{}\n[]\n")
     assert read(path) == [(1, b"{}\n"), (2, b"[]\n")]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from otter_export.config import Signal
 from otter_export.errors import ConfigError
 from otter_export.modeling.data import Item, Reader, Row, batches, epoch_groups, overlap, split
 from tests import tiny
+from tests.pipes import written_pipe
 
 
 class WordTokenizer:
@@ -163,11 +162,7 @@ def test_files_come_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_a_pipe_will_do(tmp_path: Path) -> None:
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    keep = os.open(path, os.O_RDWR)
-    os.write(keep, b'{"text": "w5", "score": 0.5}\n')
-    threading.Timer(0.2, os.close, [keep]).start()
+    path = written_pipe(tmp_path / "pipe", b'{"text": "w5", "score": 0.5}\n')
     assert len(reader().read(path)) == 1
 
 
