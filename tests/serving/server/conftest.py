@@ -16,12 +16,10 @@ import pytest
 from otter_export import load_engine
 from otter_export.checkpoint import Checkpoint
 from tests import built, tiny
-from tests.serving.server.running import CONTROL_KEY, Library, Served
+from tests.serving.server.running import CONTROL_KEY, LIFETIME_SECONDS, Library, Served
 from tools.tritonserver.environment import default_environment
 from tools.tritonserver.server import start
 
-#: The server ends by itself after this long.
-LIFETIME_SECONDS = 300
 #: A request that a killed model never answers holds up the end of the server, so briefly.
 IMPATIENT = "--exit-timeout-secs=2"
 #: Long enough that a request can be caught in the middle.

@@ -23,6 +23,7 @@ from tests.serving.server.cases import CASES, check_answer
 from tests.serving.server.conftest import IMPATIENT
 from tests.serving.server.running import (
     CONTROL_KEY,
+    LIFETIME_SECONDS,
     Library,
     Served,
     check_alive,
@@ -56,7 +57,7 @@ _STRANGERS: list[dict[str, str]] = [
 def fixed(repository: Path, engine_directory: Path) -> Iterator[Served]:
     """A server as the documented command starts it: no key, so no control."""
     log = repository.with_name("fixed.log")
-    with start(repository, log, lifetime_seconds=120, arguments=[IMPATIENT]) as server:
+    with start(repository, log, lifetime_seconds=LIFETIME_SECONDS, arguments=[IMPATIENT]) as server:
         yield Served(server, repository, engine_directory)
 
 
@@ -165,7 +166,7 @@ def test_brackets_reach_the_server_only_without_the_limit_in_front(
     """One body of them ends tritonserver 24.10; docs/security.md says so."""
     log = repository.with_name("brackets.log")
     case = CASES["guided"]
-    with start(repository, log, lifetime_seconds=60, arguments=[IMPATIENT]) as server:
+    with start(repository, log, lifetime_seconds=LIFETIME_SECONDS, arguments=[IMPATIENT]) as server:
         served = Served(server, repository, engine_directory)
         with live_page(served.http) as address:
             page = address.removeprefix("http://")

@@ -24,6 +24,7 @@ from tests.serving.server.cases import CASES, PROMPT, check_answer
 from tests.serving.server.conftest import IMPATIENT, SMALL_QUEUE
 from tests.serving.server.running import (
     CONTROL_KEY,
+    LIFETIME_SECONDS,
     Library,
     Served,
     ask,
@@ -71,7 +72,7 @@ def test_a_model_killed_in_the_middle_of_an_answer(
     with start(
         small_repository,
         log,
-        lifetime_seconds=60,
+        lifetime_seconds=LIFETIME_SECONDS,
         control_key=CONTROL_KEY,
         arguments=[IMPATIENT],
     ) as server:
@@ -171,7 +172,7 @@ def test_what_cannot_finish_in_time_ends_with_an_error(
     started it has to end it, as a supervisor does.
     """
     log = small_repository.with_name("stopped.log")
-    with start(small_repository, log, lifetime_seconds=60, arguments=[IMPATIENT]) as server:
+    with start(small_repository, log, lifetime_seconds=LIFETIME_SECONDS, arguments=[IMPATIENT]) as server:
         served = Served(server, small_repository, engine_directory)
         streams = [
             triton_client.stream_grpc(served.grpc, SLOW, model="small", timeout_seconds=30),

@@ -14,7 +14,7 @@ from otter_export.errors import OtterError
 from tests import built, tiny
 from tests.serving.server.cases import Case, case, check_answer
 from tests.serving.server.conftest import command
-from tests.serving.server.running import Library
+from tests.serving.server.running import LIFETIME_SECONDS, Library
 from tools.tritonserver.server import HOST, start
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ def test_the_answers_are_the_librarys(engine: Path) -> None:
     library = Library(load_engine(engine))
     expected = [library.alone(one.request) for one in CASES]
     assert expected[2].finish_reason == "stop" and "five" in expected[2].text
-    with start(repository, engine.with_name("server.log"), lifetime_seconds=240) as server:
+    with start(repository, engine.with_name("server.log"), lifetime_seconds=LIFETIME_SECONDS) as server:
         address = f"{HOST}:{server.ports.grpc}"
         for concurrency in (1, len(CASES)):
             for responses, result in zip(
