@@ -28,8 +28,8 @@ from tools.tritonserver.server import CONTROL_VARIABLE, HOST, TritonServer
 
 #: Of the servers whose models a test loads again.
 CONTROL_KEY = "a-key-of-these-tests"
-#: A server ends by itself after this long: more than the whole suite takes on a slow machine, since
-#: one server serves all tests of a worker, with others between them. It ends with its worker anyway.
+#: A server ends by itself after this long: more than the suite takes on a slow machine, since one
+#: server serves all tests of a worker, with others between them. It ends with its worker anyway.
 LIFETIME_SECONDS = 1800
 #: A metric of Prometheus' text format.
 _METRIC = re.compile(r"(?P<name>otter_\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)")

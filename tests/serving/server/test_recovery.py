@@ -172,7 +172,9 @@ def test_what_cannot_finish_in_time_ends_with_an_error(
     started it has to end it, as a supervisor does.
     """
     log = small_repository.with_name("stopped.log")
-    with start(small_repository, log, lifetime_seconds=LIFETIME_SECONDS, arguments=[IMPATIENT]) as server:
+    with start(
+        small_repository, log, lifetime_seconds=LIFETIME_SECONDS, arguments=[IMPATIENT]
+    ) as server:
         served = Served(server, small_repository, engine_directory)
         streams = [
             triton_client.stream_grpc(served.grpc, SLOW, model="small", timeout_seconds=30),

@@ -57,7 +57,9 @@ def test_the_answers_are_the_librarys(engine: Path) -> None:
     library = Library(load_engine(engine))
     expected = [library.alone(one.request) for one in CASES]
     assert expected[2].finish_reason == "stop" and "five" in expected[2].text
-    with start(repository, engine.with_name("server.log"), lifetime_seconds=LIFETIME_SECONDS) as server:
+    with start(
+        repository, engine.with_name("server.log"), lifetime_seconds=LIFETIME_SECONDS
+    ) as server:
         address = f"{HOST}:{server.ports.grpc}"
         for concurrency in (1, len(CASES)):
             for responses, result in zip(
