@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
 from otter_export.safetensors_io import PlannedTensor, from_float32, write_safetensors
 from tests import tiny
 from tests.families.hub_configs import PUBLIC

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
 from otter_export.config import OtterConfig
 from otter_export.converters.target import Target
 from otter_export.errors import UnsupportedError

@@ -159,7 +159,7 @@ class Family:
 class BaseDimensions:
     """Sizes of a base model, read from its config.json.
 
-    ``tie_word_embeddings`` is what config.json says; `otter_export.checkpoint.BaseModel.open` sets
+    ``tie_word_embeddings`` is what config.json says; `otter_export.base_model.BaseModel.open` sets
     it to what the weights say.
     """
 

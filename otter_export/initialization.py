@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
+from otter_export.channel import expected_tensors
 from otter_export.config import OtterConfig
 from otter_export.errors import ConfigError
 from otter_export.family import BaseDimensions, ProjectionSite, Space, channel_width
@@ -62,8 +63,6 @@ def initial_tensors(
     Each random tensor has its own generator, seeded by ``seed`` and its position, so that values do
     not depend on which tensors were made before.
     """
-    from otter_export.checkpoint import expected_tensors
-
     makers = _copy_makers(config, base) if config.initialization == "copy" else {}
     for index, (name, shape) in enumerate(expected_tensors(config, base).items()):
         make = makers.get(name)

@@ -20,11 +20,9 @@ import numpy.typing as npt
 
 from otter_export import config as config_file
 from otter_export.base_config import FILE_NAME as BASE_CONFIG
-from otter_export.checkpoint import (
-    OTTER_STEM,
-    BaseModel,
-    check_widths,
-)
+from otter_export.base_model import BaseModel
+from otter_export.channel import check_widths
+from otter_export.checkpoint import OTTER_STEM
 from otter_export.config import OtterConfig, Signal
 from otter_export.errors import CheckpointError, ConfigError
 from otter_export.files import SETTINGS_LIMIT, copy_regular, is_file, write_json

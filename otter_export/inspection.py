@@ -10,7 +10,8 @@ from typing import Any
 
 from otter_export import config as config_file
 from otter_export import manifest as manifest_file
-from otter_export.checkpoint import BaseModel, Checkpoint
+from otter_export.base_model import BaseModel
+from otter_export.checkpoint import Checkpoint
 from otter_export.errors import OtterError
 from otter_export.family import ProjectionSite, Space
 from otter_export.files import is_file

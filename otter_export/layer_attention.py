@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from otter_export.base_model import BaseModel
 from otter_export.boundary import errors_as
-from otter_export.checkpoint import BaseModel
 from otter_export.errors import CheckpointError
 from otter_export.family import Rotation
 

@@ -12,7 +12,7 @@ import importlib.util
 import re
 from collections.abc import Mapping
 
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
 from otter_export.config import OtterConfig
 from otter_export.converters.target import Availability, BuildRequest
 from otter_export.converters.tensorrt.options import TensorRTOptions, parse_capabilities

@@ -9,7 +9,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from otter_export.checkpoint import BaseModel, Checkpoint
+from otter_export.base_model import BaseModel
+from otter_export.checkpoint import Checkpoint
 from otter_export.config import OtterConfig
 from otter_export.converters.tensorrt_llm.layout import Layout
 from otter_export.engine_io import OUTPUT_KINDS

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from otter_export.checkpoint import Checkpoint, expected_tensors
+from otter_export.channel import expected_tensors
+from otter_export.checkpoint import Checkpoint
 from otter_export.converters.engine_directory import copy_tokenizer, engine_manifest
 from otter_export.converters.target import (
     Availability,

@@ -106,7 +106,7 @@ def read(
     import torch
     from transformers import AutoTokenizer
 
-    from otter_export.checkpoint import BaseModel
+    from otter_export.base_model import BaseModel
     from otter_export.modeling.otter_model import load_base
 
     tokenizer: Any = AutoTokenizer.from_pretrained(str(base))

@@ -24,8 +24,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from otter_export.base_model import BaseModel
 from otter_export.boundary import errors_as
-from otter_export.checkpoint import BaseModel
 from otter_export.errors import UnsupportedError
 from otter_export.family import ProjectionSite
 from otter_export.graph.emit import Make, lazy_tensor, static_shape

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
 from otter_export.graph.emit import add_initializer, static_shape
 from otter_export.graph.weights import multiplied_weight
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from otter_export.checkpoint import BaseModel, Checkpoint
+from otter_export.base_model import BaseModel
+from otter_export.checkpoint import Checkpoint
 from otter_export.errors import OtterError, UnsupportedError
 from otter_export.family import Space
 from otter_export.graph.base import base_graph

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from otter_export.base_model import BaseModel
 from otter_export.boundary import errors_as
-from otter_export.checkpoint import BaseModel
 from otter_export.engine_io import POSITION_IDS
 from otter_export.errors import CheckpointError, UnsupportedError
 from otter_export.graph.attention import layer_of

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from otter_export.checkpoint import Checkpoint, expected_tensors
+from otter_export.channel import expected_tensors
+from otter_export.checkpoint import Checkpoint
 from otter_export.family import NormSite, ProjectionSite
 from otter_export.graph.emit import Emitter, add_initializer, lazy_tensor
 from otter_export.graph.weights import source_initializer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
 from otter_export.family import ProjectionSite
 from otter_export.graph.emit import Emitter
 from otter_export.graph.weights import drop_unused, multiplied_weight

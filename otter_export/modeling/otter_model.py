@@ -17,8 +17,10 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from otter_export.base_model import BaseModel
 from otter_export.boundary import errors_as
-from otter_export.checkpoint import BaseModel, Checkpoint, expected_tensors
+from otter_export.channel import expected_tensors
+from otter_export.checkpoint import Checkpoint
 from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError
 from otter_export.family import (
@@ -62,7 +64,7 @@ class OtterModel(nn.Module):
     Args:
         base: The untouched Hugging Face causal LM; its modules are replaced in place.
         config: Widths and signals of the channel.
-        family, dimensions, sites: What the base is, from `otter_export.checkpoint.BaseModel`.
+        family, dimensions, sites: What the base is, from `otter_export.base_model.BaseModel`.
     """
 
     def __init__(

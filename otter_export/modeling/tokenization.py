@@ -9,8 +9,8 @@ import logging
 import tempfile
 from pathlib import Path
 
+from otter_export.base_model import BaseModel
 from otter_export.boundary import errors_as
-from otter_export.checkpoint import BaseModel
 from otter_export.config import read_json
 from otter_export.errors import CheckpointError, EngineError, RequestError
 from otter_export.files import SETTINGS_LIMIT, copy_regular

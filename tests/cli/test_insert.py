@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from otter_export.checkpoint import BaseModel, Checkpoint
+from otter_export.base_model import BaseModel
+from otter_export.checkpoint import Checkpoint
 from otter_export.errors import OtterError
 from otter_export.insert import ChannelOptions, channel_config, plan
 from otter_export.safetensors_io import TensorStore

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from otter_export.checkpoint import BaseModel, Checkpoint
+from otter_export.base_model import BaseModel
+from otter_export.checkpoint import Checkpoint
 from otter_export.cli import main
 from otter_export.errors import UnsupportedError
 from tests import built, tiny

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from otter_export.checkpoint import BaseModel, Checkpoint
+from otter_export.base_model import BaseModel
+from otter_export.checkpoint import Checkpoint
 from otter_export.errors import CheckpointError, OtterError
 from otter_export.modeling.otter_model import load_base
 from tests import built, tiny

@@ -17,7 +17,7 @@ from otter_export.base_config import (
     original_length,
     read_config,
 )
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
 from otter_export.errors import CheckpointError, ConfigError, OtterError, UnsupportedError
 from otter_export.families import FAMILIES
 from tests import tiny

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otter_export.checkpoint import BaseModel, expected_tensors
+from otter_export.base_model import BaseModel
+from otter_export.channel import expected_tensors
 from otter_export.config import OtterConfig, Signal
 from otter_export.errors import ConfigError, OtterError, UnsupportedError
 from otter_export.families import FAMILIES, family_of

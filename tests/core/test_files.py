@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from otter_export import insert
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
 from otter_export.config import read_json
 from otter_export.errors import CheckpointError, ConfigError, EngineError, OtterError
 from otter_export.files import (

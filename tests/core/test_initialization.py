@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from otter_export.checkpoint import BaseModel, expected_tensors
+from otter_export.base_model import BaseModel
+from otter_export.channel import expected_tensors
 from otter_export.config import OtterConfig
 from otter_export.errors import ConfigError
 from otter_export.family import Space, channel_width

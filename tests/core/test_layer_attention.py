@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
 from otter_export.errors import CheckpointError
 from otter_export.layer_attention import LayerAttention, completed_config, layer_attention
 

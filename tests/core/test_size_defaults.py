@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
 from otter_export.families import FAMILIES
 from otter_export.layer_attention import completed_config
 from otter_export.size_defaults import SIZE_KEYS, default_sizes

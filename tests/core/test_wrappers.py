@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from otter_export import insert
-from otter_export.checkpoint import BaseModel, Checkpoint
+from otter_export.base_model import BaseModel
+from otter_export.checkpoint import Checkpoint
 from otter_export.errors import ConfigError, OtterError, UnsupportedError
 from otter_export.insert import ChannelOptions, base_files
 from otter_export.inspection import summarize

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from examples.sentiment import material, recipe
-from otter_export.checkpoint import Checkpoint, expected_tensors
+from otter_export.channel import expected_tensors
+from otter_export.checkpoint import Checkpoint
 from otter_export.modeling.data import Reader, batches
 from otter_export.modeling.objectives import merged, pearson, prefix_rewards
 from otter_export.modeling.otter_model import load_base, load_reference

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
 from otter_export.errors import UnsupportedError
 from otter_export.families import FAMILIES
 from otter_export.graph.rotary import rotary_table

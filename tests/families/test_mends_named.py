@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from otter_export.checkpoint import BaseModel, Checkpoint
+from otter_export.base_model import BaseModel
+from otter_export.checkpoint import Checkpoint
 from otter_export.graph.base import base_graph, mends_of
 from otter_export.manifest import EngineManifest
 from tests import built, tiny

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, PreTrainedConfig
 
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
 from tests.families.bases import CASES, Case, write_base
 
 #: Of training, of initial values, of generation, and of heads for other tasks; and what

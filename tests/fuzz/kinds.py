@@ -41,7 +41,8 @@ class Kind:
 def _configs(folder: Path) -> Case:
     """A base's config.json, up to the checkpoint that is inserted into it."""
     from otter_export import insert
-    from otter_export.checkpoint import BaseModel, Checkpoint
+    from otter_export.base_model import BaseModel
+    from otter_export.checkpoint import Checkpoint
     from otter_export.insert import ChannelOptions
     from tests import tiny
 
@@ -65,7 +66,7 @@ def _configs(folder: Path) -> Case:
 
 def _public_configs(folder: Path) -> Case:
     """A config.json of each model type that is known, wrappers too, over weights of another."""
-    from otter_export.checkpoint import BaseModel
+    from otter_export.base_model import BaseModel
     from tests import tiny
     from tests.families.hub_configs import PUBLIC
 

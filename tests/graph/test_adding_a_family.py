@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from otter_export import families
-from otter_export.checkpoint import BaseModel, Checkpoint
+from otter_export.base_model import BaseModel
+from otter_export.checkpoint import Checkpoint
 from otter_export.errors import UnsupportedError
 from otter_export.modeling.otter_model import load_reference
 from otter_export.registry import Registry

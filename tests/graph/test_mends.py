@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
 from otter_export.graph.base import MENDS, base_graph
 from otter_export.graph.mends import _MENDS, mend
 from tests import tiny

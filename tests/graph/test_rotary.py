@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 
 from otter_export.base_config import FAITHFUL_SCALINGS
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
 from otter_export.errors import UnsupportedError
 from otter_export.graph.base import base_graph
 from otter_export.graph.rotary import set_rotations

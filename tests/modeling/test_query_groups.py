@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from otter_export import load_engine
-from otter_export.checkpoint import BaseModel, Checkpoint
+from otter_export.base_model import BaseModel
+from otter_export.checkpoint import Checkpoint
 from otter_export.errors import ConfigError
 from otter_export.family import Space
 from otter_export.graph.base import base_graph

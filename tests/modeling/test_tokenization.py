@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
 from otter_export.families import FAMILIES
 from otter_export.modeling.tokenization import CLASS_IGNORED, difference_from_transformers
 from tests import tiny

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig
 
 from otter_export import load_engine
-from otter_export.checkpoint import BaseModel, Checkpoint
+from otter_export.base_model import BaseModel
+from otter_export.checkpoint import Checkpoint
 from otter_export.cli import main
 from otter_export.converters.target import BuildRequest
 from otter_export.converters.tensorrt_llm.config import check_model
