@@ -204,6 +204,7 @@ def request_fields(options: argparse.Namespace) -> dict[str, Any]:
         "method": options.method,
         "top_k": options.top_k,
         "reward_weight": options.weight,
+        "gate": options.gate,
         "max_tokens": options.max_tokens,
         "temperature": options.temperature,
         "top_p": options.top_p,
@@ -234,6 +235,7 @@ def main() -> None:
     parser.add_argument("--method", help="args-greedy, args-stochastic or plain")
     parser.add_argument("--top-k", type=int, help="candidates per token")
     parser.add_argument("--weight", type=float, help="of the reward; may be negative")
+    parser.add_argument("--gate", type=float, help="guide only from this entropy on, in nats")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--top-p", type=float)

@@ -43,6 +43,12 @@ from otter_export.runtime.scheduler.sequence import reward_signal
 @click.option("--method", default="args-greedy", show_default=True, help=", ".join(METHODS) + ".")
 @click.option("--top-k", type=int, help="Candidates per token.  [default: 8; plain: all]")
 @click.option("--weight", type=float, help="Of the reward; may be negative.  [default: 1.0]")
+@click.option(
+    "--gate",
+    type=float,
+    metavar="NATS",
+    help="Guide only where the base's next-token entropy is at least this.  [default: 0, always]",
+)
 @click.option("--max-tokens", type=int, default=64, show_default=True)
 @click.option("--temperature", type=float, help="For sampling; plain is greedy without one.")
 @click.option("--top-p", type=float, help="Sample from this share of the probability.")

@@ -53,6 +53,13 @@ from otter_export.runtime.load import PROVIDERS
     help="Of the reward, for a request that does not say.  [default: 1.0]",
 )
 @click.option(
+    "--gate",
+    "default_gate",
+    type=float,
+    metavar="NATS",
+    help="Of a guided request that does not say.  [default: 0, none]",
+)
+@click.option(
     "--deadline-ms",
     "default_deadline_ms",
     type=int,

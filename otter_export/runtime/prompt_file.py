@@ -17,7 +17,7 @@ from otter_export.runtime.request import Request
 
 #: Options of a request besides those of its method.
 _REQUEST_OPTIONS = ("max_tokens", "stop", "seed")
-_METHOD_OPTIONS = ("top_k", "weight", "temperature", "top_p", "signal", "prune")
+_METHOD_OPTIONS = ("top_k", "weight", "gate", "temperature", "top_p", "signal", "prune")
 FIELDS = ("prompt", "method", *_METHOD_OPTIONS, *_REQUEST_OPTIONS)
 _LIMIT_BYTES = 256 << 20
 #: Problems that one message lists.

@@ -90,6 +90,7 @@ class TokenEvent:
         candidates: What was scored for its place, best logit first; candidates that could not win
             are left out.
         finish_reason: ``eos``, ``stop`` or ``length`` on the last token, else None.
+        gated: Whether a guided method's gate was closed: it was chosen without rewards.
     """
 
     request: int
@@ -98,6 +99,7 @@ class TokenEvent:
     reward: float
     candidates: tuple[Candidate, ...]
     finish_reason: str | None
+    gated: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

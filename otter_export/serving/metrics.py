@@ -29,6 +29,7 @@ COUNTERS = {
     "otter_tokens_total": "Tokens generated",
     "otter_forwards_total": "Forward passes, of prompts and of decoding steps",
     "otter_candidates_total": "Candidates scored",
+    "otter_gated_total": "Tokens chosen without rewards because a gate was closed",
 }
 GAUGES = {
     "otter_queue_length": "Requests that wait for a place",
@@ -136,6 +137,7 @@ class Metrics(Observer):
             ("otter_tokens_total", ()): stats.tokens,
             ("otter_forwards_total", ()): stats.forwards,
             ("otter_candidates_total", ()): stats.candidates,
+            ("otter_gated_total", ()): stats.gated,
             ("otter_reward_sum", ()): stats.reward_sum,
             ("otter_mean_reward", ()): stats.mean_reward,
         }

@@ -23,6 +23,7 @@ from otter_export.serving.tensors import INPUT_NAMES, INPUTS, NUMPY_TYPES, Tenso
 _METHOD_OPTIONS = {
     "top_k": "top_k",
     "reward_weight": "weight",
+    "gate": "gate",
     "temperature": "temperature",
     "top_p": "top_p",
     "signal": "signal",
@@ -254,7 +255,11 @@ def _defaults(method: str, accepted: tuple[str, ...], settings: Settings) -> dic
     """Defaults of guided methods; ``plain`` keeps its own, as a limit of k would change it."""
     if method not in METHODS or "weight" not in accepted:
         return {}
-    return {"weight": settings.default_reward_weight, "top_k": settings.default_top_k}
+    return {
+        "weight": settings.default_reward_weight,
+        "top_k": settings.default_top_k,
+        "gate": settings.default_gate,
+    }
 
 
 def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Settings:
             temperature above 0 or a top_p below 1, else ``args-greedy``.
         default_top_k: Candidates of a guided request that does not say.
         default_reward_weight: Weight of a guided request that does not say.
+        default_gate: Gate of a guided request that does not say, in nats; 0 for none.
         default_deadline_ms: Milliseconds for requests that do not say; 0 for none.
         prefill_tokens: Most prompt tokens of one forward pass.
         cache_tokens: Slots of the caches, all requests together; 0 for no limit but the others.
@@ -61,6 +62,7 @@ class Settings:
     default_method: str = AUTO
     default_top_k: int = 8
     default_reward_weight: float = 1.0
+    default_gate: float = 0.0
     default_deadline_ms: int = 0
     prefill_tokens: int = 256
     cache_tokens: int = 0
@@ -80,6 +82,10 @@ class Settings:
         if not math.isfinite(self.default_reward_weight):
             raise ConfigError(
                 f"default_reward_weight must be finite, got {self.default_reward_weight!r}"
+            )
+        if not 0 <= self.default_gate < math.inf:
+            raise ConfigError(
+                f"default_gate must be finite and at least 0, got {self.default_gate!r}"
             )
         _check_choice("default_method", self.default_method, (AUTO, *METHODS))
         _check_choice("provider", self.provider, ("", *PROVIDERS))

@@ -57,6 +57,9 @@ INPUTS: tuple[TensorField, ...] = (
     TensorField("method", "STRING", False, "a decoding method; `otter-export list methods`"),
     TensorField("top_k", "INT32", False, "candidates per token"),
     TensorField("reward_weight", "FP32", False, "weight of the reward; may be negative"),
+    TensorField(
+        "gate", "FP32", False, "guide only where the base's entropy is at least this (nats)"
+    ),
     TensorField("temperature", "FP32", False, "above 0 samples; 0 takes the best"),
     TensorField("top_p", "FP32", False, "sample from this share of the probability"),
     TensorField("seed", "UINT64", False, "of the sampling; without one it differs every time"),

@@ -357,6 +357,7 @@ GENERATION = [
     Case("no candidates", "generate engine --prompt hi --top-k 0", "top_k must be an integer from 1"),
     Case("endless weight", "generate engine --prompt hi --weight inf", "weight must be a finite number"),
     Case("no tokens", "generate engine --prompt hi --max-tokens 0", "max_tokens must be"),
+    Case("low gate", "generate engine --prompt hi --gate -1", "gate must be a finite number at least 0"),
     Case("frozen", "generate engine --prompt hi --method plain --temperature -1", "temperature must be"),
     Case("top-p", "generate engine --prompt hi --method args-stochastic --top-p 2", "top_p must be"),
     Case("no prompt file", "generate engine --prompts gone.jsonl", "cannot read the prompts in gone.jsonl"),

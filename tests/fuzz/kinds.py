@@ -289,7 +289,7 @@ def _api(folder: Path) -> Case:
             pass
 
     sampling = {"top_k": 4, "temperature": 0.5, "top_p": 0.9, "signal": None}
-    guided = {"weight": 1.0}
+    guided = {"weight": 1.0, "gate": 0.5}
     running = {"max_tokens": 3, "stop": ("a",), "seed": 1}
     method = api.Plain()
     calls: list[tuple[Callable[..., Any], dict[str, Any]]] = [

@@ -54,6 +54,7 @@ def test_generation_equals_the_onnx_engine(family: str, pairs: dict[str, Pair]) 
         ArgsStochastic(top_k=6, weight=2.0),
         ArgsGreedy(top_k=5, signal="next"),
         Plain(temperature=1.0),
+        ArgsGreedy(top_k=6, weight=3.0, gate=3.7),
     ]
     requests = [
         Request(ids(1, 4 + 22 * i, i)[0], method, max_tokens=45, seed=i)

@@ -114,6 +114,22 @@ def test_weight_zero_equals_plain_on_the_command_line(
     assert texts[0] == texts[1]
 
 
+def test_a_gate_of_the_command_line_and_of_one_prompt(
+    engine_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a film", "gate": 99}\n')
+    arguments = ("--prompt", "a film", "--prompts", path, "--weight", 9, "--gate", 2.9, "--json")
+    status, out, _ = run(capsys, engine_dir, *arguments)
+    assert status == 0
+    found = [json.loads(line)["token_ids"] for line in out.splitlines()]
+    methods = (ArgsGreedy(weight=9.0, gate=2.9), Plain(), ArgsGreedy(weight=9.0))
+    engine = load_engine(engine_dir)
+    gated, plain, guided = ([*generate(engine, "a film", m)[0].token_ids] for m in methods)
+    assert found == [gated, plain]
+    assert guided not in found and gated != plain
+
+
 def test_the_second_signal_can_be_asked_for(
     engine_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -227,6 +227,17 @@ def test_metrics_add_up(serve: Serve) -> None:
     assert served.metric(f"{first}_bucket", le="+Inf") == 3
 
 
+def test_closed_gates_are_counted(serve: Serve) -> None:
+    served = serve()
+    for gate in (0.0, 99.0, 99.0):
+        whole = served.ask(text_input="p", max_tokens=4, gate=gate, return_candidates=True).wait()
+        counts = outputs(whole[0])["candidate_counts"]
+        # What is closed has one candidate, which was scored all the same.
+        assert (counts == [1] * len(counts)) == (gate == 99.0)
+    served.model.finalize()
+    assert served.metric("otter_gated_total") == 2 * len(counts)
+
+
 def test_log_lines_are_json_without_prompts(
     serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,11 @@ def test_defaults() -> None:
 
 METHODS = [
     ({"reward_weight": -3.0, "top_k": 2}, ArgsGreedy(weight=-3.0, top_k=2)),
+    ({"gate": 1.5}, ArgsGreedy(gate=1.5, top_k=5, weight=2.0)),
+    (
+        {"gate": 0.1, "temperature": 0.7},
+        ArgsStochastic(gate=0.1, temperature=0.7, top_k=5, weight=2.0),
+    ),
     ({"temperature": 0.7}, ArgsStochastic(temperature=0.7, top_k=5, weight=2.0)),
     ({"temperature": 0.0}, ArgsGreedy(top_k=5, weight=2.0)),
     # What the OpenAI frontend sends if its client says nothing, and if it wants the best.
@@ -56,6 +61,15 @@ METHODS = [
 @pytest.mark.parametrize(("fields", "method"), METHODS)
 def test_method(fields: dict[str, Any], method: object) -> None:
     assert parse(fields).request.method == method
+
+
+def test_the_default_gate_is_that_of_guided_methods() -> None:
+    settings = dataclasses.replace(SETTINGS, default_gate=0.75)
+    for fields, gate in (({}, 0.75), ({"temperature": 0.7}, 0.75), ({"gate": 0.0}, 0.0)):
+        method = parse_request(arrays({"text_input": "hi", **fields}), settings).request.method
+        assert method.gate == gate  # type: ignore[attr-defined]
+    plain = arrays({"text_input": "hi", "method": "plain"})
+    assert parse_request(plain, settings).request.method == Plain()
 
 
 def test_numbers_are_those_that_the_client_wrote() -> None:
@@ -113,6 +127,10 @@ BAD = [
     ({"reward_weight": float("nan")}, "reward_weight must be from -1e+06 to 1e+06, got nan"),
     ({"reward_weight": float("inf")}, "reward_weight must be from -1e+06 to 1e+06, got inf"),
     ({"reward_weight": -3e38}, "reward_weight must be from"),
+    ({"gate": -0.5}, "gate must be a finite number at least 0, got -0.5"),
+    ({"gate": float("nan")}, "gate must be a finite number at least 0, got nan"),
+    ({"gate": float("inf")}, "gate must be a finite number at least 0, got inf"),
+    ({"method": "plain", "gate": 1.0}, "plain does not take gate; it takes"),
     ({"temperature": -0.5}, "temperature must be a finite number above 0"),
     ({"temperature": float("nan")}, "temperature must be a finite number above 0, got nan"),
     ({"top_p": 0.0}, "top_p must be a finite number above 0"),

@@ -9,20 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from otter_export.arguments import flag, keep, number
-from otter_export.runtime.methods.base import (
-    DecodingMethod,
-    ScoreArray,
-    add_weighted,
-    top_k_option,
-)
+from otter_export.runtime.methods.base import DecodingMethod, ScoreArray, add_weighted
+from otter_export.runtime.methods.guided import GuidedMethod
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ArgsGreedy(DecodingMethod):
+class ArgsGreedy(GuidedMethod):
     """Take the best of ``logit + weight * reward`` among the k best next tokens (ARGS greedy).
 
     Args:
-        top_k: Candidates per token, 1 to the vocabulary size.
         weight: Any finite number; 0 is plain greedy decoding, a negative weight lowers the reward.
         prune: Leave out candidates that a bounded reward cannot make win; this changes the cost,
             never the result.
@@ -32,23 +27,12 @@ class ArgsGreedy(DecodingMethod):
     """
 
     name: ClassVar[str] = "args-greedy"
-    top_k: int = 8
     weight: float = 1.0
     prune: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        keep(
-            self,
-            top_k=top_k_option(self.top_k),
-            weight=number("weight", self.weight),
-            prune=flag("prune", self.prune),
-        )
-
-    @property
-    def candidate_count(self) -> int:
-        """`top_k`."""
-        return self.top_k
+        keep(self, weight=number("weight", self.weight), prune=flag("prune", self.prune))
 
     @property
     def needs_rewards(self) -> bool:

@@ -9,24 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from otter_export.arguments import keep, number
-from otter_export.runtime.methods.base import (
-    DecodingMethod,
-    ScoreArray,
-    add_weighted,
-    top_k_option,
-)
+from otter_export.runtime.methods.base import DecodingMethod, ScoreArray, add_weighted
+from otter_export.runtime.methods.guided import GuidedMethod
 from otter_export.runtime.sampler import sample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ArgsStochastic(DecodingMethod):
+class ArgsStochastic(GuidedMethod):
     """Sample from ``softmax((logit + weight * reward) / temperature)`` over the k best next tokens.
 
     Weight 0 is `Plain` sampling with the same ``top_k``, ``temperature``, ``top_p`` and seed, token
     for token.
 
     Args:
-        top_k: Candidates per token, 1 to the vocabulary size.
         weight: Any finite number; a negative weight lowers the reward.
         temperature: Above 0.
         top_p: Above 0, at most 1: sample from the smallest set of candidates that holds at least
@@ -37,7 +32,6 @@ class ArgsStochastic(DecodingMethod):
     """
 
     name: ClassVar[str] = "args-stochastic"
-    top_k: int = 8
     weight: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
@@ -46,16 +40,10 @@ class ArgsStochastic(DecodingMethod):
         super().__post_init__()
         keep(
             self,
-            top_k=top_k_option(self.top_k),
             weight=number("weight", self.weight),
             temperature=number("temperature", self.temperature, above=0),
             top_p=number("top_p", self.top_p, above=0, maximum=1),
         )
-
-    @property
-    def candidate_count(self) -> int:
-        """`top_k`."""
-        return self.top_k
 
     @property
     def needs_rewards(self) -> bool:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from otter_export.arguments import integer, keep
 from otter_export.errors import RequestError
 from otter_export.quoting import quoted
+from otter_export.runtime.engine import FloatArray
 
 #: Scores are computed in float64, so that adding a reward never makes or breaks a tie by rounding.
 ScoreArray = npt.NDArray[np.float64]
@@ -21,8 +22,9 @@ ScoreArray = npt.NDArray[np.float64]
 class DecodingMethod(abc.ABC):
     """How the next token is chosen among the candidates of one position.
 
-    A method is data and two pure functions; it never sees an engine. The loop asks `top_k` for the
-    number of candidates, scores them with `combine` and picks one with `choose`.
+    A method is data and pure functions; it never sees an engine. The loop asks `candidate_count`
+    for the number of candidates, `guides` whether their rewards count at this place, scores them
+    with `combine` and picks one with `choose`.
 
     Args:
         signal: The signal that is the reward; None takes the engine's first ``value`` or
@@ -49,6 +51,15 @@ class DecodingMethod(abc.ABC):
     def needs_rewards(self) -> bool:
         """Whether rewards can change the choice; if not, the winner alone is fed to the engine."""
         return False
+
+    def guides(self, logits: FloatArray) -> bool:
+        """Whether rewards take part in the choice of one token; if not, `choose` gets the logits.
+
+        Args:
+            logits: ``[V]``, those of the base for this token.
+        """
+        del logits
+        return self.needs_rewards
 
     @property
     def prunes(self) -> bool:

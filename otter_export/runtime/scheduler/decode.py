@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 from collections.abc import Collection, Iterator
 
 from otter_export.runtime.engine import Engine
@@ -13,17 +12,6 @@ from otter_export.runtime.scheduler.sequence import Sequence, fail
 
 #: What one more forward pass costs, in rows: on CPUs about 8 (int8) to 12 (fp32), and some copying.
 PASS_ROWS = 16
-
-
-class Width(enum.Enum):
-    """How many tokens the sequences of a batch feed per step."""
-
-    #: Always one, because the winner is known by then.
-    ONE = enum.auto()
-    #: Few candidates are left after pruning.
-    NARROW = enum.auto()
-    #: The others, or all where batches are not separate.
-    WIDE = enum.auto()
 
 
 class Decoder:
@@ -41,18 +29,16 @@ class Decoder:
     def __init__(self, engine: Engine, separate: bool) -> None:
         self._engine = engine
         self._separate = separate
-        self._batches: dict[Width, Batch] = {}
+        self._batches: list[Batch] = []
 
     def join(self, sequences: Collection[Sequence]) -> None:
         """Let sequences decode whose prompt is complete."""
-        one = [s for s in sequences if self._separate and s.feeds_one]
-        self._join(Width.ONE, one)
-        self._join(Width.WIDE, [s for s in sequences if s not in one])
+        self._regroup(sequences)
 
     def remove(self, gone: Collection[Sequence]) -> None:
         """Take sequences out; one that is not here is no error."""
-        for width in list(self._batches):
-            self._leave(width, gone)
+        for batch in list(self._batches):
+            self._leave(batch, gone)
 
     def step(self) -> tuple[int, list[TokenEvent]]:
         """Run one step of each batch: a token for each sequence.
@@ -60,55 +46,76 @@ class Decoder:
         Returns:
             Forward passes, and the tokens.
         """
-        if self._separate:
-            self._regroup()
+        self._regroup()
         passes = 0
         events: list[TokenEvent] = []
-        for width, batch in list(self._batches.items()):
+        for batch in list(self._batches):
             if batch.sequences:
                 passes += 1
                 # Those that finish leave the batch before its step is over.
-                with self._failing(width, batch.sequences):
+                with self._failing(batch, batch.sequences):
                     events += batch.step()
         return passes, events
 
-    def _regroup(self) -> None:
-        """Let sequences with few candidates left decode apart from those with many, if it pays."""
-        guided = (Width.NARROW, Width.WIDE)
-        held = {w: list(self._batches[w].sequences) for w in guided if w in self._batches}
-        limit = narrow_width([len(s.proposal.feed) for batch in held.values() for s in batch])
-        for source, target in (guided, guided[::-1]):
-            narrow = target is Width.NARROW
-            moving = [s for s in held.get(source, ()) if (len(s.proposal.feed) <= limit) is narrow]
-            # The first move can lose the batch of the second.
-            if moving and source in self._batches:
-                self._join(target, moving)
-                self._leave(source, moving)
+    def _regroup(self, joining: Collection[Sequence] = ()) -> None:
+        """Give every sequence its batch for the next step; the fewer move, the better."""
+        everyone = [*joining, *(s for batch in self._batches for s in batch.sequences)]
+        homes: dict[Batch, set[Sequence]] = {}
+        for group in self._groups(everyone):
+            if home := self._home(group, homes):
+                homes[home] = group
+        for batch, group in homes.items():
+            if batch not in self._batches:
+                # Lost by a move before; who was to come stays where it is.
+                continue
+            coming = group.difference(batch.sequences)
+            self._join(batch, [s for s in everyone if s in coming and s.error is None])
+            for other in list(self._batches):
+                if other is not batch:
+                    self._leave(other, coming)
 
-    def _join(self, width: Width, joining: Collection[Sequence]) -> None:
+    def _groups(self, sequences: Collection[Sequence]) -> list[set[Sequence]]:
+        """Who is decoded with whom, the most numerous first."""
+        if not self._separate:
+            return [set(sequences)] if sequences else []
+        one = {s for s in sequences if s.feeds_one}
+        many = set(sequences) - one
+        limit = narrow_width([len(s.proposal.feed) for s in many])
+        narrow = {s for s in many if len(s.proposal.feed) <= limit}
+        return sorted(filter(None, (one, narrow, many - narrow)), key=len, reverse=True)
+
+    def _home(self, group: set[Sequence], taken: Collection[Batch]) -> Batch | None:
+        """The batch that holds most of a group, of those that no other group has; or a new one."""
+        free = [batch for batch in self._batches if batch not in taken]
+        if not free:
+            with self._failing(None, group):
+                free = [Batch(self._engine)]
+                self._batches += free
+        return max(free, key=lambda batch: len(group.intersection(batch.sequences)), default=None)
+
+    def _join(self, batch: Batch, joining: Collection[Sequence]) -> None:
         if joining:
-            with self._failing(width, joining):
-                if width not in self._batches:
-                    self._batches[width] = Batch(self._engine)
-                self._batches[width].join(joining)
+            with self._failing(batch, joining):
+                batch.join(joining)
 
-    def _leave(self, width: Width, gone: Collection[Sequence]) -> None:
-        with self._failing(width):
-            self._batches[width].leave(gone)
+    def _leave(self, batch: Batch, gone: Collection[Sequence]) -> None:
+        with self._failing(batch, ()):
+            batch.leave(gone)
 
     @contextlib.contextmanager
-    def _failing(self, width: Width, concerned: Collection[Sequence] = ()) -> Iterator[None]:
+    def _failing(self, batch: Batch | None, concerned: Collection[Sequence]) -> Iterator[None]:
         """After an error of the engine, those concerned and the whole batch have lost their rows.
 
         Args:
-            width: Whose batch it is.
+            batch: The batch, if there is one by then.
             concerned: Those that take part besides the ones that are in the batch afterwards.
         """
         concerned = tuple(concerned)
         try:
             yield
         except Exception as error:
-            batch = self._batches.pop(width, None)
+            if batch is not None:
+                self._batches.remove(batch)
             fail([*concerned, *(batch.sequences if batch else ())], error)
 
 

@@ -33,6 +33,7 @@ class Stats:
         tokens: Tokens generated.
         forwards: Forward passes, of prompts and of decoding steps.
         candidates: Candidates scored.
+        gated: Tokens that were chosen without rewards because a gate was closed.
         reward_sum: Sum of the rewards of the generated tokens.
     """
 
@@ -49,6 +50,7 @@ class Stats:
     tokens: int = 0
     forwards: int = 0
     candidates: int = 0
+    gated: int = 0
     reward_sum: float = 0.0
 
     @property
@@ -131,6 +133,7 @@ class Monitor:
         seconds, handle.last_token = now - handle.last_token, now
         self._add("tokens")
         self._add("candidates", len(event.candidates))
+        self._add("gated", event.gated)
         self._add("reward_sum", event.reward)
         self._tell("token", handle, event, seconds, len(handle.sequence.token_ids) == 1)
 

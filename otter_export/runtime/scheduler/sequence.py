@@ -18,6 +18,7 @@ from otter_export.manifest import EngineManifest
 from otter_export.quoting import LIMIT, one_line, quoted
 from otter_export.runtime.detokenizer import TextStream
 from otter_export.runtime.engine import Cache, Engine, FloatArray, IntArray, Step
+from otter_export.runtime.methods.base import ScoreArray
 from otter_export.runtime.request import Candidate, Request, Result, TokenEvent
 from otter_export.runtime.sampler import possible_winners, top_candidates
 
@@ -42,15 +43,18 @@ class Proposal:
         candidates: ``[k]``: ids of the candidates.
         logits: ``[k]``: their logits.
         rewards: ``[k]``: their rewards, or None if the step brings them.
-        winner: Index of the winner among the candidates, or None if it takes the rewards of the
-            step.
+        scores: ``[k]``: what the method compared, or None if that takes the rewards of the step.
+        winner: Index of the winner among the candidates; None as for ``scores``.
+        gated: Whether the method would have used rewards, had its gate been open.
     """
 
     feed: IntArray
     candidates: IntArray
     logits: FloatArray
-    rewards: FloatArray | None
-    winner: int | None
+    rewards: FloatArray | None = None
+    scores: ScoreArray | None = None
+    winner: int | None = None
+    gated: bool = False
 
 
 class Sequence:
@@ -124,10 +128,11 @@ class Sequence:
 
     @property
     def feeds_one(self) -> bool:
-        """Whether it feeds one token per step, always, because the winner is known by then."""
-        method = self.request.method
-        known = not method.needs_rewards or self.signal.kind == Q_VALUE
-        return known or method.candidate_count == 1
+        """Whether it feeds one token in the next step because no other can be the winner.
+
+        That depends on this sequence alone, and with it the width of the step (docs/batching.md).
+        """
+        return self.proposal.winner is not None or self.request.method.candidate_count == 1
 
     def start(self, cache: Cache, index: int) -> None:
         """Its prompt is about to be fed into a cache: time starts."""
@@ -146,23 +151,29 @@ class Sequence:
             EngineError: The answer is not finite.
         """
         method = self.request.method
-        logits, signal = step.logits[b, row], step.signals[self.signal.name][b, row]
+        row_logits, signal = step.logits[b, row], step.signals[self.signal.name][b, row]
+        ids = top_candidates(row_logits, method.candidate_count)
+        logits = row_logits[ids]
         # A value scores the token that was fed, a q_value each that can follow it.
-        next_rewards = signal if self.signal.kind == Q_VALUE else None
-        ids = top_candidates(logits, method.candidate_count)
-        if next_rewards is not None and method.needs_rewards:
-            rewards = self._finite(next_rewards[ids])
-            winner = method.choose(method.combine(logits[ids], rewards), self._generator)
-            self.proposal = Proposal(ids[winner : winner + 1], ids, logits[ids], rewards, winner)
-        elif not method.needs_rewards:
-            scores = method.combine(logits[ids], np.zeros_like(logits[ids]))
-            ids = ids[method.choose(scores, self._generator)][None]
-            known = None if next_rewards is None else next_rewards[ids]
-            self.proposal = Proposal(ids, ids, logits[ids], known, 0)
+        rewards = signal[ids] if self.signal.kind == Q_VALUE else None
+        if not method.guides(row_logits):
+            scores = np.asarray(logits, np.float64)
+            winner = method.choose(scores, self._generator)
+            one = slice(winner, winner + 1)
+            known = None if rewards is None else rewards[one]
+            self.proposal = Proposal(
+                ids[one], ids[one], logits[one], known, scores[one], 0, gated=method.needs_rewards
+            )
+        elif rewards is not None:
+            scores = method.combine(logits, self._finite(rewards))
+            winner = method.choose(scores, self._generator)
+            feed = ids[winner : winner + 1]
+            self.proposal = Proposal(feed, ids, logits, rewards, scores, winner)
         else:
             if method.prunes and self.signal.bounds is not None:
-                ids = ids[possible_winners(method.combine, logits[ids], self.signal.bounds)]
-            self.proposal = Proposal(ids, ids, logits[ids], None, None)
+                kept = possible_winners(method.combine, logits, self.signal.bounds)
+                ids, logits = ids[kept], logits[kept]
+            self.proposal = Proposal(ids, ids, logits)
 
     def advance(self, step: Step, b: int) -> tuple[TokenEvent, int]:
         """Take the engine's answer to the proposal: the first rows of sequence b.
@@ -174,13 +185,13 @@ class Sequence:
             EngineError: The answer is not finite.
         """
         proposal, method = self.proposal, self.request.method
-        rewards, winner, row = proposal.rewards, proposal.winner, 0
+        rewards, scores, winner, row = proposal.rewards, proposal.scores, proposal.winner, 0
         if rewards is None:
             rewards = step.signals[self.signal.name][b, : len(proposal.feed)]
         self._forwards += 1
         self._finite(rewards)
-        scores = method.combine(proposal.logits, rewards)
-        if winner is None:
+        if scores is None or winner is None:
+            scores = method.combine(proposal.logits, rewards)
             winner = row = method.choose(scores, self._generator)
         token, reward = int(proposal.candidates[winner]), float(rewards[winner])
         self.token_ids.append(token)
@@ -193,7 +204,10 @@ class Sequence:
             Candidate(int(t), float(z), float(r), float(s))
             for t, z, r, s in zip(*columns, strict=True)
         )
-        return TokenEvent(self.number, token, text, reward, candidates, self.finish_reason), row
+        event = TokenEvent(
+            self.number, token, text, reward, candidates, self.finish_reason, proposal.gated
+        )
+        return event, row
 
     def _finite(self, rewards: FloatArray) -> FloatArray:
         if not np.isfinite(rewards).all():

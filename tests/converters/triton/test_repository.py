@@ -221,6 +221,7 @@ BAD: list[tuple[tuple[object, ...], str]] = [
     (("--max-queue", -1), "max_queue must be an integer of at least 1, got -1"),
     (("--method", "nucleus"), "default_method must be one of auto, args-greedy"),
     (("--weight", "nan"), "default_reward_weight must be finite"),
+    (("--gate", -1), "default_gate must be finite and at least 0, got -1.0"),
     (("--top-k", 100), "default_top_k is 100, above max_candidates, which is 64"),
     (("--threads", -2), "threads must be an integer of at least 0"),
 ]

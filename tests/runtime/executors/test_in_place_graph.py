@@ -61,6 +61,7 @@ def requests(max_tokens: int) -> list[Request]:
         ArgsStochastic(top_k=6, weight=2.0),
         ArgsGreedy(top_k=5, signal="next"),
         Plain(temperature=1.0),
+        ArgsGreedy(top_k=6, weight=3.0, gate=3.7),
     ]
     return [
         Request(ids(1, 4 + 9 * i, i)[0], method, max_tokens=max_tokens, seed=i)

@@ -172,7 +172,7 @@ def test_a_finished_sequence_leaves_the_batch() -> None:
     engine = small(UNBOUNDED, eos_token_ids=())
     generate(engine, requests)
     # Nine and three candidates share a pass, with a row of padding; one alone has its own.
-    assert engine.calls[1:] == [(1, 1), (2, 10)] * 2 + [(1, 1), (1, 4)] * 3 + [(1, 1)] * 3
+    assert engine.calls[1:] == [(2, 10), (1, 1)] * 2 + [(1, 4), (1, 1)] * 3 + [(1, 1)] * 3
 
 
 def test_a_free_place_is_taken_at_once() -> None:

@@ -27,6 +27,8 @@ from tests import built
 ENGINES = [("llama", "fp32"), ("llama", "int8"), ("llama", "int4"), ("gpt2", "fp32")]
 #: Prompt lengths of the others in a batch.
 NEIGHBOURS = ([3], [3, 90], [40, 3, 3, 3, 3], [1] * 8)
+#: Nats; the tiny models' distributions have a median entropy of 3.7, so it is open and closed.
+GATE = 3.7
 METHODS = (
     ArgsGreedy(top_k=8, weight=4.0),
     Plain(),
@@ -34,6 +36,8 @@ METHODS = (
     ArgsStochastic(top_k=5, weight=2.0),
     Plain(temperature=0.9, top_p=0.9),
     ArgsGreedy(top_k=3, weight=-2.0, prune=False),
+    ArgsGreedy(top_k=8, weight=4.0, gate=GATE),
+    ArgsStochastic(top_k=5, weight=2.0, gate=GATE),
 )
 
 
@@ -67,10 +71,12 @@ def test_results_are_equal_bit_for_bit(
     # With 0, requests move between batches whenever that saves a row.
     monkeypatch.setattr(decode, "PASS_ROWS", pass_rows)
     requests = [
-        Request([3 + i, *[5 + i % 3] * (i * 3 % 35)], METHODS[i % 6], 4 + 3 * (i % 5), seed=i)
+        Request([3 + i, *[5 + i % 3] * (i * 3 % 35)], METHODS[i % 8], 4 + 3 * (i % 5), seed=i)
         for i in range(14)
     ]
     alone = [heard(engine, [request])[0] for request in requests]
+    gated = {event.gated for i in (6, 7) for event in alone[i]}
+    assert gated == {False, True}
     for batch_size in (14, 3):
         # Candidates with their logits, rewards and scores, and not only what was chosen.
         assert heard(engine, requests, batch_size) == alone

@@ -157,7 +157,7 @@ def test_requests_with_few_candidates_left_decode_apart_if_it_pays() -> None:
     for weight in (80.0, *[0.1] * 9):
         client.submit(Request([3, 4], ArgsGreedy(top_k=8, weight=weight), max_tokens=4))
     run(client.scheduler)
-    assert engine.calls[1:] == [(1, 8), (9, 2)] * 4
+    assert engine.calls[1:] == [(9, 2), (1, 8)] * 4
     # Three of them are not worth a pass of their own.
     engine.calls.clear()
     for weight in (80.0, *[0.1] * 2):
@@ -451,7 +451,8 @@ def test_a_failing_engine_fails_those_concerned_and_goes_on(
     with caplog.at_level(logging.CRITICAL):
         run(scheduler)
     failed = [t for t in first if not isinstance(client.last(t), Result)]
-    assert bool(failed) == (method not in engine.fails)
+    # Of a batch that everybody is leaving, a failure concerns nobody.
+    assert bool(failed) == (method not in engine.fails) or (method == "select" and not failed)
     for handle in failed:
         message = str(client.last(handle))
         assert isinstance(client.last(handle), EngineError)
@@ -587,7 +588,7 @@ def test_nothing_leaks_over_many_requests_with_random_cancellation() -> None:
     assert stats.submitted == 2000 == stats.completed + stats.cancelled + stats.expired
     assert (stats.queued, stats.prefilling, stats.running) == (0, 0, 0)
     assert not len(scheduler._queue) and not len(scheduler._prefill)
-    assert all(len(b._cache.lengths) == 0 for b in scheduler._decoder._batches.values())
+    assert all(len(b._cache.lengths) == 0 for b in scheduler._decoder._batches)
     assert all(handle.sequence.cache is None for handle in client.events)
 
 

@@ -65,6 +65,9 @@ CASES: dict[str, Case] = {
         method=ArgsGreedy(weight=4.0, top_k=12),
         fields={"method": "args-greedy", "reward_weight": 4.0, "top_k": 12},
     ),
+    "gated": case(
+        method=ArgsGreedy(weight=4.0, gate=3.7), fields={"reward_weight": 4.0, "gate": 3.7}
+    ),
     "opposed": case(method=ArgsGreedy(weight=-3.5), fields={"reward_weight": -3.5}),
     "sampled": case(
         method=ArgsStochastic(weight=2.5, top_k=6, temperature=0.7, top_p=0.9),
