@@ -112,7 +112,9 @@ def forward_passes(subject: Subject) -> CheckResult:
 def _passes(engine: CountingEngine, subject: Subject, max_tokens: int) -> tuple[int, int]:
     """Forward passes of a guided generation, the prompt's included, and its tokens."""
     engine.forwards = 0
-    method = ArgsGreedy(weight=2.0, top_k=min(CANDIDATES, subject.manifest.vocab_size))
+    # Pruned, a step may be repeated with candidates that were expected to lose.
+    count = min(CANDIDATES, subject.manifest.vocab_size)
+    method = ArgsGreedy(weight=2.0, top_k=count, prune=False)
     request = Request(subject.prompt_ids[0], method, max_tokens=max_tokens)
     tokens = len(generate(engine, request)[0].token_ids)
     return engine.forwards, tokens

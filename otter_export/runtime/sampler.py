@@ -10,6 +10,8 @@ import numpy.typing as npt
 from otter_export.errors import EngineError
 from otter_export.runtime.engine import BoolArray, FloatArray, IntArray
 
+#: `DecodingMethod.combine`.
+Combine = Callable[[FloatArray, npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 #: Parts of the vocabulary whose best logits are compared first.
 _PARTS = 256
 
@@ -57,26 +59,42 @@ def _floor(logits: FloatArray, count: int) -> np.float32:
     return np.float32(np.partition(logits, len(logits) - count)[len(logits) - count])
 
 
+def score_range(
+    combine: Combine, logits: FloatArray, rewards: tuple[float, float]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Least and greatest score of each candidate, both ``[k]``.
+
+    Args:
+        combine: That of a method that `DecodingMethod.prunes`. Its roundings are monotone in the
+            reward too, so the range is exact in floating point.
+        logits: ``[k]``, of the candidates.
+        rewards: Least and greatest reward.
+    """
+    low, high = (combine(logits, np.full(logits.shape, end)) for end in rewards)
+    return np.minimum(low, high), np.maximum(low, high)
+
+
 def possible_winners(
-    combine: Callable[[FloatArray, npt.NDArray[np.float64]], npt.NDArray[np.float64]],
+    combine: Combine,
     logits: FloatArray,
     bounds: tuple[float, float],
+    expected: tuple[float, float] | None = None,
 ) -> BoolArray:
     """``[k]``: which candidates can still win under greedy selection, given the reward's bounds.
 
     For a score that is ``logit + weight * reward`` this keeps the logits within
-    ``|weight| * (high - low)`` of the best. The bounds go through `combine`, whose
-    roundings are monotone too, so the cut is exact in floating point, ties included.
+    ``|weight| * (high - low)`` of the best, ties included.
 
     Args:
-        combine: That of a method that `DecodingMethod.prunes`.
+        combine: As for `score_range`.
         logits: ``[k]``, of the candidates.
         bounds: What the reward cannot leave.
+        expected: Where it is believed to lie; then those that can win if the best of them is as
+            good as that. Without it the answer is certain.
     """
-    low = combine(logits, np.full(logits.shape, bounds[0]))
-    high = combine(logits, np.full(logits.shape, bounds[1]))
-    worst_of_best = np.minimum(low, high).max()
-    return np.asarray(np.maximum(low, high) >= worst_of_best)
+    _, best = score_range(combine, logits, bounds)
+    worst, _ = score_range(combine, logits, expected or bounds)
+    return np.asarray(best >= worst.max())
 
 
 def sample(

@@ -56,20 +56,26 @@ class Batch:
         self._engine.select(self._cache, indices)
 
     def step(self) -> list[TokenEvent]:
-        """Generate one token for every sequence; those that finish or fail leave."""
+        """Generate one token for every sequence; those that finish or fail leave.
+
+        One that finds that it has to feed more candidates (`Sequence.advance`) has its token in the
+        next step.
+        """
         step = self._engine.forward(self._cache, *self._inputs())
         events: list[TokenEvent] = []
         kept: list[list[int]] = []
         for b, sequence in enumerate(self.sequences):
+            rows = []
             try:
-                event, row = sequence.advance(step, b)
-                events.append(event)
-                kept.append([row] if event.finish_reason is None else [])
+                if answer := sequence.advance(step, b):
+                    event, row = answer
+                    events.append(event)
+                    rows = [row] if event.finish_reason is None else []
             except EngineError as error:
                 sequence.error = error
-                kept.append([])
+            kept.append(rows)
         self._engine.commit(self._cache, step, kept)
-        self.leave({s for s, rows in zip(self.sequences, kept, strict=True) if not rows})
+        self.leave({s for s in self.sequences if s.finish_reason or s.error})
         return events
 
     def _inputs(self) -> tuple[IntArray, IntArray, BoolArray, int]:

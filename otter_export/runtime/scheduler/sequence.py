@@ -20,7 +20,8 @@ from otter_export.runtime.detokenizer import TextStream
 from otter_export.runtime.engine import Cache, Engine, FloatArray, IntArray, Step
 from otter_export.runtime.methods.base import ScoreArray
 from otter_export.runtime.request import Candidate, Request, Result, TokenEvent
-from otter_export.runtime.sampler import possible_winners, top_candidates
+from otter_export.runtime.sampler import possible_winners, score_range, top_candidates
+from otter_export.runtime.scheduler.forecast import Forecast
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ class Proposal:
     """Candidates for the next token, and what to feed to the engine for it.
 
     Args:
-        feed: ``[c]``: token ids to feed: the winner alone if it is known, else all candidates.
+        feed: ``[c]``: token ids to feed: the winner alone if it is known, else as many of the
+            candidates, the first ones, as it is expected among.
         candidates: ``[k]``: ids of the candidates.
         logits: ``[k]``: their logits.
         rewards: ``[k]``: their rewards, or None if the step brings them.
@@ -102,6 +104,8 @@ class Sequence:
         self._eos = frozenset(manifest.eos_token_ids)
         self._tokenizer = engine.tokenizer
         self._generator = np.random.Generator(np.random.PCG64(request.seed))
+        bounds = self.signal.bounds if request.method.prunes else None
+        self._forecast = None if bounds is None else Forecast(bounds)
         self._text = TextStream(engine.tokenizer, self.prompt_ids, request.stop)
         self._rewards: list[float] = []
         self._texts: list[str] = []
@@ -169,17 +173,21 @@ class Sequence:
             winner = method.choose(scores, self._generator)
             feed = ids[winner : winner + 1]
             self.proposal = Proposal(feed, ids, logits, rewards, scores, winner)
+        elif self._forecast is not None:
+            bounds, expected = self._forecast.bounds, self._forecast.around(float(signal))
+            kept = possible_winners(method.combine, logits, bounds)
+            ids, logits = ids[kept], logits[kept]
+            likely = np.flatnonzero(possible_winners(method.combine, logits, bounds, expected))
+            self.proposal = Proposal(ids[: likely[-1] + 1], ids, logits)
         else:
-            if method.prunes and self.signal.bounds is not None:
-                kept = possible_winners(method.combine, logits, self.signal.bounds)
-                ids, logits = ids[kept], logits[kept]
             self.proposal = Proposal(ids, ids, logits)
 
-    def advance(self, step: Step, b: int) -> tuple[TokenEvent, int]:
+    def advance(self, step: Step, b: int) -> tuple[TokenEvent, int] | None:
         """Take the engine's answer to the proposal: the first rows of sequence b.
 
         Returns:
-            The token, and which of the rows is now part of the sequence.
+            The token, and which of the rows is now part of the sequence; None if candidates that
+            were not fed can win after all: then those are proposed too.
 
         Raises:
             EngineError: The answer is not finite.
@@ -191,7 +199,9 @@ class Sequence:
         self._forwards += 1
         self._finite(rewards)
         if scores is None or winner is None:
-            scores = method.combine(proposal.logits, rewards)
+            scores = method.combine(proposal.logits[: len(rewards)], rewards)
+            if self._asks_again(scores):
+                return None
             winner = row = method.choose(scores, self._generator)
         token, reward = int(proposal.candidates[winner]), float(rewards[winner])
         self.token_ids.append(token)
@@ -199,7 +209,8 @@ class Sequence:
         text = self._take_text(token)
         if self.finish_reason is None:
             self.propose(step, b, row)
-        columns = (proposal.candidates, proposal.logits, rewards, scores)
+        fed = len(scores)
+        columns = (proposal.candidates[:fed], proposal.logits[:fed], rewards, scores)
         candidates = tuple(
             Candidate(int(t), float(z), float(r), float(s))
             for t, z, r, s in zip(*columns, strict=True)
@@ -208,6 +219,21 @@ class Sequence:
             self.number, token, text, reward, candidates, self.finish_reason, proposal.gated
         )
         return event, row
+
+    def _asks_again(self, scores: ScoreArray) -> bool:
+        """Whether candidates that were not fed can beat these scores; they are proposed then."""
+        proposal, fed = self.proposal, len(scores)
+        if self._forecast is None or fed == len(proposal.candidates):
+            return False
+        combine, bounds = self.request.method.combine, self._forecast.bounds
+        _, best = score_range(combine, proposal.logits[fed:], bounds)
+        # At a tie the first wins, which was fed.
+        possible = np.flatnonzero(best > scores.max())
+        self._forecast.learn(held=not len(possible))
+        if len(possible):
+            feed = proposal.candidates[: fed + possible[-1] + 1]
+            self.proposal = dataclasses.replace(proposal, feed=feed)
+        return bool(len(possible))
 
     def _finite(self, rewards: FloatArray) -> FloatArray:
         if not np.isfinite(rewards).all():

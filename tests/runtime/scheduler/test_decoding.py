@@ -105,7 +105,8 @@ def test_pruning_changes_nothing(prompt: list[int], top_k: int, weight: float) -
         generate(engine, Request(prompt, ArgsGreedy(top_k=top_k, weight=weight, prune=p)))[0]
         for p in (True, False)
     )
-    assert same(pruned, whole)
+    assert pruned.forwards >= whole.forwards
+    assert same(dataclasses.replace(pruned, forwards=whole.forwards), whole)
 
 
 def test_pruning_saves_rows() -> None:
@@ -117,6 +118,42 @@ def test_pruning_saves_rows() -> None:
         rows.append(sum(width for _, width in engine.calls[1:]))
     assert rows[1] == 8 * 40
     assert rows[0] < rows[1] / 2
+
+
+class Steady(FakeEngine):
+    """Rewards keep near that of the prefix: 0.6, give or take."""
+
+    def __init__(self, reach: float) -> None:
+        super().__init__(make_manifest(eos_token_ids=()), spread=3.0)
+        self.reach = reach
+
+    def _signal(self, signal: Signal, kept: list[list[bytes]]) -> np.ndarray:
+        return np.float32(0.6) + np.float32(self.reach) * super()._signal(signal, kept)
+
+
+def test_a_reward_like_that_of_the_prefix_saves_rows_and_no_pass_is_repeated() -> None:
+    method = ArgsGreedy(top_k=8, weight=2.0)
+    engine = Steady(reach=0.04)
+    events: list[TokenEvent] = []
+    result = generate(engine, Request([1], method, max_tokens=40), on_event=events.append)[0]
+    whole = dataclasses.replace(method, prune=False)
+    expected = generate(Steady(reach=0.04), Request([1], whole, max_tokens=40))[0]
+    assert result.forwards == expected.forwards == 40
+    assert (result.token_ids, result.rewards) == (expected.token_ids, expected.rewards)
+    # No more candidates than could beat the best logit with 0.6 - 0.1, as it was expected at least,
+    # by a reward of 1, where the bounds alone say 4.
+    logits = [[c.logit for c in event.candidates] for event in events]
+    assert max(row[0] - row[-1] for row in logits) <= 2.0 * (1 - 0.5 + 0.05)
+    assert sum(len(row) for row in logits) < 8 * 40 / 3
+
+
+@pytest.mark.parametrize("reach", [0.39, 1.0])
+def test_a_reward_unlike_that_of_the_prefix_costs_few_passes(reach: float) -> None:
+    engine = Steady(reach) if reach < 1 else FakeEngine(make_manifest(eos_token_ids=()), spread=3.0)
+    requests = [Request([1], ArgsGreedy(top_k=8, weight=2.0), max_tokens=120) for _ in range(2)]
+    for result in generate(engine, requests):
+        # Some at the beginning, and one in 70 after that.
+        assert 120 < result.forwards < 130
 
 
 def test_an_unbounded_signal_is_never_pruned() -> None:
@@ -159,9 +196,11 @@ def test_a_batch_equals_its_requests_alone(
 def test_one_forward_pass_per_generated_token(signal: Signal, method: DecodingMethod) -> None:
     engine = small(signal, eos_token_ids=())
     result = generate(engine, Request([5, 6, 7], method, max_tokens=20, seed=1))[0]
-    assert len(result.token_ids) == len(result.rewards) == result.forwards == 20
+    assert len(result.token_ids) == len(result.rewards) == 20
     # One more call, the prompt's.
-    assert len(engine.calls) == 21
+    assert len(engine.calls) == result.forwards + 1
+    if not method.prunes or signal is Q_VALUE:
+        assert result.forwards == 20
     if signal is Q_VALUE:
         assert {width for _, width in engine.calls[1:]} == {1}
 
@@ -307,7 +346,7 @@ def test_events_tell_the_candidates_with_their_scores() -> None:
 
 def test_closing_the_stream_ends_the_work() -> None:
     engine = small(eos_token_ids=())
-    events = stream(engine, [Request([1], max_tokens=50)])
+    events = stream(engine, [Request([1], Plain(), max_tokens=50)])
     next(events)
     events.close()  # type: ignore[attr-defined]
     assert len(engine.calls) == 2

@@ -184,7 +184,7 @@ def test_open_and_closed_steps_of_one_request_take_turns_without_moving() -> Non
             super().append(*args)
 
     engine = Fixed(make_manifest(vocab_size=VOCAB, eos_token_ids=()), 1.5)
-    request = Request([1], ArgsGreedy(top_k=8, weight=9.0, gate=1.8), max_tokens=30)
+    request = Request([1], ArgsGreedy(top_k=8, gate=1.8, prune=False), max_tokens=30)
     [(events, _)] = run(engine, request)
     # Once, from the prompt's cache.
     assert engine.calls.count((0, 0)) == 1
@@ -197,7 +197,7 @@ def test_a_crowd_is_divided_anew_in_every_step() -> None:
     """As many rows as its steps need, whoever is open when."""
     engine = fake()
     requests = [
-        Request([i], ArgsGreedy(top_k=8, weight=9.0, gate=1.8), max_tokens=12) for i in range(1, 9)
+        Request([i], ArgsGreedy(top_k=8, gate=1.8, prune=False), max_tokens=12) for i in range(1, 9)
     ]
     heard = run(engine, *requests)
     rows = sum(1 if event.gated else 8 for events, _ in heard for event in events)
@@ -207,7 +207,7 @@ def test_a_crowd_is_divided_anew_in_every_step() -> None:
 def test_a_closed_step_feeds_one_row_beside_others_that_feed_many() -> None:
     engine = fake()
     requests = [
-        Request([i], ArgsGreedy(top_k=8, weight=9.0, gate=gate), max_tokens=6)
+        Request([i], ArgsGreedy(top_k=8, gate=gate, prune=False), max_tokens=6)
         for i, gate in enumerate([0.0] * 3 + [CLOSED] * 5, 1)
     ]
     generate(engine, requests)

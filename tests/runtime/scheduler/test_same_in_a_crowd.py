@@ -82,6 +82,21 @@ def test_results_are_equal_bit_for_bit(
         assert heard(engine, requests, batch_size) == alone
 
 
+@pytest.mark.parametrize("weight", [0.5, 2.0, -2.0])
+def test_pruning_changes_the_rows_that_are_fed_and_no_bit_of_the_answer(
+    engine: Engine, weight: float
+) -> None:
+    def results(prune: bool) -> list[list[TokenEvent]]:
+        method = ArgsGreedy(top_k=8, weight=weight, prune=prune)
+        return heard(engine, [Request([3, 5 + i], method, max_tokens=24) for i in range(6)], 6)
+
+    pruned, whole = (
+        [[(event.token_id, event.reward) for event in events] for events in results(prune)]
+        for prune in (True, False)
+    )
+    assert pruned == whole
+
+
 @pytest.mark.parametrize("width", [1, 2, 7, 8])
 def test_a_row_is_the_same_in_any_batch_and_any_capacity(engine: Engine, width: int) -> None:
     """Odd and even numbers of rows; short and long neighbours, which set the capacity."""

@@ -154,16 +154,18 @@ def test_requests_with_few_candidates_left_decode_apart_if_it_pays() -> None:
         make_manifest(eos_token_ids=()), spread=2.0, script=dict.fromkeys(range(99), 7)
     )
     client = Client(Scheduler(engine))
-    for weight in (80.0, *[0.1] * 9):
-        client.submit(Request([3, 4], ArgsGreedy(top_k=8, weight=weight), max_tokens=4))
-    run(client.scheduler)
-    assert engine.calls[1:] == [(9, 2), (1, 8)] * 4
-    # Three of them are not worth a pass of their own.
-    engine.calls.clear()
-    for weight in (80.0, *[0.1] * 2):
-        client.submit(Request([3, 4], ArgsGreedy(top_k=8, weight=weight), max_tokens=4))
-    run(client.scheduler)
-    assert engine.calls[1:] == [(3, 8)] * 4
+
+    def decode_with(others: int) -> list[tuple[int, int]]:
+        engine.calls.clear()
+        for prune in (False, *[True] * others):
+            method = ArgsGreedy(top_k=8, weight=0.1, prune=prune)
+            client.submit(Request([3, 4], method, max_tokens=4))
+        run(client.scheduler)
+        return engine.calls[1:]
+
+    assert decode_with(others=9) == [(9, 2), (1, 8)] * 4
+    # Two of them are not worth a pass of their own.
+    assert decode_with(others=2) == [(3, 8)] * 4
 
 
 class Recorder(Observer):
