@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,6 +118,15 @@ def test_wrong_options_are_one_clear_error(
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(UnsupportedError, match=r"did you mean 'args-greedy'.*args-stochastic"):
         make_method("args-gready", {})
+
+
+def test_the_page_lists_every_option_with_its_default(repository: Path) -> None:
+    page = (repository / "docs" / "decoding.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| (`.*`) \|$", page, re.MULTILINE))
+    assert rows == {
+        name: ", ".join(f"`{f.name}={f.default}`" for f in dataclasses.fields(METHODS.load(name)))
+        for name in METHODS
+    }
 
 
 def test_options_are_listed_by_method() -> None:
