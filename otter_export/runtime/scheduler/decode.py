@@ -66,8 +66,11 @@ class Decoder:
                 homes[home] = group
         for batch, group in homes.items():
             if batch not in self._batches:
-                # Lost by a move before; who was to come stays where it is.
-                continue
+                # Lost by a move before: begin anew with those who are left.
+                held = {s for other in self._batches for s in other.sequences}
+                left = [s for s in joining if s.error is None and s not in held]
+                self._regroup(left)
+                return
             coming = group.difference(batch.sequences)
             self._join(batch, [s for s in everyone if s in coming and s.error is None])
             for other in list(self._batches):

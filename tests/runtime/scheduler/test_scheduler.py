@@ -470,6 +470,29 @@ def test_a_failing_engine_fails_those_concerned_and_goes_on(
     assert stats.submitted == stats.completed + stats.failed == 6
 
 
+@pytest.mark.parametrize("method", ["forward", "commit", "append", "select", "new_cache"])
+def test_nobody_is_lost_wherever_a_move_fails(
+    method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Gates and widths move sequences in nearly every step, while others come and go."""
+    monkeypatch.setattr(decode, "PASS_ROWS", 0)
+    for calls in range(24):
+        engine = Broken(spread=1.5)
+        engine.fails[method] = calls
+        scheduler = Scheduler(engine, Limits(max_batch_size=6))
+        client = Client(scheduler)
+        handles = []
+        for i in range(12):
+            guided = ArgsGreedy(top_k=2 + i % 7, weight=1.0, gate=(0.0, 1.6, 2.0)[i % 3])
+            handles.append(client.submit(Request([i + 1], guided, max_tokens=2 + i % 5)))
+            scheduler.step()
+        with caplog.at_level(logging.CRITICAL):
+            run(scheduler)
+        ends = [client.last(handle) for handle in handles]
+        assert all(isinstance(end, Result | EngineError) for end in ends)
+        assert sum(isinstance(end, Result) for end in ends) >= 6
+
+
 @pytest.mark.parametrize("position", [0, 1, 3])
 def test_one_answer_that_is_not_finite_fails_one_request(position: int) -> None:
     class OneNaN(FakeEngine):
