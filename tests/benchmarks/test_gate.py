@@ -25,6 +25,6 @@ def test_a_gate_above_everything_writes_what_plain_decoding_writes(method: str) 
 def test_speeds_are_ratios_to_plain_decoding() -> None:
     engine = FakeEngine(make_manifest(eos_token_ids=()))
     ways = gate.methods("args-greedy", 4, 5.0, (0.0,))
-    found = gate.speed(engine, ways, places=1, rounds=1)
+    found = gate.speed(engine, ways, places=1, rounds=1, threads=1)
     assert found["plain"]["ratio"] == 1
     assert found["0"]["ratio"] > 0
