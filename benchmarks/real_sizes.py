@@ -21,11 +21,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import record
-from otter_export.base_model import BaseModel
-from otter_export.safetensors_io import PlannedTensor, from_float32, write_safetensors
+from benchmarks.random_weights import write_random_weights
 from tests import tiny
 from tests.families.hub_configs import PUBLIC
 
@@ -57,25 +54,12 @@ class Step:
 
 
 def write_base(name: str, layers: int, directory: Path) -> Path:
-    """A base of a public model's sizes, with random bfloat16 weights.
-
-    A block of random values is repeated; its length is prime, so that no two rows are the same.
-    """
+    """A base of a public model's sizes, with random bfloat16 weights."""
     config = {**PUBLIC[name].config, "num_hidden_layers": layers}
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
     tiny.write_tokenizer(directory, WORDS)
-    base = BaseModel.open(directory)
-    block = np.random.default_rng(0).standard_normal(1_000_003).astype(np.float32)
-    norms = {f"{norm.name}.weight" for norm in base.sites.norms}
-
-    def planned() -> Iterator[PlannedTensor]:
-        for name, shape in base.tensors.items():
-            values = 1 + 0.1 * block if name in norms else shape[-1] ** -0.5 * block
-            bits = from_float32(values, "BF16")
-            yield PlannedTensor(name, "BF16", shape, lambda b=bits, s=shape: np.resize(b, s))
-
-    write_safetensors(directory / "model.safetensors", planned(), {"format": "pt"})
+    write_random_weights(directory)
     return directory
 
 

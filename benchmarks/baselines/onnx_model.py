@@ -1,7 +1,7 @@
-"""`Model` on ONNX Runtime, with this project's graph: the base alone, or under another head.
+"""`Model` on ONNX Runtime, with this project's graphs: the base alone, or under another head.
 
-So methods can be compared on the same kernels, in the same precision: the base is the graph that
-``build`` makes without the channel, and a reward model is that graph with a head of its own.
+So methods are compared on the same kernels, in the same precision. It loads no more than a runtime
+does, since its process's memory is measured.
 """
 
 from __future__ import annotations
@@ -11,56 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 from benchmarks.baselines.model import Array, Cache
 from otter_export import engine_io
-from otter_export.checkpoint import Checkpoint
-from otter_export.converters.onnx import MODEL_FILE, save_model
 from otter_export.engine_io import is_cache, present_of
-from otter_export.graph.base import base_graph
-from otter_export.graph.passes.tie_embedding import TieEmbedding
-from otter_export.graph.pipeline import lower, onnxruntime, run_passes
-from otter_export.precision import choose_precision
 from otter_export.runtime.executors.onnxruntime import open_session
 
 #: Slots by which a cache grows.
 SLOTS = 32
-
-
-def write_base(checkpoint: Checkpoint, precision: str, directory: Path) -> None:
-    """Write the base alone, lowered as an engine's is."""
-    save_model(lower(checkpoint, onnxruntime(), precision, widened=False), directory)
-
-
-def write_reward_model(checkpoint: Checkpoint, precision: str, directory: Path) -> None:
-    """Write the base's decoder under a random head of one row: a reward model of the base's size.
-
-    Its weights are its own, as those of a separate reward model are.
-    """
-    pipeline = onnxruntime()
-    chosen = choose_precision(pipeline.precisions, precision, pipeline.where)
-    model = base_graph(checkpoint.base, chosen.dtype.hub)
-    _replace_head(model, checkpoint.base.dimensions.hidden_size)
-    # The embedding is no head's any more.
-    passes = [
-        one for one in pipeline.passes(checkpoint.base, chosen) if not isinstance(one, TieEmbedding)
-    ]
-    save_model(run_passes(model, passes), directory)
-
-
-def _replace_head(model: ir.Model, width: int) -> None:
-    """Let the logits be one number: the product with the head takes another weight."""
-    (logits,) = (value for value in model.graph.outputs if value.name == engine_io.LOGITS)
-    node = logits.producer()
-    assert node is not None and node.op_type == "MatMul", node
-    head = np.random.default_rng(0).standard_normal((width, 1)).astype(np.float32) * width**-0.5
-    weight = ir.Value(name="reward.weight", const_value=ir.tensor(head, name="reward.weight"))
-    weight.dtype, weight.shape = ir.DataType.FLOAT, ir.Shape(head.shape)
-    model.graph.register_initializer(weight)
-    node.replace_input_with(1, weight)
-    assert logits.shape is not None
-    logits.shape = ir.Shape([*logits.shape[:-1], 1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +30,7 @@ class Rows:
 
 
 class OnnxModel:
-    """A graph of `write_base` or `write_reward_model`.
+    """A graph of `benchmarks.baselines.onnx_files`.
 
     Args:
         directory: Where it is.
@@ -81,7 +39,7 @@ class OnnxModel:
     """
 
     def __init__(self, directory: Path, threads: int, *, scalar: bool) -> None:
-        self._session = open_session(directory / MODEL_FILE, "cpu", threads)
+        self._session = open_session(directory / "model.onnx", "cpu", threads)
         self._scalar = scalar
         self._inputs = {v.name: v for v in self._session.get_inputs()}
         self._outputs = [v.name for v in self._session.get_outputs()]

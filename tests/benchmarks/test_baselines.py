@@ -17,7 +17,8 @@ import pytest
 from benchmarks.baselines.args import args
 from benchmarks.baselines.args_cached import args_cached
 from benchmarks.baselines.model import Counting, Model
-from benchmarks.baselines.onnx_model import OnnxModel, write_base, write_reward_model
+from benchmarks.baselines.onnx_files import write_base, write_reward_model
+from benchmarks.baselines.onnx_model import OnnxModel
 from benchmarks.baselines.pargs import pargs
 from benchmarks.baselines.plain import plain
 from benchmarks.baselines.q_style import q_style
