@@ -18,28 +18,33 @@ from typing import Any
 Generate = Callable[..., Iterator[int]]
 
 
-def answer(version: str, generate: Generate) -> None:
+def answer(version: str, generate: Generate, threads: int) -> None:
     """Answer questions until there are no more.
 
     Args:
         version: Of the library, for the record.
+        threads: That the library runs on. With one, its CPU time is taken, which other work on the
+            machine disturbs less than the time on the clock.
         generate: Takes ``prompt`` (ids), ``count`` and the question's options.
     """
     # Libraries print too; what they print goes to the terminal.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     print(json.dumps({"version": version}), file=answers, flush=True)
+    clock = time.process_time if threads == 1 else time.perf_counter
     for line in sys.stdin:
-        print(json.dumps(_timed(generate, json.loads(line))), file=answers, flush=True)
+        print(json.dumps(_timed(generate, json.loads(line), clock)), file=answers, flush=True)
 
 
-def _timed(generate: Generate, question: dict[str, Any]) -> dict[str, Any]:
+def _timed(
+    generate: Generate, question: dict[str, Any], clock: Callable[[], float]
+) -> dict[str, Any]:
     """Tokens, and the time from the first of them to the last: the prompt's own is left out."""
     tokens, times = [], []
     count = question["count"]
     for token in generate(question["prompt"], count, **question.get("options", {})):
         tokens.append(int(token))
-        times.append(time.perf_counter())
+        times.append(clock())
         if len(tokens) == count:
             break
     if len(tokens) < 2:

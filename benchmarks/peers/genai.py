@@ -32,7 +32,7 @@ def main() -> None:
             generator.generate_next_token()
             yield generator.get_next_tokens()[0]
 
-    answer(onnxruntime_genai.__version__, generate)
+    answer(onnxruntime_genai.__version__, generate, options.threads)
 
 
 if __name__ == "__main__":

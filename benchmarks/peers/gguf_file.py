@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import gguf
 import numpy as np
 
-from examples.sentiment.material import GGUF_FILE, GGUF_PACKAGE
 from otter_export.checkpoint import BaseModel
 from otter_export.safetensors_io import FloatArray
 
@@ -30,16 +28,15 @@ OTHERS = {
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
-#: What the file says of the tokenizer is SmolLM2's, as everywhere in these benchmarks.
-TOKENIZER = "tokenizer."
 
 
-def write_gguf(base: BaseModel, path: Path) -> None:
+def write_gguf(base: BaseModel, path: Path, tokenizer: Path | None = None) -> None:
     """Write a Llama base.
 
     Args:
-        base: With SmolLM2's tokenizer.
+        base: The base.
         path: The file.
+        tokenizer: A GGUF file of a model with the same tokenizer.
     """
     size = base.dimensions
     config = json.loads((base.directory / "config.json").read_text(encoding="utf-8"))
@@ -57,7 +54,8 @@ def write_gguf(base: BaseModel, path: Path) -> None:
     theta = config.get("rope_theta") or config["rope_parameters"]["rope_theta"]
     writer.add_rope_freq_base(theta)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    _copy_tokenizer(writer)
+    if tokenizer is not None:
+        _copy_tokenizer(gguf.GGUFReader(tokenizer), writer)
     for name in base.tensors:
         heads = {"q_proj": size.num_attention_heads, "k_proj": size.num_key_value_heads}
         rotated = heads.get(name.split(".")[-2])
@@ -82,12 +80,9 @@ def _paired(weight: FloatArray, heads: int) -> FloatArray:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
 
 
-def _copy_tokenizer(writer: gguf.GGUFWriter) -> None:
-    """The fields of the packaged file's tokenizer, as they are."""
-    spec = importlib.util.find_spec(GGUF_PACKAGE)
-    assert spec is not None and spec.submodule_search_locations
-    reader = gguf.GGUFReader(Path(spec.submodule_search_locations[0]) / GGUF_FILE)
+def _copy_tokenizer(reader: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
+    """The fields of a file's tokenizer, as they are."""
     for name, field in reader.fields.items():
-        if name.startswith(TOKENIZER):
+        if name.startswith("tokenizer."):
             inner = field.types[1] if len(field.types) > 1 else None
             writer.add_key_value(name, field.contents(), field.types[0], inner)

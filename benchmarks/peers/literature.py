@@ -16,6 +16,7 @@ from benchmarks.baselines.plain import plain
 from benchmarks.baselines.q_style import q_style
 from benchmarks.baselines.rad import rad
 from benchmarks.peers.answering import answer
+from otter_export.runtime.tokenizer import JsonTokenizer
 
 #: A version, and what loads ``base``, ``reward`` (one score) or ``q_reward`` (one a next token).
 Library = tuple[str, Callable[[str], Model]]
@@ -37,6 +38,8 @@ def main() -> None:
     options = parser.parse_args()
     version, make = LIBRARIES[options.library](options.directory, options.threads)
     load = functools.cache(make)
+    # Not used, since prompts are ids; but whoever serves has one, and it takes 40 MB.
+    tokenizer = JsonTokenizer(options.directory / "tokenizer.json")
 
     def generate(prompt: list[int], count: int, method: str, **chosen: Any) -> Iterator[int]:
         del count
@@ -45,7 +48,8 @@ def main() -> None:
         reward = load("q_reward" if method == "q_style" else "reward")
         return METHODS[method](load("base"), reward, prompt, **chosen)
 
-    answer(version, generate)
+    answer(version, generate, options.threads)
+    del tokenizer
 
 
 def onnx(directory: Path, threads: int) -> Library:

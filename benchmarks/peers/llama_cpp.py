@@ -23,7 +23,7 @@ def main() -> None:
         del count
         yield from model.generate(prompt, temp=0.0, repeat_penalty=1.0, reset=True)
 
-    answer(llama_cpp.__version__, generate)
+    answer(llama_cpp.__version__, generate, options.threads)
 
 
 if __name__ == "__main__":

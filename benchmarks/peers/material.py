@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from benchmarks.peers.process import PeerError
 from benchmarks.random_weights import write_random_weights
 from benchmarks.record import REPOSITORY
 from examples.sentiment import recipe
-from examples.sentiment.material import Material, prepare
+from examples.sentiment.material import GGUF_FILE, GGUF_PACKAGE, Material, prepare
 from otter_export.checkpoint import BaseModel, Checkpoint
 
 REAL = "SmolLM2-135M"
@@ -90,6 +91,7 @@ class Files:
 
         def write(path: Path) -> None:
             checkpoint = Checkpoint.open(self.checkpoint("value"))
+            shutil.copy(self.base() / "tokenizer.json", path)
             for name, make in {"base": write_base, "reward": write_reward_model}.items():
                 (path / name).mkdir()
                 make(checkpoint, precision, path / name)
@@ -125,7 +127,11 @@ class Files:
     def _write_gguf(self, path: Path) -> None:
         from benchmarks.peers.gguf_file import write_gguf
 
-        write_gguf(BaseModel.open(self.base()), path / "model.gguf")
+        # All of these models have SmolLM2's tokenizer.
+        spec = importlib.util.find_spec(GGUF_PACKAGE)
+        assert spec is not None and spec.submodule_search_locations
+        tokenizer = Path(spec.submodule_search_locations[0]) / GGUF_FILE
+        write_gguf(BaseModel.open(self.base()), path / "model.gguf", tokenizer)
 
     def delete(self) -> None:
         """Remove everything."""

@@ -25,7 +25,7 @@ def main() -> None:
         events = (e for e in stream(engine, request) if isinstance(e, TokenEvent))
         return (event.token_id for event in events)
 
-    answer(__version__, generate)
+    answer(__version__, generate, options.threads)
 
 
 if __name__ == "__main__":

@@ -47,22 +47,21 @@ def time_saved(
         for length in LENGTHS:
             cut = [text[:length] for text in texts]
             rows = contest(found, cut, setting, PLAIN)
-            # Ratios of the same round: what disturbs one disturbs the other.
-            extra = {row["name"]: row["ratio"] - 1 for row in rows}
-            for row in rows:
-                name = row["name"]
-                line = {
-                    "model": files.name,
-                    "library": library,
-                    "prefix": length,
-                    "method": name,
-                    "ms a token": row["median"],
-                    "extra / plain": extra[name],
-                }
-                if name in METHODS.values():
-                    line["saved by value"] = _percent(1 - extra[VALUE] / extra[name])
-                    line["saved by q_value"] = _percent(1 - extra[Q_VALUE] / extra[name])
-                yield line
+            shared = {"model": files.name, "library": library, "prefix": length}
+            yield from ({**shared, **line} for line in savings(rows))
+
+
+def savings(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Lines of a table from the rows of one contest, whose ratios are to plain decoding."""
+    # Of ratios, not of times: what disturbs a round disturbs both of them.
+    extra = {row["name"]: row["ratio"] - 1 for row in rows}
+    for row in rows:
+        name = row["name"]
+        line = {"method": name, "ms a token": row["median"], "extra / plain": extra[name]}
+        if name in METHODS.values():
+            line["saved by value"] = _percent(1 - extra[VALUE] / extra[name])
+            line["saved by q_value"] = _percent(1 - extra[Q_VALUE] / extra[name])
+        yield line
 
 
 def _competitors(
