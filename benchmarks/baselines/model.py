@@ -63,7 +63,9 @@ class Counting:
 
 def best(logits: Array, k: int) -> npt.NDArray[np.int64]:
     """Ids of the k best next tokens, best first; of equal ones the lower id."""
-    return np.argsort(-logits, kind="stable")[:k]
+    # Sorting all of the vocabulary would take a third of a small model's step.
+    ids = np.flatnonzero(logits >= np.partition(logits, -k)[-k])
+    return ids[np.argsort(-logits[ids], kind="stable")][:k]
 
 
 def add(logits: Array, rewards: Array, weight: float) -> Array:

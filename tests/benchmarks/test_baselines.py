@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from benchmarks.baselines.args import args
 from benchmarks.baselines.args_cached import args_cached
-from benchmarks.baselines.model import Counting, Model
+from benchmarks.baselines.model import Counting, Model, best
 from benchmarks.baselines.onnx_files import write_base, write_reward_model
 from benchmarks.baselines.onnx_model import OnnxModel
 from benchmarks.baselines.pargs import pargs
@@ -99,6 +101,13 @@ def test_scores_of_next_tokens(engine: Engine, base: Model, rewards: dict[str, M
 def test_no_reward(engine: Engine, base: Model) -> None:
     result = generate(engine, Request(PROMPT, Plain(), max_tokens=COUNT))[0]
     assert first(plain(base, PROMPT)) == list(result.token_ids)
+
+
+@hypothesis.given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.integers(1, 12))
+def test_candidates_are_the_best_and_of_equal_ones_the_first(values: list[int], k: int) -> None:
+    k = min(k, len(values))
+    expected = sorted(range(len(values)), key=lambda i: (-values[i], i))[:k]
+    assert best(np.array(values, np.float32), k).tolist() == expected
 
 
 @pytest.mark.parametrize(
