@@ -38,18 +38,19 @@ def main() -> None:
     options = parser.parse_args()
     version, make = LIBRARIES[options.library](options.directory, options.threads)
     load = functools.cache(make)
-    # Not used, since prompts are ids; but whoever serves has one, and it takes 40 MB.
-    tokenizer = JsonTokenizer(options.directory / "tokenizer.json")
+    tokenizer = functools.cache(lambda: JsonTokenizer(options.directory / "tokenizer.json"))
 
     def generate(prompt: list[int], count: int, method: str, **chosen: Any) -> Iterator[int]:
         del count
+        base = load("base")
+        # For its memory, 40 MB: whoever serves has one. Our engines read theirs here, too.
+        tokenizer()
         if method == "plain":
-            return plain(load("base"), prompt)
+            return plain(base, prompt)
         reward = load("q_reward" if method == "q_style" else "reward")
-        return METHODS[method](load("base"), reward, prompt, **chosen)
+        return METHODS[method](base, reward, prompt, **chosen)
 
     answer(version, generate, options.threads)
-    del tokenizer
 
 
 def onnx(directory: Path, threads: int) -> Library:

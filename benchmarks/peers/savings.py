@@ -84,6 +84,7 @@ def _competitors(
         Competitor(PLAIN, literature, {"method": "plain"}),
         *(Competitor(n, literature, {"method": m, **options}) for m, n in METHODS.items()),
         *(Competitor(n, e, guided) for n, e in zip((VALUE, Q_VALUE), engines, strict=True)),
+        Competitor(f"{VALUE}, nothing pruned", engines[0], {**guided, "prune": False}),
     ]
 
 
