@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
 from otter_export.safetensors_io import PlannedTensor, from_float32, write_safetensors
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
 from otter_export.safetensors_io import FloatArray
 
 #: Name of a tensor in a Llama's GGUF file, by its name in transformers.

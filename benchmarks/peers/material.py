@@ -25,7 +25,8 @@ from benchmarks.random_weights import write_random_weights
 from benchmarks.record import REPOSITORY
 from examples.sentiment import recipe
 from examples.sentiment.material import GGUF_FILE, GGUF_PACKAGE, Material, prepare
-from otter_export.checkpoint import BaseModel, Checkpoint
+from otter_export.base_model import BaseModel
+from otter_export.checkpoint import Checkpoint
 
 REAL = "SmolLM2-135M"
 #: Hidden, inner, layers, heads, key/value heads: 0.5 and 1.1 billion parameters.

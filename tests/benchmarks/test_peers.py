@@ -18,7 +18,7 @@ from benchmarks.peers.gguf_file import write_gguf
 from benchmarks.peers.process import Peer, PeerError
 from benchmarks.random_weights import write_random_weights
 from otter_export import ArgsGreedy, Request, generate, load_engine
-from otter_export.checkpoint import BaseModel
+from otter_export.base_model import BaseModel
 from tests import built, tiny
 
 PROMPT = [3, 1, 4, 1, 5]
