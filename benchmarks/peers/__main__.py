@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
-from benchmarks.peers import savings, speed
+from benchmarks.peers import space_saved, speed, time_saved
 from benchmarks.peers.contest import Prompts, Setting
 from benchmarks.peers.material import MODELS, REAL, Files
 from examples.sentiment.prompts import PROMPTS
@@ -49,12 +49,13 @@ def main() -> None:
         "llama_cpp": speed.version_of(options.llama_cpp_python, "llama_cpp", print),
     }
     setting = Setting(
-        options.rounds,
-        options.tokens,
-        options.threads,
-        options.genai_python.absolute(),
-        options.llama_cpp_python.absolute(),
-        {module: version for module, version in found.items() if version is not None},
+        rounds=options.rounds,
+        tokens=options.tokens,
+        threads=options.threads,
+        # Not resolved: an environment's interpreter is a link to one outside of it.
+        genai=options.genai_python.absolute(),
+        llama_cpp=options.llama_cpp_python.absolute(),
+        peers={module: version for module, version in found.items() if version is not None},
     )
     files = {model: Files(model, CACHE / model) for model in options.models}
     try:
@@ -106,8 +107,8 @@ def measure_time(files: Mapping[str, Files], options: argparse.Namespace, settin
     brief = dataclasses.replace(setting, tokens=options.time_tokens)
     prompts = real_prompts()[:TEXTS]
     real = files.get(REAL, Files(REAL, CACHE / REAL))
-    rows = (savings.time_saved(real, library, prompts, brief) for library in options.libraries)
-    keep("peers_time", rows, setting, savings.draw)
+    rows = (time_saved.time_saved(real, library, prompts, brief) for library in options.libraries)
+    keep("peers_time", rows, setting, time_saved.draw)
 
 
 def measure_space(
@@ -116,7 +117,7 @@ def measure_space(
     """Every model in every precision."""
     cells = [(m, p) for m in files for p in options.precisions if (m, p) not in TOO_LARGE]
     prompt = real_prompts()[0]
-    rows = (savings.space_saved(files[m], p, prompt, setting) for m, p in cells)
+    rows = (space_saved.space_saved(files[m], p, prompt, setting) for m, p in cells)
     keep("peers_space", rows, setting)
 
 

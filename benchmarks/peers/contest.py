@@ -12,6 +12,8 @@ from benchmarks.peers.process import Peer
 from benchmarks.record import in_turns
 
 Prompts = Sequence[Sequence[int]]
+#: Candidates per token, and the weight of the reward where nothing else is said.
+TOP_K, WEIGHT = 8, 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,3 +87,8 @@ def _announce(competitors: Sequence[Competitor], prompt: Sequence[int], setting:
     each = [one.peer.ask(prompt, 2, **one.options)["milliseconds"] for one in competitors]
     seconds = sum(each) * setting.tokens * (1 + setting.rounds) / 1e3
     setting.report(f"{len(competitors)} competitors, about {1.2 * seconds:.0f} s and their prompts")
+
+
+def percent(share: float) -> str:
+    """A share as a table has it."""
+    return f"{100 * share:.1f} %"

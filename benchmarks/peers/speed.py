@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.contest import Competitor, Prompts, Setting, contest
+from benchmarks.peers.contest import TOP_K, Competitor, Prompts, Setting, contest
 from benchmarks.peers.material import GENAI_BLOCKS, LLAMA_CPP, Files
 from benchmarks.peers.process import Peer
 
@@ -91,12 +91,12 @@ def competitors(
     yield Competitor(ALONE, alone, plain)
     value = start("otter", files.engine("value", precision))
     yield Competitor("ours: plain, reward alongside", value, plain)
-    guided = {"method": "args-greedy", "top_k": 8}
+    guided = {"method": "args-greedy", "top_k": TOP_K}
     for name, options in GUIDED.items():
-        yield Competitor(f"ours: guided by value, k=8, {name}", value, {**guided, **options})
+        yield Competitor(f"ours: guided by value, k={TOP_K}, {name}", value, {**guided, **options})
     q_value = start("otter", files.engine("q_value", precision))
     one = {**guided, "weight": 1.0}
-    yield Competitor("ours: guided by q_value, k=8, w=1", q_value, one)
+    yield Competitor(f"ours: guided by q_value, k={TOP_K}, w=1", q_value, one)
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> Any:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.peers import savings, speed
+from benchmarks.peers import speed, time_saved
 from benchmarks.peers.__main__ import arguments
 from benchmarks.peers.contest import Competitor, Setting, contest
 from benchmarks.peers.gguf_file import write_gguf
@@ -71,7 +71,7 @@ def test_a_peer_that_is_missing_is_named_with_what_installs_it(
 def test_savings_are_shares_of_the_extra_time() -> None:
     ratios = {"plain": 1.0, "ARGS as published": 101.0, "ours: value": 2.5, "ours: q_value": 1.25}
     rows = [{"name": name, "median": 10 * ratio, "ratio": ratio} for name, ratio in ratios.items()]
-    plain, published, *ours = savings.savings(rows)
+    plain, published, *ours = time_saved.savings(rows)
     assert plain == {"method": "plain", "ms a token": 10.0, "extra / plain": 0.0}
     assert published["extra / plain"] == 100.0
     # 1.5 and 0.25 of 100.

@@ -1,17 +1,15 @@
-"""What a reward costs as a channel, against a reward model of the base's size: time and space."""
+"""What a reward takes in time: a channel's, and a reward model's of the base's size."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.contest import Competitor, Prompts, Setting, contest
+from benchmarks.peers.contest import TOP_K, WEIGHT, Competitor, Prompts, Setting, contest, percent
 from benchmarks.peers.material import Files
 from benchmarks.peers.process import Peer
 
-K, WEIGHT = 8, 1.0
 PLAIN = "plain"
 #: Methods of the literature, by their name in `benchmarks.peers.literature`.
 METHODS = {
@@ -59,8 +57,8 @@ def savings(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         name = row["name"]
         line = {"method": name, "ms a token": row["median"], "extra / plain": extra[name]}
         if name in METHODS.values():
-            line["saved by value"] = _percent(1 - extra[VALUE] / extra[name])
-            line["saved by q_value"] = _percent(1 - extra[Q_VALUE] / extra[name])
+            line["saved by value"] = percent(1 - extra[VALUE] / extra[name])
+            line["saved by q_value"] = percent(1 - extra[Q_VALUE] / extra[name])
         yield line
 
 
@@ -78,8 +76,8 @@ def _competitors(
     else:
         literature = start("literature", "onnx", files.graphs(library))
         engines = [start("otter", files.engine(kind, library)) for kind in ("value", "q_value")]
-    options = {"k": K, "weight": WEIGHT}
-    guided = {"method": "args-greedy", "top_k": K, "weight": WEIGHT}
+    options = {"k": TOP_K, "weight": WEIGHT}
+    guided = {"method": "args-greedy", "top_k": TOP_K, "weight": WEIGHT}
     return [
         Competitor(PLAIN, literature, {"method": "plain"}),
         *(Competitor(n, literature, {"method": m, **options}) for m, n in METHODS.items()),
@@ -92,58 +90,6 @@ def _continued(base: Peer, prompt: Sequence[int]) -> list[int]:
     """A prompt and what the base says behind it, of the greatest length."""
     answer = base.ask(prompt, max(LENGTHS), method="plain")
     return [*prompt, *answer["tokens"]][: max(LENGTHS)]
-
-
-def space_saved(
-    files: Files, precision: str, prompt: Sequence[int], setting: Setting
-) -> Iterator[dict[str, Any]]:
-    """What a reward takes beside the base: on the disk, and in memory.
-
-    Args:
-        files: Of the model.
-        precision: Of base, reward model and engine.
-        prompt: Token ids.
-        setting: Tokens and threads.
-
-    Yields:
-        A row for each measure. ``RssAnon`` is a process's own memory after its last token,
-        ``VmHWM`` its peak with the files that it maps; each process runs alone, and what that of
-        the base alone takes is subtracted.
-    """
-    graphs, engine = files.graphs(precision), files.engine("value", precision)
-
-    def memory(module: str, *arguments: object, **options: Any) -> dict[str, int]:
-        with Peer(module, *arguments, threads=setting.threads) as peer:
-            found: dict[str, int] = peer.ask(prompt, setting.tokens, **options)["memory"]
-            return found | {"disk": 0}
-
-    options = {"k": K, "weight": WEIGHT}
-    alone = memory("literature", "onnx", graphs, method="plain")
-    alone["disk"] = _model_size(graphs / "base")
-    reward = memory("literature", "onnx", graphs, method="args_cached", **options)
-    reward["disk"] = alone["disk"] + _model_size(graphs / "reward")
-    channel = memory("otter", engine, method="args-greedy", top_k=K, weight=WEIGHT)
-    channel["disk"] = _model_size(engine)
-    for measure in ("disk", "RssAnon", "VmHWM"):
-        more = [(one[measure] - alone[measure]) / 1e6 for one in (reward, channel)]
-        yield {
-            "model": files.name,
-            "precision": precision,
-            "measure": measure,
-            "base MB": alone[measure] / 1e6,
-            "reward model MB": more[0],
-            "channel MB": more[1],
-            "saved": _percent(1 - more[1] / more[0]),
-        }
-
-
-def _model_size(directory: Path) -> int:
-    """Bytes of graph and weights; a tokenizer belongs to the base in any case."""
-    return sum(path.stat().st_size for path in directory.glob("model.onnx*"))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> Any:
