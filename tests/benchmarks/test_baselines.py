@@ -7,7 +7,7 @@ tree step over one cache in ONNX Runtime. What it scores with is the same checkp
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,27 @@ def test_scores_of_next_tokens(engine: Engine, base: Model, rewards: dict[str, M
 def test_no_reward(engine: Engine, base: Model) -> None:
     result = generate(engine, Request(PROMPT, Plain(), max_tokens=COUNT))[0]
     assert first(plain(base, PROMPT)) == list(result.token_ids)
+
+
+class Constant:
+    """A model that says the same whatever it reads."""
+
+    def __init__(self, output: list[Any]) -> None:
+        self._output = np.array(output, np.float32)
+
+    def read(self, cache: Any, ids: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+        # One row of logits, or one reward for each text of two.
+        return (self._output[: len(ids)] if self._output.ndim == 1 else self._output), cache
+
+    def rows(self, cache: Any, chosen: Sequence[int]) -> Any:
+        return cache
+
+
+def test_rad_clamps_what_args_does_not() -> None:
+    base, reward = Constant([[3.0, 2.5, 0.0]]), Constant([0.0, 7.0])
+    # 2.5 + 0.1 * 7 is above 3, 2.5 + 0.1 * 1 is not.
+    assert first(args_cached(base, reward, PROMPT, k=2, weight=0.1), 2) == [1, 1]
+    assert first(rad(base, reward, PROMPT, k=2, weight=0.1), 2) == [0, 0]
 
 
 @hypothesis.given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.integers(1, 12))
