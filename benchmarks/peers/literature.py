@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.metadata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,6 @@ def main() -> None:
 
 def onnx(directory: Path, threads: int) -> Library:
     """Graphs of `benchmarks.baselines.onnx_files`."""
-    import onnxruntime
-
     from benchmarks.baselines.onnx_model import OnnxModel
 
     def load(role: str) -> Model:
@@ -64,7 +63,7 @@ def onnx(directory: Path, threads: int) -> Library:
         folder = "base" if role == "q_reward" else role
         return OnnxModel(directory / folder, threads, scalar=role == "reward")
 
-    return f"onnxruntime {onnxruntime.__version__}", load
+    return f"onnxruntime {importlib.metadata.version('onnxruntime')}", load
 
 
 def transformers(directory: Path, threads: int) -> Library:
