@@ -1,6 +1,6 @@
 """Seconds and memory of insert, build and verify on public sizes, with random weights.
 
-Usage: python -m benchmarks.real_sizes [--models Llama-3.2-1B ...] [--layers 2] [--out FILE]
+Usage: python -m benchmarks.real_sizes [--models Llama-3.2-1B ...] [--layers 2]
 
 The config.json is the public one with fewer layers; width, heads and vocabulary are those of the
 model. Each step is a process of its own, whose largest resident size is taken. Files that are
@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,10 +21,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from otter_export.base_model import BaseModel
-from otter_export.safetensors_io import PlannedTensor, from_float32, write_safetensors
+from benchmarks import record
+from benchmarks.random_weights import write_random_weights
 from tests import tiny
 from tests.families.hub_configs import PUBLIC
 
@@ -37,7 +33,7 @@ WORDS = 128
 PROMPTS = tuple(
     " ".join(f"w{3 + (7 * i + 5 * j) % 120}" for j in range(n)) for i, n in enumerate((6, 17, 40))
 )
-_LIBRARIES = ("mobius-onnx", "numpy", "onnxruntime", "torch", "transformers")
+_LIBRARIES = ("mobius-onnx", "torch", "transformers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,25 +54,12 @@ class Step:
 
 
 def write_base(name: str, layers: int, directory: Path) -> Path:
-    """A base of a public model's sizes, with random bfloat16 weights.
-
-    A block of random values is repeated; its length is prime, so that no two rows are the same.
-    """
+    """A base of a public model's sizes, with random bfloat16 weights."""
     config = {**PUBLIC[name].config, "num_hidden_layers": layers}
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
     tiny.write_tokenizer(directory, WORDS)
-    base = BaseModel.open(directory)
-    block = np.random.default_rng(0).standard_normal(1_000_003).astype(np.float32)
-    norms = {f"{norm.name}.weight" for norm in base.sites.norms}
-
-    def planned() -> Iterator[PlannedTensor]:
-        for name, shape in base.tensors.items():
-            values = 1 + 0.1 * block if name in norms else shape[-1] ** -0.5 * block
-            bits = from_float32(values, "BF16")
-            yield PlannedTensor(name, "BF16", shape, lambda b=bits, s=shape: np.resize(b, s))
-
-    write_safetensors(directory / "model.safetensors", planned(), {"format": "pt"})
+    write_random_weights(directory)
     return directory
 
 
@@ -111,49 +94,31 @@ def measure(base: Path, directory: Path) -> Iterator[Step]:
     yield run("verify --quick", "verify", engine, "--quick", *prompts)
 
 
-def report(layers: Mapping[str, int]) -> dict[str, Any]:
-    """All steps of all models, and what they ran on."""
-    rows = []
+def rows_of(layers: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    """All steps of all models."""
     for name, count in layers.items():
         with tempfile.TemporaryDirectory() as folder:
             base = write_base(name, count, Path(folder, "base"))
             size = (base / "model.safetensors").stat().st_size
             for step in measure(base, Path(folder)):
-                row = {"model": name, "layers": count, "base_bytes": size}
-                rows.append({**row, **dataclasses.asdict(step)})
                 shown = f"{step.seconds} s, {step.cpu_seconds} s of CPU"
                 print(f"{name}, {step.step}: {shown}, {step.peak_bytes / 1e9:.2f} GB", flush=True)
-    return {
-        "command": " ".join(["python", "-m", "benchmarks.real_sizes", *sys.argv[1:]]),
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": {
-            "python": platform.python_version(),
-            **{library: importlib.metadata.version(library) for library in _LIBRARIES},
-        },
-        "rows": rows,
-    }
-
-
-def processor() -> str:
-    """The processor's name."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor())
+                yield {
+                    "model": name,
+                    "layers": count,
+                    "base_bytes": size,
+                    **dataclasses.asdict(step),
+                }
 
 
 def main() -> None:
-    """Measure and write the report."""
+    """Measure and write the record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=list(PUBLIC), default=list(LAYERS))
     parser.add_argument("--layers", type=int, help="Of every model; see LAYERS.")
-    parser.add_argument("--out", type=Path, help="Write the report there, as JSON.")
     options = parser.parse_args()
     layers = {name: options.layers or LAYERS.get(name, 2) for name in options.models}
-    text = json.dumps(report(layers), indent=1)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n", encoding="utf-8")
+    record.write("real_sizes", list(rows_of(layers)), libraries=_LIBRARIES)
 
 
 if __name__ == "__main__":

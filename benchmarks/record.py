@@ -147,7 +147,9 @@ def command() -> str:
     """The command line that runs, without paths of this machine."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     # `python -m benchmarks.x` has a module's name; `python benchmarks/x.py` a path.
-    program = f"-m {spec.name}" if spec is not None else _relative(sys.argv[0])
+    program = (
+        f"-m {spec.name.removesuffix('.__main__')}" if spec is not None else _relative(sys.argv[0])
+    )
     return " ".join(["python", program, *map(_relative, sys.argv[1:])])
 
 

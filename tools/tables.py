@@ -2,15 +2,17 @@
 
 Those of families come from docs/families.json, which ``make families`` writes, that of decoding
 methods from their registry, and the list of files in docs/architecture.md from the modules'
-docstrings.
+docstrings. Those of benchmarks are copies of what is in benchmarks/results.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import record
 from otter_export.runtime.methods import METHODS
 from tools import family_tables
 from tools.family_results import Results
@@ -52,6 +54,14 @@ def files() -> str:
     return "\n\n".join(tables)
 
 
+def results(*names: str) -> str:
+    """Tables of benchmarks, each with its command and machine above it."""
+    return "\n".join(
+        f"\n{(record.RESULTS / f'{name}.md').read_text(encoding='utf-8').strip()}\n"
+        for name in names
+    )
+
+
 #: Page, the comment before a table and the one behind it, and what makes the table.
 TABLES: tuple[tuple[str, str, str, Callable[[], str]], ...] = (
     (
@@ -66,6 +76,20 @@ TABLES: tuple[tuple[str, str, str, Callable[[], str]], ...] = (
         "<!-- tables: by `python -m tools.tables`, from families.json; a test compares them -->",
         "<!-- tables end -->",
         families,
+    ),
+    (
+        "docs/performance.md",
+        "<!-- speed: by `python -m tools.tables`, from benchmarks/results; "
+        "a test compares them -->",
+        "<!-- speed end -->",
+        functools.partial(results, "peers_speed"),
+    ),
+    (
+        "docs/performance.md",
+        "<!-- savings: by `python -m tools.tables`, from benchmarks/results; "
+        "a test compares them -->",
+        "<!-- savings end -->",
+        functools.partial(results, "peers_time", "peers_space"),
     ),
     (
         "docs/architecture.md",
