@@ -61,6 +61,8 @@ class ChannelOptions:
         seed: Of the drawn tensors.
         key_value_heads: H'kv; by default the fewest that share H' evenly, each with at most as many
             query heads as in the base.
+        first_layer: The layer that the channel begins at; the number of layers is a linear probe.
+        attention: ``own``, or ``shared`` with the base.
     """
 
     hidden_size: int = 64
@@ -72,6 +74,8 @@ class ChannelOptions:
     dtype: str = "F32"
     seed: int = 0
     key_value_heads: int | None = None
+    first_layer: int = 0
+    attention: str = "own"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +205,8 @@ def channel_config(
         initialization=options.initialization,
         signals=options.signals,
         base_model_name_or_path=base_name,
+        first_layer=options.first_layer,
+        attention=options.attention,
     )
     # The file's own rules (ranges, names, bounds) hold for what is about to be written.
     config = OtterConfig.from_json(config.to_json(), "the channel")

@@ -78,7 +78,7 @@ class CheckpointSummary:
         return {
             "kind": "checkpoint",
             "path": str(self.checkpoint.directory),
-            "format_version": config_file.VERSION,
+            "format_version": self.checkpoint.config.version,
             "base": {
                 "family": model.family.name,
                 "location": location,

@@ -86,6 +86,20 @@ class SignalType(click.ParamType):  # type: ignore[type-arg]
     help="Extra key/value heads H'kv. [default: the fewest]",
 )
 @click.option(
+    "--first-layer",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Layer that the channel begins at; the number of layers is a linear probe.",
+)
+@click.option(
+    "--attention",
+    type=click.Choice(config_file.ATTENTIONS),
+    default="own",
+    show_default=True,
+    help="Queries and keys of the channel's own, or shared with the base.",
+)
+@click.option(
     "--init",
     "initialization",
     type=click.Choice(config_file.INITIALIZATIONS),
@@ -161,11 +175,20 @@ def _settings(plan: Insertion) -> str:
     return (
         f"base {plan.base.directory} ({plan.base.family.name}), {where}\n"
         f"channel d'={c.hidden_size} m'={c.intermediate_size} H'={c.num_attention_heads} "
-        f"H'kv={c.num_key_value_heads} e={c.head_dim}, {c.embedding}, {c.initialization}; "
+        f"H'kv={c.num_key_value_heads} e={c.head_dim}, {_shape(plan)}, {c.initialization}; "
         f"{human_count(plan.inserted_parameters)} parameters\n"
         f"signals {signals}\n"
         f"targets {_targets(plan)}"
     )
+
+
+def _shape(plan: Insertion) -> str:
+    """Where the channel begins, and whose attention it has."""
+    c, layers = plan.config, plan.base.dimensions.num_hidden_layers
+    if c.first_layer == layers:
+        return "a probe on the last state"
+    start = f"from layer {c.first_layer} of {layers}" if c.first_layer else c.embedding
+    return start if c.attention == "own" else f"{start}, {c.attention} attention"
 
 
 def _targets(plan: Insertion) -> str:

@@ -101,7 +101,7 @@ def test_a_foreign_domain_is_part_of_the_ops_name(llama: Checkpoint) -> None:
 def test_an_inserted_tensor_without_a_place_is_an_error(llama: Checkpoint) -> None:
     """A family table that promises more than the graph has must not lose weights silently."""
     base = llama.base
-    norms = (*base.sites.norms, NormSite("model.extra_norm"))
+    norms = (*base.sites.norms, NormSite("model.extra_norm", None))
     sites = dataclasses.replace(base.sites, norms=norms)
     wide = dataclasses.replace(base)
     wide.__dict__["sites"] = sites

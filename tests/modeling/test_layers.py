@@ -119,7 +119,7 @@ def test_sizes_that_a_forward_reads_grow_in_a_copy_of_the_config() -> None:
     )
     channel = OtterConfig(16, 24, 2, 1, 16)
     _resize(first, "config.num_attention_heads", Space.QUERY, channel)
-    _resize(first, "num_key_value_heads", Space.KEY_VALUE, channel)
+    _resize(first, "num_key_value_heads", Space.KEY, channel)
     _resize(first, "split_size", Space.QUERY, channel)
     assert vars(first.config) == {"num_attention_heads": 6, "hidden_size": 64}
     assert (first.num_key_value_heads, first.split_size) == (3, 96)
