@@ -15,13 +15,14 @@ from torch import nn
 
 from otter_export.config import OtterConfig
 from otter_export.family import Space
+from otter_export.modeling.insertion import _resize
 from otter_export.modeling.layers import (
     ProjectionWidths,
     WidenedFusedProjection,
     WidenedHeadNorm,
     WidenedNorm,
 )
-from otter_export.modeling.otter_model import OtterModel, _resize
+from otter_export.modeling.otter_model import OtterModel
 
 Array = np.ndarray[Any, Any]
 EPSILON = 1e-3
