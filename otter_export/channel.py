@@ -93,6 +93,15 @@ def expected_tensors(config: OtterConfig, base: BaseModel) -> dict[str, tuple[in
     return shapes
 
 
+def shape_words(config: OtterConfig, base: BaseDimensions) -> str:
+    """A channel's shape as a command shows it: ``from layer 14 of 30, shared attention``."""
+    if config.first_layer == base.num_hidden_layers:
+        return "a probe on the last state"
+    first, layers = config.first_layer, base.num_hidden_layers
+    start = f"from layer {first} of {layers}" if first else config.embedding
+    return start if config.attention == "own" else f"{start}, shared attention"
+
+
 def base_heads(config: OtterConfig, base: BaseDimensions) -> npt.NDArray[np.int64]:
     """The base's query head in the place of each extra one, ``[H']``.
 

@@ -86,7 +86,7 @@ def _drawn(
 def _copy_makers(config: OtterConfig, base: BaseModel) -> Mapping[str, Maker]:
     sites = channel_sites(config, base.sites)
     written = {site.writes for site in sites.projections} | {norm.space for norm in sites.norms}
-    rows = {space: copied_rows(config, base, space) for space in written}
+    rows = {space: copied_rows(config, base, space) for space in Space if space in written}
     hidden = rows[Space.HIDDEN]
     makers: dict[str, Maker] = {}
     for name in sites.starts:

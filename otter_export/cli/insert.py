@@ -10,6 +10,7 @@ import click
 
 from otter_export import config as config_file
 from otter_export import insert as insertion
+from otter_export.channel import shape_words
 from otter_export.cli.progress import byte_bar
 from otter_export.cli.table import human_bytes, human_count, peak_memory
 from otter_export.config import Signal
@@ -175,20 +176,12 @@ def _settings(plan: Insertion) -> str:
     return (
         f"base {plan.base.directory} ({plan.base.family.name}), {where}\n"
         f"channel d'={c.hidden_size} m'={c.intermediate_size} H'={c.num_attention_heads} "
-        f"H'kv={c.num_key_value_heads} e={c.head_dim}, {_shape(plan)}, {c.initialization}; "
+        f"H'kv={c.num_key_value_heads} e={c.head_dim}, {shape_words(c, plan.base.dimensions)}, "
+        f"{c.initialization}; "
         f"{human_count(plan.inserted_parameters)} parameters\n"
         f"signals {signals}\n"
         f"targets {_targets(plan)}"
     )
-
-
-def _shape(plan: Insertion) -> str:
-    """Where the channel begins, and whose attention it has."""
-    c, layers = plan.config, plan.base.dimensions.num_hidden_layers
-    if c.first_layer == layers:
-        return "a probe on the last state"
-    start = f"from layer {c.first_layer} of {layers}" if c.first_layer else c.embedding
-    return start if c.attention == "own" else f"{start}, {c.attention} attention"
 
 
 def _targets(plan: Insertion) -> str:

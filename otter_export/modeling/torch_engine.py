@@ -239,7 +239,7 @@ def _manifest(checkpoint: Checkpoint, options: TorchOptions) -> EngineManifest:
         cache_form=engine_io.IN_PLACE,
         model_file="",
         base=dataclasses.asdict(checkpoint.base.dimensions),
-        channel={n: v for n, v in channel.items() if type(v) is int},
+        channel={n: v for n, v in channel.items() if type(v) is int or n == "attention"},
         signals=checkpoint.config.signals,
         max_sequence_length=checkpoint.base.dimensions.max_position_embeddings,
         bos_token_id=bos,

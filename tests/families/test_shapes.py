@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from otter_export import reshape
 from otter_export.base_model import BaseModel
+from otter_export.channel import expected_tensors
 from otter_export.checkpoint import Checkpoint
 from otter_export.family import Space
 from otter_export.initialization import copied_rows, initial_tensors
@@ -66,6 +68,28 @@ def test_shared_attention_is_one_of_its_own_that_copies_the_base_s(made: Made) -
     for name, values in outputs[0].signals.items():
         assert built.relative(outputs[1].signals[name].numpy(), values.numpy()) < FP32
     assert outputs[0].signals["reward"].std() > 1e-3, "a constant reward would prove nothing"
+
+
+def test_a_channel_that_was_partly_trained_is_reshaped_exactly(made: Made) -> None:
+    """All of layers 1 and on is changed, but for queries and keys."""
+    copied = made.insert("copied", initialization="copy")
+    path, generator = copied.directory / "otter.safetensors", np.random.default_rng(0)
+    tensors = load_file(path)
+    shape = dataclasses.replace(copied.config, first_layer=1, attention="shared")
+    kept = expected_tensors(shape, copied.base)
+    for name in tensors:
+        if name in kept:
+            noise = generator.standard_normal(tensors[name].shape).astype(np.float32)
+            tensors[name] = tensors[name] + 0.3 * noise * tensors[name].shape[-1] ** -0.5
+    save_file(tensors, path, {"format": "pt"})
+    before = Checkpoint.open(copied.directory)
+    reshape.plan(before, made.root / "reshaped").write()
+    after = Checkpoint.open(made.root / "reshaped")
+    assert (after.config.first_layer, after.config.attention) == (1, "shared")
+    with torch.no_grad():
+        expected, found = (load_reference(c)(ids()).signals for c in (before, after))
+    for name, values in expected.items():
+        assert built.relative(found[name].numpy(), values.numpy()) < FP32
 
 
 def use_the_base_s_attention(directory: Path) -> None:
