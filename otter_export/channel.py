@@ -93,15 +93,6 @@ def expected_tensors(config: OtterConfig, base: BaseModel) -> dict[str, tuple[in
     return shapes
 
 
-def shape_words(config: OtterConfig, base: BaseDimensions) -> str:
-    """A channel's shape as a command shows it: ``from layer 14 of 30, shared attention``."""
-    if config.first_layer == base.num_hidden_layers:
-        return "a probe on the last state"
-    first, layers = config.first_layer, base.num_hidden_layers
-    start = f"from layer {first} of {layers}" if first else config.embedding
-    return start if config.attention == "own" else f"{start}, shared attention"
-
-
 def base_heads(config: OtterConfig, base: BaseDimensions) -> npt.NDArray[np.int64]:
     """The base's query head in the place of each extra one, ``[H']``.
 
@@ -109,14 +100,33 @@ def base_heads(config: OtterConfig, base: BaseDimensions) -> npt.NDArray[np.int6
     for the first of its group. ``copy`` copies these heads, and ``shared`` reads their weights.
     """
     group = base.num_attention_heads // base.num_key_value_heads
-    kept = config.num_attention_heads // config.num_key_value_heads
-    heads = np.arange(config.num_key_value_heads)[:, None] * group + np.arange(kept)
-    return heads.reshape(-1)
+    return first_heads(config.num_attention_heads, config.num_key_value_heads, group)
+
+
+def first_heads(heads: int, kv_heads: int, group: int) -> npt.NDArray[np.int64]:
+    """The first of each of the first groups of query heads, ``[heads]``.
+
+    Args:
+        heads: How many.
+        kv_heads: Groups, one for a key/value head.
+        group: Query heads of a whole one.
+    """
+    return (np.arange(kv_heads)[:, None] * group + np.arange(heads // kv_heads)).reshape(-1)
 
 
 def rows_of_heads(heads: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
     """Rows of a projection that write these heads, ``size`` each."""
     return (heads[:, None] * size + np.arange(size)).reshape(-1)
+
+
+def shape_words(config: OtterConfig, layers: int) -> str:
+    """Where a channel over a base of so many layers begins, and whose attention it has."""
+    if config.first_layer == layers:
+        return "a probe on the last state"
+    start = f"{config.embedding} embedding"
+    if config.first_layer:
+        start = f"from layer {config.first_layer} of {layers}"
+    return start if config.attention == "own" else f"{start}, {config.attention} attention"
 
 
 def check_widths(config: OtterConfig, base: BaseDimensions) -> list[str]:

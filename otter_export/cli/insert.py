@@ -171,13 +171,13 @@ def insert(
 
 def _settings(plan: Insertion) -> str:
     c = plan.config
+    shape = shape_words(c, plan.base.dimensions.num_hidden_layers)
     signals = ", ".join(f"{s.name} ({s.kind}, {s.activation})" for s in c.signals)
     where = "copied" if c.base_model_name_or_path is None else f"at {c.base_model_name_or_path}"
     return (
         f"base {plan.base.directory} ({plan.base.family.name}), {where}\n"
         f"channel d'={c.hidden_size} m'={c.intermediate_size} H'={c.num_attention_heads} "
-        f"H'kv={c.num_key_value_heads} e={c.head_dim}, {shape_words(c, plan.base.dimensions)}, "
-        f"{c.initialization}; "
+        f"H'kv={c.num_key_value_heads} e={c.head_dim}, {shape}, {c.initialization}; "
         f"{human_count(plan.inserted_parameters)} parameters\n"
         f"signals {signals}\n"
         f"targets {_targets(plan)}"

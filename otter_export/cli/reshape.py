@@ -130,7 +130,7 @@ def _text(before: Checkpoint, after: Checkpoint, parity: dict[str, Difference]) 
     for checkpoint in (before, after):
         size = sum(info.nbytes for info in checkpoint.tensors.values())
         parameters = human_count(sum(info.elements for info in checkpoint.tensors.values()))
-        words = shape_words(checkpoint.config, checkpoint.base.dimensions)
+        words = shape_words(checkpoint.config, checkpoint.base.dimensions.num_hidden_layers)
         lines.append(
             f"{checkpoint.directory}: {words}; {parameters} parameters, {human_bytes(size)}"
         )

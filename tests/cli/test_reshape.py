@@ -36,7 +36,7 @@ def test_the_plain_command(cli: Cli, checkpoint: Path, tmp_path: Path) -> None:
     result = cli("reshape", checkpoint, out, *PROMPTS)
     assert result.status == 0
     before, after, parity = result.stdout.splitlines()
-    assert before.startswith(f"{checkpoint}: projection; ")
+    assert before.startswith(f"{checkpoint}: projection embedding; ")
     assert after.startswith(f"{out}: from layer 1 of 2, shared attention; ")
     assert parity.startswith("reward differs by at most ")
     assert (Checkpoint.open(out).config.first_layer, Checkpoint.open(out).config.version) == (1, 2)
