@@ -86,8 +86,10 @@ class InPlaceCache(ir.passes.InPlacePass):
         e = Emitter(graph, node, before=True)
 
         def split(value: ir.Value, count: int, name: str) -> ir.Value:
-            shape = e.constant([0, 0, count, size], f"otter.split.{count}.{size}")
-            return split_heads(e, value, shape, f"{prefix}.{name}", ["batch", count, "step", size])
+            sizes = [0, 1, -1, size] if count == 1 else [0, 0, count, size]
+            shape = e.constant(sizes, f"otter.split.{count}.{size}")
+            dims: list[int | str] = ["batch", count, "step", size]
+            return split_heads(e, value, shape, count, f"{prefix}.{name}", dims)
 
         query = split(q, heads, "q")
         presents = []
