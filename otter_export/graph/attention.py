@@ -51,6 +51,11 @@ def scale_of(node: ir.Node, size: int) -> float:
     return 1.0 / math.sqrt(size) if scale is None else scale.as_float()
 
 
+def head_counts(node: ir.Node) -> tuple[int, int]:
+    """Query heads and key/value heads of an Attention."""
+    return node.attributes["q_num_heads"].as_int(), node.attributes["kv_num_heads"].as_int()
+
+
 def is_capped(node: ir.Node) -> bool:
     """Whether an Attention's scores have a soft cap."""
     return "softcap" in node.attributes and node.attributes["softcap"].as_float() != 0.0

@@ -10,6 +10,7 @@ from otter_export.engine_io import INPUT_IDS, POSITION_IDS
 from otter_export.graph.attention import (
     MASKED,
     capped_scores,
+    head_counts,
     replace_attention,
     replace_mask,
     scale_of,
@@ -156,7 +157,7 @@ class _Shared:
 def _lower(graph: ir.Graph, node: ir.Node, shared: _Shared) -> None:
     """Replace one Attention node."""
     values, past_value = node.inputs[2], node.inputs[5]
-    heads, kv_heads = _head_counts(node)
+    heads, kv_heads = head_counts(node)
     prefix, base = str(node.outputs[0].name), base_of(node)
     e = Emitter(graph, node, before=True)
     new_values = shared.heads(e, values, kv_heads, f"{prefix}.v")
@@ -183,7 +184,7 @@ def _lower(graph: ir.Graph, node: ir.Node, shared: _Shared) -> None:
 def _weights(e: Emitter, node: ir.Node, shared: _Shared) -> tuple[ir.Value, _Weights]:
     """The new keys ``[B, Hkv, S, e]`` of an Attention, and its weights."""
     queries, keys, past_key = node.inputs[0], node.inputs[1], node.inputs[4]
-    heads, kv_heads = _head_counts(node)
+    heads, kv_heads = head_counts(node)
     group, prefix = heads // kv_heads, str(node.outputs[0].name)
     query = shared.heads(e, queries, heads, f"{prefix}.q")
     if group > 1:
@@ -215,7 +216,7 @@ def _of_base_heads(
     e: Emitter, node: ir.Node, shared: _Shared, base: ir.Node, weights: _Weights
 ) -> _Weights:
     """Those of a base's weights that its twin reads: the first heads of the first groups."""
-    (heads, kv_heads), (base_heads, base_kv_heads) = map(_head_counts, (node, base))
+    (heads, kv_heads), (base_heads, base_kv_heads) = map(head_counts, (node, base))
     group, prefix = heads // kv_heads, str(node.outputs[0].name)
     ends = shared.ends(
         kv_heads if kv_heads < base_kv_heads else None,
@@ -226,8 +227,3 @@ def _of_base_heads(
     names = [f"{prefix}.on_past", f"{prefix}.on_new"]
     sliced = [e.op("Slice", [w, *ends], n) for w, n in zip(weights, names, strict=True)]
     return sliced[0], sliced[1]
-
-
-def _head_counts(node: ir.Node) -> tuple[int, int]:
-    """Query heads, and key/value heads."""
-    return node.attributes["q_num_heads"].as_int(), node.attributes["kv_num_heads"].as_int()
