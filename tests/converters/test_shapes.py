@@ -16,6 +16,8 @@ from otter_export.checkpoint import Checkpoint
 from otter_export.converters import TARGETS
 from otter_export.converters.onnx import OnnxOptions
 from otter_export.converters.target import BuildRequest
+from otter_export.converters.tensorrt.options import TensorRTOptions
+from otter_export.converters.tensorrt.target import TARGET as TRT
 from otter_export.errors import UnsupportedError
 from otter_export.evaluation.subject import Options
 from otter_export.evaluation.verification import verify
@@ -135,3 +137,21 @@ def test_the_cuda_form_equals_the_cpu_form(root: Path, name: str, tmp_path: Path
 def test_target_trtllm_refuses_shapes(root: Path, name: str) -> None:
     with pytest.raises(UnsupportedError, match="needs first_layer 0 and own attention"):
         TARGETS.load("trtllm").plan(Checkpoint.open(root / name), BuildRequest("fp16"))
+
+
+@pytest.mark.parametrize("heads", [2, 4], ids=["some keys", "all keys"])
+def test_tensorrt_builds_shared_attention(root: Path, heads: int, tmp_path: Path) -> None:
+    """Without a GPU; two attentions that read the same keys end TensorRT-RTX 1.7."""
+    builders = (a.name for a in TRT.availability() if a.usable and not a.needs_gpu)
+    builder = next(builders, None)
+    if builder is None:
+        pytest.skip("no builder of target trt can be used here without a GPU")
+    shape = {**SHAPES["upper half, shared"], "heads": heads}
+    checkpoint = built.checkpoint_over(root / "base", tmp_path / "ck", **shape)
+    sizes = {"max_batch_size": 2, "max_candidates": 4, "max_step": 16}
+    options = TensorRTOptions(builder, plugin=False, sm="89", **sizes)
+    (tmp_path / "engine").mkdir()
+    plan = TRT.plan(checkpoint, BuildRequest("fp16", 64, options))
+    manifest = plan.write(tmp_path / "engine", None)
+    assert manifest.options["layers"]["KV_CACHE_UPDATE"] == 5
+    assert manifest.options["layers"]["ATTENTION_INPUT"] == 3

@@ -130,10 +130,13 @@ def _of_base_heads(
     """The queries and keys of a base's first heads, ``[B, H', S, e]`` and ``[B, H'kv, C, e]``."""
     queries, keys = base
     group = _size(queries, 1) // _size(keys, 1)
-    return (
-        take(e, queries, first_heads(heads, kv_heads, group), 1, f"{prefix}.q"),
-        take(e, keys, first_heads(kv_heads, kv_heads, 1), 1, f"{prefix}.k"),
-    )
+    query = take(e, queries, first_heads(heads, kv_heads, group), 1, f"{prefix}.q")
+    if kv_heads < _size(keys, 1):
+        return query, take(e, keys, np.arange(kv_heads), 1, f"{prefix}.k")
+    # TensorRT-RTX 1.7 ends where two attentions read one value as keys, and sees through a Slice of
+    # all of it.
+    index = e.constant(np.arange(kv_heads), f"otter.heads.{kv_heads}")
+    return query, e.op("Gather", [keys, index], f"{prefix}.k", shape=keys.shape, axis=1)
 
 
 def _size(value: ir.Value | None, axis: int) -> int:
