@@ -1,6 +1,7 @@
 """L2, L4: engines of every shape of a channel: verification, decoding, precisions, old directories.
 
-Parity with the torch reference is in test_parity.py, all families in tests/families/test_graph_shapes.py.
+Parity with the torch reference is in test_parity.py, all families are in
+tests/families/test_graph_shapes.py.
 """
 
 from __future__ import annotations
