@@ -1,4 +1,4 @@
-"""Where the channel starts: ``x' = P x``, at the embeddings or at a state inside the base."""
+"""The start of the channel: ``x' = P x``, at the embeddings or at a state inside the base."""
 
 from __future__ import annotations
 

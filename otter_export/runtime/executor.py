@@ -14,7 +14,7 @@ from otter_export.engine_io import EngineIO
 from otter_export.runtime.engine import BoolArray, FloatArray, IntArray
 from otter_export.runtime.memory.block import Block, Memory
 
-#: The blocks of a batch: of the base and of the channel, if it has a cache, or one of both.
+#: The memory of a batch: a block for each cache of an engine, or as the executor divides it.
 Blocks = tuple[Block, ...]
 
 
