@@ -277,6 +277,10 @@ SUMS = {
     "bias": ("s = Add (m, n) z = Add (s, b)", ["Gemm", "Gemm"]),
     "residual": ("s = Add (m, n) z = Add (r, s)", ["Gemm", "Gemm"]),
     "both": ("s = Add (m, n) u = Add (s, b) z = Add (r, u)", ["Add", "Gemm", "Gemm"]),
+    "three more": (
+        "s = Add (m, b) t2 = Add (n, r) u = Add (s, t2) z = Add (b, u)",
+        ["Add", "Add", "Gemm", "Gemm"],
+    ),
     "read twice": ("s = Add (m, n) u = Tanh (s) z = Add (s, u)", ["Add", "Gemm", "MatMul", "Tanh"]),
     "with the base's": ("s = Add (k, n) z = Add (s, r)", ["Add", "Gemm", "MatMul"]),
 }

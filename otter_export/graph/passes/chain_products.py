@@ -46,10 +46,12 @@ class ChainProducts(ir.passes.InPlacePass):
         self._collect(add, products, others)
         if not products:
             return False
-        e, name = Emitter(graph, add, before=True), str(add.outputs[0].name)
         shape = products[0].outputs[0].shape
-        start = next((value for value in others if _fits(value, shape)), None)
-        y = start
+        start = next((i for i, value in enumerate(others) if _fits(value, shape)), None)
+        if start is None and len(products) == 1:
+            return False
+        e, name = Emitter(graph, add, before=True), str(add.outputs[0].name)
+        y = None if start is None else others.pop(start)
         for product in products:
             x, weight = product.inputs
             stem = f"{product.outputs[0].name}.chained"
@@ -57,9 +59,8 @@ class ChainProducts(ir.passes.InPlacePass):
                 y = e.op("MatMul", [x, weight], stem, shape=shape)
             else:
                 y = e.op("Gemm", [x, weight, y], stem, shape=shape)
-        for value in others:
-            if value is not start:
-                y = e.op("Add", [y, value], f"{name}.sum", shape=shape)
+        for index, value in enumerate(others):
+            y = e.op("Add", [y, value], f"{name}.term{index}", shape=shape)
         assert y is not None
         ir.convenience.replace_all_uses_with(add.outputs[0], y)
         _remove(graph, add)
