@@ -16,13 +16,15 @@ from otter_export.hub import TOKENIZER_FILES
 from otter_export.manifest import EngineManifest, describe_file
 from otter_export.tokenizer_file import read_tokenizer
 
-#: Sizes of the channel that ``engine.json`` has.
-_CHANNEL_WIDTHS = (
+#: What ``engine.json`` has of the channel.
+_CHANNEL_FIELDS = (
     "hidden_size",
     "intermediate_size",
     "num_attention_heads",
     "num_key_value_heads",
     "head_dim",
+    "first_layer",
+    "attention",
 )
 
 
@@ -69,7 +71,7 @@ def engine_manifest(
     config = checkpoint.config
     return EngineManifest(
         base=dataclasses.asdict(checkpoint.base.dimensions),
-        channel={width: getattr(config, width) for width in _CHANNEL_WIDTHS},
+        channel={name: getattr(config, name) for name in _CHANNEL_FIELDS},
         signals=config.signals,
         bos_token_id=bos,
         eos_token_ids=eos,

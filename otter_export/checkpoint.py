@@ -1,4 +1,4 @@
-"""Reading and validating an Otter checkpoint directory (format version 1, see docs/checkpoint.md).
+"""Reading and validating an Otter checkpoint directory (see docs/checkpoint.md).
 
 Opening a checkpoint reads JSON files and safetensors headers only, whatever its size.
 """

@@ -1,4 +1,4 @@
-"""``otter_config.json``: the widths, signals and base of an Otter checkpoint (format version 1)."""
+"""``otter_config.json``: the shape, signals and base of an Otter checkpoint, versions 1 and 2."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from otter_export.files import read_regular
 
 FILE_NAME = "otter_config.json"
 FORMAT = "otter"
-VERSION = 1
+#: The second is written only where the channel's shape needs it (`OtterConfig.version`).
+VERSIONS = (1, 2)
 
 SIGNAL_KINDS = ("value", "q_value", "medusa", "expert")
 ACTIVATIONS = ("identity", "tanh", "sigmoid")
 EMBEDDINGS = ("projection", "table")
+ATTENTIONS = ("own", "shared")
 INITIALIZATIONS = ("copy", "normal", "random")
 #: What an activation guarantees by itself.
 ACTIVATION_BOUNDS = {"identity": None, "tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
 _SIGNAL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MAX_WIDTH = 1 << 20
+_MAX_LAYERS = 1 << 14
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 #: No score is that large; also refuses infinity, NaN and integers beyond float64.
 _MAX_BOUND = 1e300
@@ -74,6 +77,10 @@ class OtterConfig:
         signals: What the channel predicts; at least one.
         base_model_name_or_path: Of an adapter: a path relative to the checkpoint or a hub id.
             None when the base lies beside ``otter_config.json``.
+        first_layer: N: the channel begins at the state that enters layer N. The number of layers
+            makes it a linear probe on the last state.
+        attention: ``own`` queries and keys, or ``shared``: the extra value heads read the attention
+            weights of base heads, and there are no extra queries and keys.
     """
 
     hidden_size: int
@@ -85,6 +92,13 @@ class OtterConfig:
     initialization: str = "copy"
     signals: tuple[Signal, ...] = (Signal("reward"),)
     base_model_name_or_path: str | None = None
+    first_layer: int = 0
+    attention: str = "own"
+
+    @property
+    def version(self) -> int:
+        """The first version of the format that can say this."""
+        return 1 if (self.first_layer, self.attention) == (0, "own") else 2
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``otter_config.json``."""
@@ -101,9 +115,11 @@ class OtterConfig:
                 entry["heads"] = signal.heads
             signals.append(entry)
         base = fields.pop("base_model_name_or_path")
+        if self.version == 1:
+            del fields["first_layer"], fields["attention"]
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": self.version,
             "base_model_name_or_path": base,
             **fields,
             "signals": signals,
@@ -117,7 +133,7 @@ class OtterConfig:
             ConfigError: Names ``source`` and lists what is wrong.
         """
         reader = _Reader(data, source)
-        reader.header()
+        version = reader.header()
         widths = {
             name: reader.integer(name)
             for name in (
@@ -135,6 +151,7 @@ class OtterConfig:
             reader.problem("base_model_name_or_path must be a path, a hub id or null")
             base = None
         signals = reader.signals()
+        first_layer, attention = reader.shape(embedding) if version > 1 else (0, "own")
         reader.leftovers()
         heads, key_values = widths["num_attention_heads"], widths["num_key_value_heads"]
         if key_values and heads % key_values:
@@ -148,6 +165,8 @@ class OtterConfig:
             initialization=initialization,
             signals=signals,
             base_model_name_or_path=base,
+            first_layer=first_layer,
+            attention=attention,
         )
 
     @classmethod
@@ -213,17 +232,32 @@ class _Reader:
     def problem(self, text: str) -> None:
         self.problems.append(text)
 
-    def header(self) -> None:
-        """Format and version; a foreign file gets this one error and no other."""
+    def header(self) -> int:
+        """The version, after the format; a foreign file gets this one error and no other."""
         found = self.fields.pop("format", None)
         if found != FORMAT:
             raise ConfigError(f"{self.source}: format is {found!r}, expected {FORMAT!r}")
         version = self.fields.pop("version", None)
-        if version != VERSION:
+        if type(version) is not int or version not in VERSIONS:
             raise ConfigError(
-                f"{self.source}: version {version!r} is not known; this release reads version "
-                f"{VERSION}. Upgrade otter-export, or write the checkpoint again"
+                f"{self.source}: version {version!r} is not known; this release reads versions "
+                f"{' and '.join(map(str, VERSIONS))}. Upgrade otter-export, or write the "
+                "checkpoint again"
             )
+        return version
+
+    def shape(self, embedding: str) -> tuple[int, str]:
+        """What version 2 adds: where the channel begins, and whose attention it reads."""
+        first = self.fields.pop("first_layer", 0)
+        if type(first) is not int or not 0 <= first <= _MAX_LAYERS:
+            self.problem(f"first_layer must be an integer from 0 to {_MAX_LAYERS}, got {first!r}")
+            first = 0
+        if first and embedding == "table":
+            self.problem(
+                f"embedding 'table' needs first_layer 0, got {first}: a channel that begins inside "
+                "the base reads its state"
+            )
+        return first, self.choice("attention", ATTENTIONS, "own")
 
     def integer(self, name: str) -> int:
         value = self.fields.pop(name, None)

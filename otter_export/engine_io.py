@@ -54,27 +54,47 @@ RESERVED_NAMES = (
 
 
 class CacheNames(NamedTuple):
-    """The names of one cache: ``PREFIX.N.key`` and ``PREFIX.N.value`` for every layer N."""
+    """The prefixes of one cache's tensors, as inputs and as outputs."""
 
     past: str
     present: str
-
-    def pasts(self, layers: int) -> list[str]:
-        """The inputs; slice ``2 * n`` of a cache's block is layer n's keys, the next its values."""
-        return _of_layers(self.past, layers)
-
-    def presents(self, layers: int) -> list[str]:
-        """The outputs, in the same order."""
-        return _of_layers(self.present, layers)
 
 
 BASE_CACHE = CacheNames("past_key_values", "present")
 CHANNEL_CACHE = CacheNames("otter_key_values", "otter_present")
 CACHES = (BASE_CACHE, CHANNEL_CACHE)
+#: What a cache holds of a layer, by whose attention it is; a shared one reads the base's keys.
+CACHE_PARTS: Mapping[str, tuple[str, ...]] = {"own": ("key", "value"), "shared": ("value",)}
 
 
-def _of_layers(prefix: str, layers: int) -> list[str]:
-    return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+@dataclasses.dataclass(frozen=True)
+class CacheSpec:
+    """The tensors of one cache: ``PREFIX.N.key`` and ``PREFIX.N.value`` for each of its layers N.
+
+    Args:
+        names: Their prefixes.
+        layers: Those that have it: all of the base, the channel from its first layer on.
+        parts: Of `CACHE_PARTS`.
+        heads: Key/value heads.
+        dtype: What they are stored in.
+    """
+
+    names: CacheNames
+    layers: range
+    parts: tuple[str, ...]
+    heads: int
+    dtype: str
+
+    def pasts(self) -> list[str]:
+        """The inputs; slice i of a cache's block is the i-th of them."""
+        return self._of_layers(self.names.past)
+
+    def presents(self) -> list[str]:
+        """The outputs, in the same order."""
+        return self._of_layers(self.names.present)
+
+    def _of_layers(self, prefix: str) -> list[str]:
+        return [f"{prefix}.{layer}.{part}" for layer in self.layers for part in self.parts]
 
 
 def is_cache(name: object) -> bool:
@@ -146,22 +166,18 @@ class EngineIO:
 
     Args:
         cache_form: `READ_ONLY` or `IN_PLACE`.
-        num_layers: Decoder layers.
-        key_value_heads: Of the base and of the channel.
+        caches: Of the base, and of the channel if it has layers; a block of memory for each.
         head_dim: e.
         vocab_size: V.
         signals: Name and kind of each signal, in the order of the outputs.
-        cache_dtypes: Of the base's and the channel's cache.
         capacity: C of an `IN_PLACE` engine.
     """
 
     cache_form: str
-    num_layers: int
-    key_value_heads: tuple[int, int]
+    caches: tuple[CacheSpec, ...]
     head_dim: int
     vocab_size: int
     signals: tuple[tuple[str, str], ...]
-    cache_dtypes: tuple[str, str]
     capacity: int | None = None
 
     @property
@@ -191,9 +207,9 @@ class EngineIO:
             *rows,
         ]
         slots = self._slots("past")
-        for names, heads, dtype in self._caches():
-            shape = ("batch", heads, slots, self.head_dim)
-            specs += [TensorSpec(name, dtype, shape) for name in names.pasts(self.num_layers)]
+        for cache in self.caches:
+            shape = ("batch", cache.heads, slots, self.head_dim)
+            specs += [TensorSpec(name, cache.dtype, shape) for name in cache.pasts()]
         return {spec.name: spec for spec in specs}
 
     def outputs(self) -> dict[str, TensorSpec]:
@@ -203,9 +219,9 @@ class EngineIO:
             vocabulary = self.output_shape(name, 1, 1)[2:]
             specs.append(TensorSpec(name, "float32", ("batch", "kept", *vocabulary)))
         slots = self._slots("step")
-        for names, heads, dtype in self._caches():
-            shape = ("batch", heads, slots, self.head_dim)
-            specs += [TensorSpec(name, dtype, shape) for name in names.presents(self.num_layers)]
+        for cache in self.caches:
+            shape = ("batch", cache.heads, slots, self.head_dim)
+            specs += [TensorSpec(name, cache.dtype, shape) for name in cache.presents()]
         return {spec.name: spec for spec in specs}
 
     def differences(
@@ -228,9 +244,6 @@ class EngineIO:
     def _slots(self, read_only: str) -> int | str:
         """Slots of a cache tensor, which in a `READ_ONLY` engine are the prefix or the step."""
         return read_only if self.cache_form == READ_ONLY else self.capacity or "capacity"
-
-    def _caches(self) -> Iterator[tuple[CacheNames, int, str]]:
-        return zip(CACHES, self.key_value_heads, self.cache_dtypes, strict=True)
 
 
 def _differences(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,8 @@ class Space(enum.Enum):
     HIDDEN = "hidden"  # d and d'
     INNER = "inner"  # m and m'
     QUERY = "query"  # H*e and H'*e
-    KEY_VALUE = "key_value"  # Hkv*e and H'kv*e
+    KEY = "key"  # Hkv*e and H'kv*e
+    VALUE = "value"  # likewise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class HeadNorm:
 
     Args:
         path: Module path inside the layer.
-        space: QUERY or KEY_VALUE.
+        space: QUERY or KEY.
         axis: Axis of the heads in what the Hugging Face module gets, where each head is normalised
             by statistics of its own (Qwen3: -2); None where all heads are one vector (OLMo 2).
     """
@@ -228,7 +229,8 @@ class BaseDimensions:
             Space.HIDDEN: self.hidden_size,
             Space.INNER: self.intermediate_size,
             Space.QUERY: self.num_attention_heads * self.head_dim,
-            Space.KEY_VALUE: self.num_key_value_heads * self.head_dim,
+            Space.KEY: self.num_key_value_heads * self.head_dim,
+            Space.VALUE: self.num_key_value_heads * self.head_dim,
         }[space]
 
 
@@ -238,7 +240,8 @@ def channel_width(config: OtterConfig, space: Space) -> int:
         Space.HIDDEN: config.hidden_size,
         Space.INNER: config.intermediate_size,
         Space.QUERY: config.num_attention_heads * config.head_dim,
-        Space.KEY_VALUE: config.num_key_value_heads * config.head_dim,
+        Space.KEY: config.num_key_value_heads * config.head_dim,
+        Space.VALUE: config.num_key_value_heads * config.head_dim,
     }[space]
 
 
@@ -249,10 +252,11 @@ class ProjectionSite:
     ``name`` is the stem of its inserted tensors (``NAME.otter.from_base``); ``parameter`` the stem
     of the base parameter (``PARAMETER.weight``); ``offset`` the first output row of this part in
     the (possibly fused) base parameter; ``head`` the rows of a head and of all parts of a head,
-    where these lie together; ``graph_name`` its stem in the base graph.
+    where these lie together; ``graph_name`` its stem in the base graph; ``layer`` its layer.
     """
 
     name: str
+    layer: int
     parameter: str
     graph_name: str
     reads: Space
@@ -276,10 +280,11 @@ class NormSite:
 
     Where each head is normalised by itself (``axis``), an extra head has statistics of its own, as
     every head has, and both weights have the size of a head. Elsewhere the statistics are those of
-    the base part.
+    the base part. ``layer`` is None behind the last one.
     """
 
     name: str
+    layer: int | None
     space: Space = Space.HIDDEN
     axis: int | None = None
 
@@ -294,9 +299,13 @@ class NormSite:
 
 @dataclasses.dataclass(frozen=True)
 class Sites:
-    """Every place of a base model at which a channel is inserted, in forward order."""
+    """Every place of a base model at which a channel can be inserted, in forward order.
+
+    `otter_export.channel.channel_sites` says where one of some shape is.
+    """
 
     embeddings: tuple[tuple[str, int], ...]  # (name, rows)
+    layers: tuple[str, ...]  # paths
     norms: tuple[NormSite, ...]
     projections: tuple[ProjectionSite, ...]
 
@@ -312,9 +321,12 @@ def sites(family: Family, base: BaseDimensions, data: Mapping[str, Any]) -> Site
     embeddings = tuple((path, int(data[key])) for path, key in family.embeddings)
     norms: list[NormSite] = []
     projections: list[ProjectionSite] = []
-    for layer in _layer_paths(family, base):
-        norms.extend(NormSite(f"{layer}.{path}") for path in family.norms)
-        norms.extend(NormSite(f"{layer}.{n.path}", n.space, n.axis) for n in family.head_norms)
+    layers = tuple(f"{family.layers}.{i}" for i in range(base.num_hidden_layers))
+    for index, layer in enumerate(layers):
+        norms.extend(NormSite(f"{layer}.{path}", index) for path in family.norms)
+        norms.extend(
+            NormSite(f"{layer}.{n.path}", index, n.space, n.axis) for n in family.head_norms
+        )
         offsets: dict[str, int] = {}
         for p in family.projections:
             offset = offsets.get(p.path, 0)
@@ -324,6 +336,7 @@ def sites(family: Family, base: BaseDimensions, data: Mapping[str, Any]) -> Site
             projections.append(
                 ProjectionSite(
                     name=stem if p.part is None else f"{stem}.{p.part}",
+                    layer=index,
                     parameter=stem,
                     graph_name=f"{layer}.{p.graph_path or p.path}",
                     reads=p.reads,
@@ -334,9 +347,5 @@ def sites(family: Family, base: BaseDimensions, data: Mapping[str, Any]) -> Site
                     head=(base.head_dim, parts * base.head_dim) if p.by_head else None,
                 )
             )
-    norms.append(NormSite(family.final_norm))
-    return Sites(embeddings, tuple(norms), tuple(projections))
-
-
-def _layer_paths(family: Family, base: BaseDimensions) -> Iterator[str]:
-    return (f"{family.layers}.{i}" for i in range(base.num_hidden_layers))
+    norms.append(NormSite(family.final_norm, None))
+    return Sites(embeddings, layers, tuple(norms), tuple(projections))

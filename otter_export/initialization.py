@@ -3,7 +3,7 @@
 ``copy`` takes fixed index sets: S of d' hidden units, M of m' neurons (both evenly spaced), the
 first H'kv key/value heads, and the first H'/H'kv query heads of each of them. With
 ``A = W[out-set, :]``, ``B = 0``, ``gamma' = gamma[S]`` and ``P = I[S, :]`` the channel's state
-equals ``x[S]`` at every layer.
+equals ``x[S]`` from its first layer on.
 numpy only: the streaming ``insert`` command and the torch reference both use it.
 """
 
@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from otter_export.base_model import BaseModel
-from otter_export.channel import expected_tensors
+from otter_export.channel import base_heads, channel_sites, expected_tensors, rows_of_heads
 from otter_export.config import OtterConfig
 from otter_export.errors import ConfigError
-from otter_export.family import BaseDimensions, ProjectionSite, Space, channel_width
+from otter_export.family import ProjectionSite, Space, channel_width
 from otter_export.safetensors_io import FloatArray
 
 Maker = Callable[[], FloatArray]
@@ -40,19 +40,11 @@ def copied_rows(config: OtterConfig, base: BaseModel, space: Space) -> npt.NDArr
             f"copy initialisation needs a channel no wider than the base: {space.value} "
             f"{count} > {size}; use --init normal or smaller widths"
         )
-    if space is Space.KEY_VALUE:
+    if space in (Space.KEY, Space.VALUE):
         return np.arange(count, dtype=np.int64)
     if space is Space.QUERY:
-        return _first_of_each_group(config, base.dimensions)
+        return rows_of_heads(base_heads(config, base.dimensions), config.head_dim)
     return evenly_spaced(count, size)
-
-
-def _first_of_each_group(config: OtterConfig, base: BaseDimensions) -> npt.NDArray[np.int64]:
-    """Rows of the query heads that read the copied key/value heads: all of them, or the first."""
-    group = base.num_attention_heads // base.num_key_value_heads
-    kept = config.num_attention_heads // config.num_key_value_heads
-    heads = np.arange(config.num_key_value_heads)[:, None] * group + np.arange(kept)
-    return (heads.reshape(-1, 1) * base.head_dim + np.arange(base.head_dim)).ravel()
 
 
 def initial_tensors(
@@ -92,17 +84,19 @@ def _drawn(
 
 
 def _copy_makers(config: OtterConfig, base: BaseModel) -> Mapping[str, Maker]:
-    rows = {space: copied_rows(config, base, space) for space in Space}
+    sites = channel_sites(config, base.sites)
+    written = {site.writes for site in sites.projections} | {norm.space for norm in sites.norms}
+    rows = {space: copied_rows(config, base, space) for space in Space if space in written}
     hidden = rows[Space.HIDDEN]
     makers: dict[str, Maker] = {}
-    for name, _ in base.sites.embeddings:
+    for name in sites.starts:
         makers[f"{name}.otter.projection"] = _one_hot(hidden, base.dimensions.hidden_size)
         makers[f"{name}.otter.table"] = _take(base.float32, f"{name}.weight", np.s_[:, hidden])
-    for norm in base.sites.norms:
+    for norm in sites.norms:
         index = rows[norm.space] if norm.axis is None else np.s_[:]
         makers[f"{norm.name}.otter.weight"] = _take(base.norm_weight, norm, index)
         makers[f"{norm.name}.otter.bias"] = _take(base.float32, f"{norm.name}.bias", index)
-    for site in base.sites.projections:
+    for site in sites.projections:
         out = rows[site.writes]
         makers[f"{site.name}.otter.from_base"] = _take(base.projection, site, out)
         makers[f"{site.name}.otter.from_channel"] = _zeros(

@@ -61,6 +61,8 @@ class ChannelOptions:
         seed: Of the drawn tensors.
         key_value_heads: H'kv; by default the fewest that share H' evenly, each with at most as many
             query heads as in the base.
+        first_layer: The layer that the channel begins at; the number of layers is a linear probe.
+        attention: ``own``, or ``shared`` with the base.
     """
 
     hidden_size: int = 64
@@ -72,6 +74,8 @@ class ChannelOptions:
     dtype: str = "F32"
     seed: int = 0
     key_value_heads: int | None = None
+    first_layer: int = 0
+    attention: str = "own"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +107,17 @@ class Insertion:
         copied = sum(path.stat().st_size for path in self.copied)
         return copied + sum(t.nbytes for part in (self.tensors, *self.shards) for t in part)
 
-    def write(self, progress: Callable[[int], None] | None = None) -> None:
+    def write(
+        self,
+        progress: Callable[[int], None] | None = None,
+        check: Callable[[Path], None] = lambda directory: None,
+    ) -> None:
         """Write the checkpoint; it appears under its name only when it is complete.
 
         Args:
             progress: Called with the number of bytes just written.
+            check: Called with the complete directory before it gets its name; if it raises, nothing
+                is left behind.
         """
         marker = config_file.FILE_NAME
         with output_directory(self.destination, marker=marker, force=self.force) as directory:
@@ -120,6 +130,7 @@ class Insertion:
                 directory / f"{OTTER_STEM}.safetensors", self.tensors, self.metadata, progress
             )
             write_json(directory / marker, self.config.to_json())
+            check(directory)
 
 
 def plan(
@@ -148,12 +159,12 @@ def plan(
     base_name, destination = os.fspath(base_name), Path(destination)
     check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
     directory = find_base(base_name)
-    _refuse_overlap(destination, directory)
+    refuse_overlap(destination, directory, "the base")
     _refuse_what_is_no_base(directory)
     base = BaseModel.open(directory)
     base.check_weights()
     notes = tuple(_notes(base))
-    named = _adapter_name(base_name, destination) if adapter else None
+    named = adapter_name(base_name, destination) if adapter else None
     config = channel_config(base, options, base_name=named)
     return Insertion(
         destination=destination,
@@ -201,6 +212,8 @@ def channel_config(
         initialization=options.initialization,
         signals=options.signals,
         base_model_name_or_path=base_name,
+        first_layer=options.first_layer,
+        attention=options.attention,
     )
     # The file's own rules (ranges, names, bounds) hold for what is about to be written.
     config = OtterConfig.from_json(config.to_json(), "the channel")
@@ -363,18 +376,22 @@ def _open_replacements(path: Path | None, shapes: Mapping[str, Sequence[int]]) -
     return store
 
 
-def _adapter_name(base_name: str, destination: Path) -> str:
+def adapter_name(base_name: str, destination: Path) -> str:
     """A local base relative to the checkpoint, so that both can move together; else the hub id."""
     if not Path(base_name).is_dir():
         return base_name
     return os.path.relpath(Path(base_name).resolve(), destination.resolve())
 
 
-def _refuse_overlap(destination: Path, base: Path) -> None:
-    """Writing over the base, or over a directory that holds it, would delete it."""
-    target, source = destination.resolve(), base.resolve()
-    if target == source or target in source.parents:
-        raise CheckpointError(f"{destination} holds the base {base}; choose another name for CKPT")
+def refuse_overlap(destination: Path, source: Path, what: str) -> None:
+    """Writing over what is read, or over a directory that holds it, would delete it.
+
+    Raises:
+        CheckpointError: ``destination`` is such a directory.
+    """
+    target, held = destination.resolve(), source.resolve()
+    if target == held or target in held.parents:
+        raise CheckpointError(f"{destination} holds {what} {source}; choose another name")
 
 
 def _copy(source: Path, destination: Path, progress: Callable[[int], None] | None) -> None:

@@ -78,7 +78,7 @@ class CheckpointSummary:
         return {
             "kind": "checkpoint",
             "path": str(self.checkpoint.directory),
-            "format_version": config_file.VERSION,
+            "format_version": self.checkpoint.config.version,
             "base": {
                 "family": model.family.name,
                 "location": location,
@@ -159,6 +159,8 @@ def _sizes(store: TensorStore, parts: Mapping[str, str]) -> dict[str, Size]:
     sizes: dict[str, Size] = {}
     for name, info in store.items():
         part = "signals" if name.startswith("signals.") else parts.get(_stem(name), "other")
+        # A channel that begins inside the base names what it begins with after a layer or a norm.
+        part = "embedding" if name.endswith(".otter.projection") else part
         sizes[part] = sizes.get(part, Size()) + Size(info.elements, info.nbytes)
     return sizes
 

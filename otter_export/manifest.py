@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from otter_export import engine_io
-from otter_export.config import OtterConfig, Signal, read_json
-from otter_export.engine_io import EngineIO, StepLimits, TensorSpec
+from otter_export.config import VERSIONS, OtterConfig, Signal, read_json
+from otter_export.engine_io import CacheNames, CacheSpec, EngineIO, StepLimits, TensorSpec
 from otter_export.errors import ConfigError, EngineError
 from otter_export.family import MAX_POSITIONS, size_limit
 from otter_export.files import is_directory, is_file, write_json
@@ -92,7 +92,7 @@ class EngineManifest:
             that it keeps.
         model_file: The model inside the directory.
         base: Sizes of the base and its ``model_type``.
-        channel: Widths of the channel.
+        channel: Widths of the channel, and its shape, which older engines do not have.
         signals: Signals, in the order of the outputs.
         max_sequence_length: Longest sequence, prompt and generated tokens together.
         bos_token_id: Token that the base's tokenizer starts a sequence with; None if it adds none.
@@ -134,6 +134,14 @@ class EngineManifest:
         """Number of decoder layers."""
         return int(self.base["num_hidden_layers"])
 
+    @property
+    def channel_shape(self) -> tuple[int, str]:
+        """The layer that the channel begins at, and whose attention it has.
+
+        Engines of older releases do not say it: all of theirs begin at the embeddings.
+        """
+        return int(self.channel.get("first_layer", 0)), str(self.channel.get("attention", "own"))
+
     @functools.cached_property
     def built_for(self) -> BuiltFor:
         """What a runtime needs of `options`.
@@ -146,19 +154,29 @@ class EngineManifest:
     @functools.cached_property
     def io(self) -> EngineIO:
         """What the model's inputs and outputs must be."""
-        dtypes = {spec.name: spec.dtype for spec in self.inputs}
-        base, channel = (dtypes.get(f"{c.past}.0.key", "missing") for c in engine_io.CACHES)
-        heads = (int(w["num_key_value_heads"]) for w in (self.base, self.channel))
         return EngineIO(
             cache_form=self.cache_form,
-            num_layers=self.num_layers,
-            key_value_heads=(next(heads), next(heads)),
+            caches=self._caches(),
             head_dim=int(self.base["head_dim"]),
             vocab_size=self.vocab_size,
             signals=tuple((s.name, s.kind) for s in self.signals),
-            cache_dtypes=(base, channel),
             capacity=self.built_for.limits.capacity,
         )
+
+    def _caches(self) -> tuple[CacheSpec, ...]:
+        """Of the base, and of the channel if it has layers."""
+        dtypes = {spec.name: spec.dtype for spec in self.inputs}
+        first, attention = self.channel_shape
+
+        def spec(names: CacheNames, sizes: Mapping[str, Any], first: int, parts: str) -> CacheSpec:
+            layers, heads = range(first, self.num_layers), int(sizes["num_key_value_heads"])
+            owned = engine_io.CACHE_PARTS[parts]
+            dtype = dtypes.get(f"{names.past}.{first}.{owned[0]}", "missing")
+            return CacheSpec(names, layers, owned, heads, dtype)
+
+        base = spec(engine_io.BASE_CACHE, self.base, 0, "own")
+        channel = spec(engine_io.CHANNEL_CACHE, self.channel, first, attention)
+        return (base, channel) if channel.layers else (base,)
 
     def check_model(
         self, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
@@ -198,10 +216,10 @@ class EngineManifest:
                 f"engine.json: cache_form is {self.cache_form!r}; target {self.target} runs "
                 f"{cache_form!r}. Build the engine again"
             )
-        for names, dtype in zip(engine_io.CACHES, self.io.cache_dtypes, strict=True):
-            if dtype not in CACHE_DTYPES:
+        for cache in self.io.caches:
+            if cache.dtype not in CACHE_DTYPES:
                 raise EngineError(
-                    f"engine.json: input {names.past}.0.key is {dtype}; a cache is "
+                    f"engine.json: input {cache.pasts()[0]} is {cache.dtype}; a cache is "
                     f"{', '.join(CACHE_DTYPES)}. Build the engine again"
                 )
         if cache_form == engine_io.IN_PLACE:
@@ -306,6 +324,8 @@ class EngineManifest:
             for name, value, limit in found:
                 if type(value) is not int or not 0 < value <= limit:
                     raise ValueError(f"{name} must be an integer from 1 to {limit}")
+            if manifest.channel_shape[0] > manifest.num_layers:
+                raise ValueError(f"first_layer must be at most {manifest.num_layers}")
             return manifest
         except ConfigError as error:
             raise EngineError(str(error)) from None
@@ -358,7 +378,7 @@ def _signals(data: Mapping[str, Any], source: str) -> tuple[Signal, ...]:
     """Validate signals by the rules of otter_config.json."""
     channel = data["channel"]
     entries = [dict(s) for s in data["signals"]]
-    config = {"format": "otter", "version": 1, **channel, "signals": entries}
+    config = {"format": "otter", "version": VERSIONS[-1], **channel, "signals": entries}
     return OtterConfig.from_json(config, source).signals
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,15 +32,19 @@ def random_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint.open(directory)
 
 
-def shipped_checkpoint(directory: Path) -> Checkpoint:
-    """An adapter with the channel that the demo ships."""
-    widths = dict(zip(recipe.WIDTHS[::2], map(int, recipe.WIDTHS[1::2]), strict=True))
+def shipped_checkpoint(directory: Path, **shape: Any) -> Checkpoint:
+    """An adapter with the channel that the demo ships, or with its tensors in another shape."""
+    given = (*recipe.WIDTHS, *recipe.SHAPE)
+    recipes = dict(zip(given[::2], given[1::2], strict=True))
     options = ChannelOptions(
-        hidden_size=widths["--hidden-size"],
-        intermediate_size=widths["--intermediate-size"],
-        heads=widths["--heads"],
+        hidden_size=int(recipes["--hidden-size"]),
+        intermediate_size=int(recipes["--intermediate-size"]),
+        heads=int(recipes["--heads"]),
         initialization="copy",
+        first_layer=int(recipes["--first-layer"]),
+        attention=recipes["--attention"],
     )
+    options = dataclasses.replace(options, **shape)
     base, trained = str(prepared().base), recipe.SHIPPED
     insert.plan(base, directory, options, adapter=True, replacements=trained).write()
     return Checkpoint.open(directory)

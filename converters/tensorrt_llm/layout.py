@@ -18,7 +18,7 @@ from otter_export.errors import UnsupportedError
 from otter_export.family import BaseDimensions, Space, channel_width
 
 #: Spaces whose width is divided among ranks; the hidden state itself never is.
-DIVIDED = (Space.QUERY, Space.KEY_VALUE, Space.INNER)
+DIVIDED = (Space.QUERY, Space.KEY, Space.VALUE, Space.INNER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Layout:
     @property
     def key_value_heads(self) -> int:
         """Key/value heads of all ranks together, base and channel; what sizes the KV cache."""
-        return self._all_ranks(Space.KEY_VALUE)
+        return self._all_ranks(Space.VALUE)
 
     @property
     def vocabulary_rows(self) -> int:

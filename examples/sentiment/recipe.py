@@ -28,9 +28,10 @@ else:  # run as a script
 SHIPPED = Path(__file__).with_name("trained.safetensors")
 #: A narrow channel is enough, because A reads all of the base at every layer.
 WIDTHS = ("--hidden-size", "32", "--intermediate-size", "32", "--heads", "3")
-#: The upper half of the layers, without queries and keys: the channel attends where the copied
-#: heads of the base do. What is not listed stays a copy and need not be shipped.
-TRAINABLE = r"layers\.(1[4-9]|2\d)\..*(v|o|gate|up|down)_proj|model\.norm|signals"
+#: The upper half of the layers, attending where heads of the base do.
+SHAPE = ("--first-layer", "14", "--attention", "shared")
+#: What is not listed stays a copy and need not be shipped.
+TRAINABLE = r"(v|o|gate|up|down)_proj|model\.norm|signals"
 TRAINING = (
     *("--objective", "regression", "--trainable", TRAINABLE),
     *("--learning-rate", "0.004", "--dtype", "bfloat16"),
@@ -49,7 +50,8 @@ def insert_arguments(
 ) -> list[str]:
     """Arguments of ``otter-export`` that insert the untrained channel."""
     places = [str(material.base), str(checkpoint)]
-    return ["insert", *places, *WIDTHS, "--init", initialization, "--adapter", "--force"]
+    options = [*WIDTHS, *SHAPE, "--init", initialization, "--adapter", "--force"]
+    return ["insert", *places, *options]
 
 
 def train_arguments(

@@ -10,6 +10,7 @@ import click
 
 from otter_export import config as config_file
 from otter_export import insert as insertion
+from otter_export.channel import shape_words
 from otter_export.cli.progress import byte_bar
 from otter_export.cli.table import human_bytes, human_count, peak_memory
 from otter_export.config import Signal
@@ -86,6 +87,20 @@ class SignalType(click.ParamType):  # type: ignore[type-arg]
     help="Extra key/value heads H'kv. [default: the fewest]",
 )
 @click.option(
+    "--first-layer",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Layer that the channel begins at; the number of layers is a linear probe.",
+)
+@click.option(
+    "--attention",
+    type=click.Choice(config_file.ATTENTIONS),
+    default="own",
+    show_default=True,
+    help="Queries and keys of the channel's own, or shared with the base.",
+)
+@click.option(
     "--init",
     "initialization",
     type=click.Choice(config_file.INITIALIZATIONS),
@@ -156,12 +171,13 @@ def insert(
 
 def _settings(plan: Insertion) -> str:
     c = plan.config
+    shape = shape_words(c, plan.base.dimensions.num_hidden_layers)
     signals = ", ".join(f"{s.name} ({s.kind}, {s.activation})" for s in c.signals)
     where = "copied" if c.base_model_name_or_path is None else f"at {c.base_model_name_or_path}"
     return (
         f"base {plan.base.directory} ({plan.base.family.name}), {where}\n"
         f"channel d'={c.hidden_size} m'={c.intermediate_size} H'={c.num_attention_heads} "
-        f"H'kv={c.num_key_value_heads} e={c.head_dim}, {c.embedding}, {c.initialization}; "
+        f"H'kv={c.num_key_value_heads} e={c.head_dim}, {shape}, {c.initialization}; "
         f"{human_count(plan.inserted_parameters)} parameters\n"
         f"signals {signals}\n"
         f"targets {_targets(plan)}"

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from otter_export import inspection
+from otter_export.channel import shape_words
 from otter_export.cli.table import human_bytes, human_count, table
 from otter_export.config import Signal
 from otter_export.engine_digest import engine_digest
@@ -57,7 +58,8 @@ def _checkpoint(summary: CheckpointSummary) -> str:
         "layers": str(base.num_hidden_layers),
         "vocabulary": str(base.vocab_size),
         "positions": str(base.max_position_embeddings),
-        "channel": f"{config.embedding} embedding, {config.initialization} initialisation",
+        "channel": f"{shape_words(config, base.num_hidden_layers)}, "
+        f"{config.initialization} initialisation",
         "inserted": f"{human_count(summary.inserted_total.parameters)} parameters, "
         f"{summary.share:.1%} of the base's {human_count(summary.base_total.parameters)}",
         "dtypes": f"base {_dtypes(dtypes(checkpoint.base.parameters))}; "

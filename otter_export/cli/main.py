@@ -32,6 +32,9 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "insert": Command("otter_export.cli.insert:insert", None, "Insert a channel into a base."),
     "train": Command("otter_export.cli.train:train", "train", "Train a signal of a checkpoint."),
+    "reshape": Command(
+        "otter_export.cli.reshape:reshape", "train", "Give a channel a cheaper shape, exactly."
+    ),
     "build": Command("otter_export.cli.build:build", "build", "Build an engine."),
     "inspect": Command(
         "otter_export.cli.inspect:inspect", None, "Show a checkpoint or an engine; headers only."

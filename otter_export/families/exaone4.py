@@ -11,7 +11,7 @@ FAMILY = dataclasses.replace(
     model_types=("exaone4",),
     head_norms=(
         HeadNorm("self_attn.q_norm", Space.QUERY, axis=1),
-        HeadNorm("self_attn.k_norm", Space.KEY_VALUE, axis=1),
+        HeadNorm("self_attn.k_norm", Space.KEY, axis=1),
     ),
     biases={},
     rotation=Rotation.WINDOWED,

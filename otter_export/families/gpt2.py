@@ -15,8 +15,8 @@ FAMILY = Family(
     output_head="lm_head",
     projections=(
         Projection("attn.c_attn", Space.HIDDEN, Space.QUERY, "q", "attn.q_proj"),
-        Projection("attn.c_attn", Space.HIDDEN, Space.KEY_VALUE, "k", "attn.k_proj"),
-        Projection("attn.c_attn", Space.HIDDEN, Space.KEY_VALUE, "v", "attn.v_proj"),
+        Projection("attn.c_attn", Space.HIDDEN, Space.KEY, "k", "attn.k_proj"),
+        Projection("attn.c_attn", Space.HIDDEN, Space.VALUE, "v", "attn.v_proj"),
         Projection("attn.c_proj", Space.QUERY, Space.HIDDEN, None, "attn.o_proj"),
         Projection("mlp.c_fc", Space.HIDDEN, Space.INNER, None, "mlp.up_proj"),
         Projection("mlp.c_proj", Space.INNER, Space.HIDDEN, None, "mlp.down_proj"),

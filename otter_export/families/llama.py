@@ -4,8 +4,8 @@ from otter_export.family import Family, Projection, Space
 
 PROJECTIONS = (
     Projection("self_attn.q_proj", Space.HIDDEN, Space.QUERY),
-    Projection("self_attn.k_proj", Space.HIDDEN, Space.KEY_VALUE),
-    Projection("self_attn.v_proj", Space.HIDDEN, Space.KEY_VALUE),
+    Projection("self_attn.k_proj", Space.HIDDEN, Space.KEY),
+    Projection("self_attn.v_proj", Space.HIDDEN, Space.VALUE),
     Projection("self_attn.o_proj", Space.QUERY, Space.HIDDEN),
     Projection("mlp.gate_proj", Space.HIDDEN, Space.INNER),
     Projection("mlp.up_proj", Space.HIDDEN, Space.INNER),

@@ -12,7 +12,7 @@ FAMILY = dataclasses.replace(
     norms=("post_attention_layernorm", "post_feedforward_layernorm"),
     head_norms=(
         HeadNorm("self_attn.q_norm", Space.QUERY),
-        HeadNorm("self_attn.k_norm", Space.KEY_VALUE),
+        HeadNorm("self_attn.k_norm", Space.KEY),
     ),
     biases={f"self_attn.{name}_proj": "attention_bias" for name in "qkvo"},
 )

@@ -11,8 +11,8 @@ FAMILY = dataclasses.replace(
     model_types=("phi3",),
     projections=(
         Projection("self_attn.qkv_proj", Space.HIDDEN, Space.QUERY, "q", "self_attn.q_proj"),
-        Projection("self_attn.qkv_proj", Space.HIDDEN, Space.KEY_VALUE, "k", "self_attn.k_proj"),
-        Projection("self_attn.qkv_proj", Space.HIDDEN, Space.KEY_VALUE, "v", "self_attn.v_proj"),
+        Projection("self_attn.qkv_proj", Space.HIDDEN, Space.KEY, "k", "self_attn.k_proj"),
+        Projection("self_attn.qkv_proj", Space.HIDDEN, Space.VALUE, "v", "self_attn.v_proj"),
         Projection("self_attn.o_proj", Space.QUERY, Space.HIDDEN),
         Projection("mlp.gate_up_proj", Space.HIDDEN, Space.INNER, "gate", "mlp.gate_proj"),
         Projection("mlp.gate_up_proj", Space.HIDDEN, Space.INNER, "up", "mlp.up_proj"),
@@ -20,7 +20,7 @@ FAMILY = dataclasses.replace(
     ),
     resized=(
         ("self_attn", "config.num_attention_heads", Space.QUERY),
-        ("self_attn", "num_key_value_heads", Space.KEY_VALUE),
+        ("self_attn", "num_key_value_heads", Space.KEY),
     ),
     activations=("mlp.activation_fn",),
     partial_rotation=True,

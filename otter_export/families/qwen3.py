@@ -11,7 +11,7 @@ FAMILY = dataclasses.replace(
     model_types=("qwen3",),
     head_norms=(
         HeadNorm("self_attn.q_norm", Space.QUERY, axis=-2),
-        HeadNorm("self_attn.k_norm", Space.KEY_VALUE, axis=-2),
+        HeadNorm("self_attn.k_norm", Space.KEY, axis=-2),
     ),
     biases={f"self_attn.{name}_proj": "attention_bias" for name in "qkvo"},
     windowed=True,

@@ -13,7 +13,7 @@ FAMILY = dataclasses.replace(
     partial_rotation=True,
     resized=(
         ("self_attn", "num_heads", Space.QUERY),
-        ("self_attn", "num_key_value_heads", Space.KEY_VALUE),
+        ("self_attn", "num_key_value_heads", Space.KEY),
         ("self_attn", "hidden_size", Space.QUERY),
     ),
     biases={

@@ -51,6 +51,11 @@ def scale_of(node: ir.Node, size: int) -> float:
     return 1.0 / math.sqrt(size) if scale is None else scale.as_float()
 
 
+def head_counts(node: ir.Node) -> tuple[int, int]:
+    """Query heads and key/value heads of an Attention."""
+    return node.attributes["q_num_heads"].as_int(), node.attributes["kv_num_heads"].as_int()
+
+
 def is_capped(node: ir.Node) -> bool:
     """Whether an Attention's scores have a soft cap."""
     return "softcap" in node.attributes and node.attributes["softcap"].as_float() != 0.0
@@ -68,14 +73,20 @@ def capped_scores(e: Emitter, node: ir.Node, scores: ir.Value, prefix: str) -> i
 
 
 def split_heads(
-    e: Emitter, value: ir.Value, shape: ir.Value, name: str, dims: Dimensions | None = None
+    e: Emitter,
+    value: ir.Value,
+    shape: ir.Value,
+    count: int,
+    name: str,
+    dims: Dimensions | None = None,
 ) -> ir.Value:
     """``[B, S, count*e]`` to ``[B, count, S, e]``, rotated after the split if it was before.
 
     Args:
         e: Where to emit.
         value: Queries, keys or values of all heads.
-        shape: The shape ``[B, S, count, e]``, as a value.
+        shape: The shape ``[B, S, count, e]``, as a value; of a single head ``[B, 1, S, e]``.
+        count: Heads.
         name: Prefix of the names.
         dims: The shape of the result, as it is noted in the graph.
     """
@@ -84,7 +95,8 @@ def split_heads(
         rotation = None
     flat = value if rotation is None else rotation.inputs[0]
     x = e.op("Reshape", [flat, shape], f"{name}.split")
-    x = e.op("Transpose", [x], f"{name}.heads", perm=[0, 2, 1, 3], shape=dims)
+    x = x if count == 1 else e.op("Transpose", [x], f"{name}.heads", perm=[0, 2, 1, 3])
+    x.shape = None if dims is None else ir.Shape(dims)
     if rotation is None:
         return x
     # num_heads is for three-dimensional inputs only (opset 23).
@@ -95,15 +107,16 @@ def split_heads(
 
 
 def replace_attention(
-    graph: ir.Graph, node: ir.Node, y: ir.Value, presents: Sequence[ir.Value]
+    graph: ir.Graph, node: ir.Node, y: ir.Value, presents: Sequence[ir.Value | None]
 ) -> None:
     """Put values in the place of an Attention's: its output, and what of keys and values comes out.
 
-    The latter take over the names of the present outputs.
+    The latter take over the names of the present outputs; None where there is no such output.
     """
     ir.convenience.replace_all_uses_with(node.outputs[0], y)
     for old, new in zip(node.outputs[1:3], presents, strict=True):
-        new.name, old.name = old.name, f"{old.name}.unused"
-        new.type = old.type
-        graph.outputs[list(graph.outputs).index(old)] = new
+        if new is not None:
+            new.name, old.name = old.name, f"{old.name}.unused"
+            new.type = old.type
+            graph.outputs[list(graph.outputs).index(old)] = new
     graph.remove(node, safe=True)

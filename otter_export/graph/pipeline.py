@@ -16,6 +16,7 @@ from otter_export.checkpoint import Checkpoint
 from otter_export.errors import OtterError, UnsupportedError
 from otter_export.family import Space
 from otter_export.graph.base import base_graph
+from otter_export.graph.passes.chain_products import ChainProducts
 from otter_export.graph.passes.flatten_tokens import FlattenTokens
 from otter_export.graph.passes.float_logits import FloatLogits
 from otter_export.graph.passes.fold_transposes import FoldTransposes
@@ -111,7 +112,11 @@ def _onnxruntime_passes(base: BaseModel, precision: Precision, *, on_cpu: bool) 
     if on_cpu:
         passes.append(ReuseStatistics())
     # 3. Products on two-dimensional states.
-    passes += [FlattenTokens(_embedding_tables(base)), MergeReshapes()]
+    passes += [
+        FlattenTokens(_embedding_tables(base)),
+        MergeReshapes(),
+        ChainProducts(_is_channel_matrix),
+    ]
     if not on_cpu:
         # Functions of com.otter become their bodies; after flattening, which knows them by name.
         passes.append(common.InlinePass())
@@ -222,8 +227,11 @@ def _embedding_tables(base: BaseModel) -> frozenset[str]:
 
 
 def _is_base_matrix(name: str) -> bool:
-    is_channel = ".otter." in name or name.startswith("signals.")
-    return not is_channel and name.endswith((".weight", ".weight_t"))
+    return not _is_channel_matrix(name) and name.endswith((".weight", ".weight_t"))
+
+
+def _is_channel_matrix(name: str) -> bool:
+    return ".otter." in name or name.startswith("signals.")
 
 
 def _formats(base: BaseModel, precision: Precision) -> Callable[[str], WeightFormat | None]:

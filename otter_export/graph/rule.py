@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from otter_export.channel import expected_tensors
+from otter_export.channel import channel_sites, expected_tensors
 from otter_export.checkpoint import Checkpoint
 from otter_export.family import NormSite, ProjectionSite
 from otter_export.graph.emit import Emitter, add_initializer, lazy_tensor
@@ -35,6 +35,7 @@ class Widening:
     Attributes:
         model: The graph being widened.
         channel: Base value to channel value.
+        starts: Stems of the places where the channel starts.
         final_state: Channel value that the heads read (after the final norm), once seen.
     """
 
@@ -45,8 +46,8 @@ class Widening:
         self.channel: dict[ir.Value, ir.Value] = {}
         self.final_state: ir.Value | None = None
         self._shapes = expected_tensors(checkpoint.config, checkpoint.base)
+        self.starts = channel_sites(checkpoint.config, checkpoint.base.sites).starts
         self._sites = {s.graph_name: s for s in checkpoint.base.sites.projections}
-        self._embeddings = {name for name, _ in checkpoint.base.sites.embeddings}
         self._norms = {norm.name: norm for norm in checkpoint.base.sites.norms}
 
     def emitter(self, node: ir.Node) -> Emitter:
@@ -59,7 +60,7 @@ class Widening:
 
     def is_embedding(self, stem: str) -> bool:
         """Whether a stem names an embedding at which the channel starts."""
-        return stem in self._embeddings
+        return not self.config.first_layer and stem in self.starts
 
     def norm(self, stem: str) -> NormSite | None:
         """The norm whose parameters have this stem."""

@@ -15,6 +15,7 @@ from otter_export.graph.functions import register_functions
 from otter_export.graph.rule import Widening, parameter_stem
 from otter_export.graph.rules import RULES
 from otter_export.graph.signals import add_signal
+from otter_export.graph.start import start_inside
 
 
 def widen(model: ir.Model, checkpoint: Checkpoint) -> ir.Model:
@@ -29,8 +30,10 @@ def widen(model: ir.Model, checkpoint: Checkpoint) -> ir.Model:
             one of the inserted tensors.
     """
     register_functions(model)
-    state = Widening(model, checkpoint)
-    for node in list(model.graph):
+    state, nodes = Widening(model, checkpoint), list(model.graph)
+    if checkpoint.config.first_layer:
+        start_inside(state, *state.starts)
+    for node in nodes:
         key = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         starts = node.op_type == "Gather" and state.is_embedding(parameter_stem(node.inputs[0]))
         carried = any(v in state.channel for v in node.inputs if v is not None)

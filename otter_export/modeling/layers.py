@@ -9,6 +9,8 @@ no gradient has to flow there.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,12 +81,17 @@ class ChannelPart(nn.Module):
         super().__init__()
         self.otter = ChannelProjection(widths, bias=bias)
 
+    def forward(self, base: Tensor, channel: Tensor) -> Tensor:
+        """As `ChannelProjection`."""
+        return self.otter(base, channel)  # type: ignore[no-any-return]
+
 
 class WidenedFusedProjection(nn.Module):
     """A fused projection (GPT-2's ``c_attn``); its output is ``[q ; q' ; k ; k' ; v ; v']``.
 
     With ``head`` (its rows, and those of all parts of a head) the parts of a head lie together, and
-    the output is ``[q1 ; k1 ; v1 ; q2 ; ... ; q'1 ; k'1 ; v'1 ; ...]``.
+    the output is ``[q1 ; k1 ; v1 ; q2 ; ... ; q'1 ; k'1 ; v'1 ; ...]``. Parts in ``shared`` have no
+    tensors: their channel rows are these rows of the base's output.
     """
 
     weight: nn.Parameter
@@ -95,20 +102,26 @@ class WidenedFusedProjection(nn.Module):
         base: nn.Module,
         parts: dict[str, ProjectionWidths],
         head: tuple[int, int] | None = None,
+        shared: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.head = head
         self.weight, self.bias = _parameters(base)
         self.transposed = not isinstance(base, nn.Linear)
         self.widths = dict(parts)
+        self.shared = dict(shared or {})
         for name, widths in parts.items():
-            self.add_module(name, ChannelPart(widths, bias=self.bias is not None))
+            if name not in self.shared:
+                self.add_module(name, ChannelPart(widths, bias=self.bias is not None))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., n_in + n'_in]`` to ``[..., sum of (n_out + n'_out)]``."""
         base, channel = split_state(x, next(iter(self.widths.values())).base_in)
         y = base_projection(base, self.weight, self.bias, self.transposed)
-        channels = [self._part(name).otter(base, channel) for name in self.widths]
+        channels = [
+            y[..., self.shared[name]] if name in self.shared else self._part(name)(base, channel)
+            for name in self.widths
+        ]
         if self.head is not None:
             heads = [part.unflatten(-1, (-1, self.head[0])) for part in channels]
             return torch.cat((y, torch.stack(heads, dim=-2).flatten(-3)), dim=-1)
@@ -119,6 +132,29 @@ class WidenedFusedProjection(nn.Module):
         part = self.get_submodule(name)
         assert isinstance(part, ChannelPart)
         return part
+
+
+class Repeated(nn.Module):
+    """A base module some of whose heads stand in for extra ones: attention that is shared.
+
+    Args:
+        base: A projection to queries or keys, or a norm of them.
+        axis: Where base and channel lie behind each other in its input, and heads in its output.
+        size: The base's part of the input.
+        rows: ``[n]``: what of the output is repeated behind it.
+    """
+
+    def __init__(self, base: nn.Module, axis: int, size: int, rows: Tensor) -> None:
+        super().__init__()
+        self.weight = base.weight
+        self.bias = getattr(base, "bias", None)
+        self._base = (base,)
+        self.axis, self.size, self.rows = axis, size, rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The base's output, and the rows that are repeated."""
+        y = self._base[0](x.narrow(self.axis, 0, self.size).detach().contiguous())
+        return torch.cat((y, y.index_select(self.axis, self.rows.to(y.device))), dim=self.axis)
 
 
 class ChannelNorm(nn.Module):
@@ -232,6 +268,54 @@ class WidenedEmbedding(nn.Module):
             assert self.otter.projection is not None
             channel = functional.linear(base, self.otter.projection)
         return torch.cat((base, channel.to(base.dtype)), dim=-1)
+
+
+class PaddedEmbedding(nn.Module):
+    """An embedding that gives ``[x0 ; 0]``, of a channel that begins inside the base.
+
+    The layers below it do not see the zeros (`cut_at`); forwards of transformers that note the
+    state's size before the first layer and expect it behind the last (GPT-2) do.
+    """
+
+    def __init__(self, base: nn.Embedding, channel_size: int) -> None:
+        super().__init__()
+        self.weight = base.weight
+        self._base = (base,)
+        self.channel_size = channel_size
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``[...]`` token or position ids to ``[..., d + d']``."""
+        return functional.pad(self._base[0](ids), (0, self.channel_size))
+
+
+def cut_at(layer: nn.Module, base_size: int) -> None:
+    """Let a module get the base part alone, ``[..., d]``."""
+
+    def cut(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (split_state(arguments[0], base_size)[0], *arguments[1:])
+
+    layer.register_forward_pre_hook(cut)
+
+
+def begin_at(place: nn.Module, base_size: int, channel_size: int) -> None:
+    """Let a module get ``[x ; P x]`` for ``x``; ``P`` ``[d', d]`` is its ``otter.projection``.
+
+    Args:
+        place: A decoder layer, or the final norm, which is widened already.
+        base_size: d.
+        channel_size: d'.
+    """
+    projection = nn.Parameter(torch.zeros(channel_size, base_size))
+    inserted: nn.Module = getattr(place, "otter", nn.Module())
+    inserted.register_parameter("projection", projection)
+    place.add_module("otter", inserted)
+
+    def begin(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        base, *others = arguments
+        channel = functional.linear(base, module.otter.projection)
+        return (torch.cat((base, channel.to(base.dtype)), dim=-1), *others)
+
+    place.register_forward_pre_hook(begin)
 
 
 class WidenedActivation(nn.Module):

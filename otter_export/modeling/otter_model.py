@@ -1,4 +1,4 @@
-"""`OtterModel`: a Hugging Face causal LM with a channel inserted, module by module.
+"""`OtterModel`: a Hugging Face causal LM with a channel inserted, and its signal heads.
 
 Hugging Face's own forward, attention, rotary embedding, cache and ``generate`` run unchanged on the
 widened state; only projections, norms, embeddings and the head are replaced.
@@ -6,10 +6,8 @@ widened state; only projections, norms, embeddings and the head are replaced.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,26 +21,9 @@ from otter_export.channel import expected_tensors
 from otter_export.checkpoint import Checkpoint
 from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError
-from otter_export.family import (
-    BaseDimensions,
-    Family,
-    ProjectionSite,
-    Sites,
-    Space,
-    channel_width,
-)
+from otter_export.family import BaseDimensions, Family, Sites
 from otter_export.layer_attention import completed_config
-from otter_export.modeling.layers import (
-    BaseHead,
-    ProjectionWidths,
-    WidenedActivation,
-    WidenedEmbedding,
-    WidenedFusedProjection,
-    WidenedHeadNorm,
-    WidenedNorm,
-    WidenedProjection,
-)
-from otter_export.modeling.query_groups import QueryGroups, use_query_groups
+from otter_export.modeling.insertion import insert_channel
 from otter_export.modeling.signals import SignalHead
 from otter_export.safetensors_io import FloatArray
 
@@ -63,7 +44,7 @@ class OtterModel(nn.Module):
 
     Args:
         base: The untouched Hugging Face causal LM; its modules are replaced in place.
-        config: Widths and signals of the channel.
+        config: Shape and signals of the channel.
         family, dimensions, sites: What the base is, from `otter_export.base_model.BaseModel`.
     """
 
@@ -85,7 +66,7 @@ class OtterModel(nn.Module):
                 for s in config.signals
             }
         )
-        _widen_modules(base, config, family, dimensions, sites)
+        insert_channel(base, config, family, dimensions, sites)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(".otter." in name or name.startswith("signals."))
 
@@ -192,78 +173,3 @@ def _base_parameters(base: BaseModel) -> Iterator[tuple[str, Tensor]]:
         info = base.weights[stored]
         with safetensors.safe_open(str(info.file), framework="pt") as file:
             yield name, file.get_tensor(stored)
-
-
-def _widen_modules(
-    model: nn.Module, config: OtterConfig, family: Family, base: BaseDimensions, sites: Sites
-) -> None:
-    """Replace every module that a site names."""
-    d, channel = base.hidden_size, config.hidden_size
-    for name, _ in sites.embeddings:
-        embedding = model.get_submodule(name)
-        assert isinstance(embedding, nn.Embedding)
-        _replace(model, name, WidenedEmbedding(embedding, config.embedding, channel))
-    for norm in sites.norms:
-        module, size = model.get_submodule(norm.name), norm.channel_size(config)
-        if norm.axis is None:
-            one: nn.Module = WidenedNorm(module, family.layer_norm, norm.base_size(base), size)
-        else:
-            heads = base.width(norm.space) // base.head_dim
-            one = WidenedHeadNorm(module, family.layer_norm, heads, norm.axis, size)
-        _replace(model, norm.name, one)
-    by_parameter: dict[str, list[ProjectionSite]] = defaultdict(list)
-    for site in sites.projections:
-        by_parameter[site.parameter].append(site)
-    for name, parts in by_parameter.items():
-        module = model.get_submodule(name)
-        widths = {s.part: _widths(config, base, s) for s in parts}
-        widened: nn.Module = (
-            WidenedProjection(module, widths[None])
-            if None in widths
-            else WidenedFusedProjection(
-                module, {str(k): w for k, w in widths.items()}, parts[0].head
-            )
-        )
-        _replace(model, name, widened)
-    groups = QueryGroups.of(base, config)
-    if groups.differ:
-        for name in (s.parameter for s in sites.projections if s.reads is Space.QUERY):
-            use_query_groups(model.get_submodule(name.rpartition(".")[0]), groups)
-    for layer in range(base.num_hidden_layers):
-        for path in family.activations:
-            name = f"{family.layers}.{layer}.{path}"
-            activation = WidenedActivation(model.get_submodule(name), base.intermediate_size)
-            _replace(model, name, activation)
-        for path, attribute, space in family.resized:
-            _resize(
-                model.get_submodule(f"{family.layers}.{layer}.{path}"), attribute, space, config
-            )
-    # Files may have another name for the head than the model has (GPT-NeoX).
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    assert isinstance(head, nn.Linear)
-    name = next(name for name, module in model.named_modules() if module is head)
-    _replace(model, name, BaseHead(head, d))
-
-
-def _resize(owner: Any, attribute: str, space: Space, config: OtterConfig) -> None:
-    """Let an integer attribute count the channel too; see `Family.resized`."""
-    if attribute.startswith("config."):
-        owner.config = copy.copy(owner.config)
-        owner, attribute = owner.config, attribute.removeprefix("config.")
-    width = channel_width(config, space)
-    more = width // config.head_dim if attribute.endswith("_heads") else width
-    setattr(owner, attribute, getattr(owner, attribute) + more)
-
-
-def _widths(config: OtterConfig, base: BaseDimensions, site: ProjectionSite) -> ProjectionWidths:
-    return ProjectionWidths(
-        base_in=base.width(site.reads),
-        channel_in=channel_width(config, site.reads),
-        base_out=base.width(site.writes),
-        channel_out=channel_width(config, site.writes),
-    )
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)

@@ -28,6 +28,8 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 DEVICES = ("cpu", "cuda")
 #: Slots of the smallest cache. It grows by doubling: each size has CUDA graphs of its own.
 SLOTS = 256
+#: Addresses of blocks, and a shape.
+_StepKey = tuple[tuple[int, ...], tuple[int, int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +121,13 @@ class TorchExecutor:
         base, config = checkpoint.base.dimensions, checkpoint.config
         self._model = model
         self._options = options
-        self._heads = base.num_key_value_heads + config.num_key_value_heads
-        self._layers, self._size = base.num_hidden_layers, base.head_dim
+        heads, first = base.num_key_value_heads, config.first_layer
+        # Layers and heads of each block: those below the channel, and those that have it.
+        layers = {heads: first, heads + config.num_key_value_heads: base.num_hidden_layers - first}
+        self._layers = [(count, heads) for heads, count in layers.items() if count]
+        self._size = base.head_dim
         self._most = base.max_position_embeddings + options.max_step
-        self._steps: Recent[tuple[int, ...], TorchStep] = Recent(options.max_shapes)
+        self._steps: Recent[_StepKey, TorchStep] = Recent(options.max_shapes)
         self._memory = torch_memory(str(options.device), self._forget)
         captures = options.cuda_graphs and options.device == "cuda"
         self._graph_pool = torch.cuda.graph_pool_handle() if captures else None
@@ -144,10 +149,12 @@ class TorchExecutor:
         return min(slots, self._most)
 
     def blocks(self, places: int, slots: int, *, zeroed: bool = True) -> tuple[TorchBlock, ...]:
-        """One block for base and channel heads together; see `Executor.blocks`."""
-        shape = (2 * self._layers, places, self._heads, slots, self._size)
+        """Base and channel heads of a layer lie together; see `Executor.blocks`."""
         dtype = DTYPES[str(self._options.precision)]
-        return (self._memory.block(shape, dtype, zeroed=zeroed),)
+        return tuple(
+            self._memory.block((2 * layers, places, heads, slots, self._size), dtype, zeroed=zeroed)
+            for layers, heads in self._layers
+        )
 
     def run(
         self, blocks: tuple[TorchBlock, ...], inputs: StepInputs, rows: None = None
@@ -155,7 +162,7 @@ class TorchExecutor:
         """Run the model; see `Executor.run`."""
         for _ in range(2):
             try:
-                return self._step(blocks[0], inputs.shape).run(inputs)
+                return self._step(blocks, inputs.shape).run(inputs)
             except torch.OutOfMemoryError:
                 # What is only kept for later may be enough.
                 self._memory.clear()
@@ -169,18 +176,19 @@ class TorchExecutor:
             "smaller --batch-size"
         )
 
-    def _step(self, block: TorchBlock, shape: tuple[int, int, int]) -> TorchStep:
+    def _step(self, blocks: tuple[TorchBlock, ...], shape: tuple[int, int, int]) -> TorchStep:
         """What runs this shape on this memory; a prompt's shapes hardly recur, so are not kept."""
+        memory = [block.tensor for block in blocks]
         if shape[1] > self._options.max_graph_step:
-            return TorchStep(self._model, block.tensor, shape, None)
+            return TorchStep(self._model, memory, shape, None)
         return self._steps.get(
-            (block.address(0), *shape),
-            lambda: TorchStep(self._model, block.tensor, shape, self._graph_pool),
+            (tuple(block.address(0) for block in blocks), shape),
+            lambda: TorchStep(self._model, memory, shape, self._graph_pool),
         )
 
     def _forget(self, address: int) -> None:
         """Drop what refers to memory that is given up."""
-        self._steps.forget(lambda key: key[0] == address)
+        self._steps.forget(lambda key: address in key[0])
 
 
 def _resolved(checkpoint: Checkpoint, options: TorchOptions) -> TorchOptions:
@@ -231,7 +239,7 @@ def _manifest(checkpoint: Checkpoint, options: TorchOptions) -> EngineManifest:
         cache_form=engine_io.IN_PLACE,
         model_file="",
         base=dataclasses.asdict(checkpoint.base.dimensions),
-        channel={n: v for n, v in channel.items() if type(v) is int},
+        channel={n: v for n, v in channel.items() if type(v) is int or n == "attention"},
         signals=checkpoint.config.signals,
         max_sequence_length=checkpoint.base.dimensions.max_position_embeddings,
         bos_token_id=bos,

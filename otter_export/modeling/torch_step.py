@@ -7,7 +7,7 @@ when it was captured, hence the static buffers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,27 +76,31 @@ class TorchStep:
 
     Args:
         model: The model.
-        block: ``[2 * layers, places, heads, slots, e]``.
+        blocks: ``[2 * layers, places, heads, slots, e]`` each, one behind the other.
         shape: ``(B, S, R)``.
         graph_pool: Memory that CUDA graphs share, from `torch.cuda.graph_pool_handle`; None
             captures none. They run one after another, and outputs are copied before the next runs.
     """
 
     def __init__(
-        self, model: OtterModel, block: Tensor, shape: tuple[int, int, int], graph_pool: Any
+        self,
+        model: OtterModel,
+        blocks: Sequence[Tensor],
+        shape: tuple[int, int, int],
+        graph_pool: Any,
     ) -> None:
         batch, step, kept = shape
         self._model = model
-        self._block = block
+        self._blocks = blocks
         self._graph_pool = graph_pool
         self._uses = 0
         self._graph: Any = None
-        device = block.device
+        device, slots = blocks[0].device, blocks[0].shape[3]
 
         def integers(*sizes: int) -> Tensor:
             return torch.zeros(sizes, dtype=torch.int64, device=device)
 
-        mask = torch.zeros((batch, 1, step, block.shape[3]), dtype=torch.bool, device=device)
+        mask = torch.zeros((batch, 1, step, slots), dtype=torch.bool, device=device)
         self._inputs = {
             engine_io.INPUT_IDS: integers(batch, step),
             engine_io.POSITION_IDS: integers(batch, step),
@@ -127,10 +131,10 @@ class TorchStep:
         """The kernels of a step, from the input buffers to new outputs."""
         inputs = self._inputs
         slots = inputs[engine_io.WRITE_INDICES][:, None] + self._offsets
-        block = self._block[:, : self._places.shape[0]]
+        memory = [one for block in self._blocks for one in block[:, : self._places.shape[0]]]
         layers: list[Any] = [
-            SlotLayer(block[i], block[i + 1], self._places, slots)
-            for i in range(0, block.shape[0], 2)
+            SlotLayer(keys, values, self._places, slots)
+            for keys, values in zip(memory[::2], memory[1::2], strict=True)
         ]
         decoded = self._model.base.base_model(
             input_ids=inputs[engine_io.INPUT_IDS],
@@ -171,8 +175,9 @@ class TorchStep:
         """Eager attention (Gemma 2, for its soft cap) adds its mask to the scores."""
         if self._model.base.config._attn_implementation != "eager":
             return mask
-        low = torch.finfo(self._block.dtype).min
-        return torch.zeros_like(mask, dtype=self._block.dtype).masked_fill(~mask, low)
+        dtype = self._blocks[0].dtype
+        low = torch.finfo(dtype).min
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, low)
 
     def _captured_if_possible(self) -> Any:
         """A CUDA graph; None, from now on, if the model does what cannot be captured."""

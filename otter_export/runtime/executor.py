@@ -14,7 +14,7 @@ from otter_export.engine_io import EngineIO
 from otter_export.runtime.engine import BoolArray, FloatArray, IntArray
 from otter_export.runtime.memory.block import Block, Memory
 
-#: The blocks of one cache: of the base and of the channel, or one of both together.
+#: The memory of a batch: a block for each cache of an engine, or as the executor divides it.
 Blocks = tuple[Block, ...]
 
 
@@ -91,8 +91,8 @@ class Executor(Protocol):
 def cache_blocks(
     memory: Memory, io: EngineIO, places: int, slots: int, *, zeroed: bool = True
 ) -> Blocks:
-    """Blocks of the base's and of the channel's heads."""
+    """A block for each cache of an engine."""
     return tuple(
-        memory.block((2 * io.num_layers, places, heads, slots, io.head_dim), dtype, zeroed=zeroed)
-        for heads, dtype in zip(io.key_value_heads, io.cache_dtypes, strict=True)
+        memory.block((len(c.pasts()), places, c.heads, slots, io.head_dim), c.dtype, zeroed=zeroed)
+        for c in io.caches
     )

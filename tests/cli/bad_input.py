@@ -148,9 +148,7 @@ INSERTIONS = [
         "force over a base", "insert ckpt base --force", "base is not a directory with otter_config"
     ),
     Case("over itself", "insert ckpt ckpt --force", "ckpt holds the base"),
-    Case(
-        "no keys left to copy", "insert base new --heads 3", "no wider than the base: key_value 48"
-    ),
+    Case("no keys left to copy", "insert base new --heads 3", "no wider than the base: key 48"),
     Case(
         "queries without keys",
         "insert base new --heads 4 --key-value-heads 1",
@@ -221,6 +219,27 @@ INSERTIONS = [
     ),
 ]
 
+SHAPES = [
+    Case("no such layer", "insert base new --first-layer 3", "and the base has 2 layers; 2 is a probe"),
+    Case("a table inside", "insert base new --first-layer 1 --embedding table", "'table' needs first_layer 0"),
+    Case(
+        "keys to share",
+        "insert base new --init normal --heads 3 --key-value-heads 3 --attention shared",
+        "3 key/value heads cannot share the attention of a base that has 2",
+    ),
+    Case("layer in a file", "inspect ckpt", "first_layer must be an integer", fields(CONFIG, version=2, first_layer="1")),
+    Case("attention in a file", "inspect ckpt", "attention is 'none'; accepted: own", fields(CONFIG, version=2, attention="none")),
+    Case("no checkpoint", "reshape base new", "base has no otter_config.json: it is not an Otter"),
+    Case("all of it trained", "reshape ckpt new", "would lose what was trained: model.layers.0.self_attn.q_proj"),
+    Case("a trained layer", "reshape ckpt new --first-layer 1", "would lose what was trained: model.embed_tokens.otter.proj"),
+    Case("trained queries", "reshape ckpt new --attention shared", "trained: model.layers.0.self_attn.q_proj.* and 4 more"),
+    Case("behind the end", "reshape ckpt new --first-layer 3", "first_layer is 3, and the base has 2 layers"),
+    Case("as it is", "reshape ckpt new --first-layer 0 --attention own", "has this shape already"),
+    Case("unknown attention", "reshape ckpt new --attention flash", "'flash' is not one of 'own', 'shared'"),
+    Case("reshaped in place", "reshape ckpt ckpt --force", "ckpt holds the checkpoint ckpt; choose another"),
+    Case("reshaped over a base", "reshape ckpt base --force", "base is not a directory with otter_config"),
+]  # fmt: skip
+
 CONFIGURATIONS = [
     Case("nothing there", "inspect nowhere", "nowhere is not a directory"),
     Case("neither kind", "inspect base", "base has neither otter_config.json .* nor engine.json"),
@@ -229,7 +248,7 @@ CONFIGURATIONS = [
     Case("deep JSON", "inspect ckpt", "is not readable JSON", content(CONFIG, "[" * 100_000)),
     Case("a list", "inspect ckpt", "expected a JSON object, got list", content(CONFIG, "[]")),
     Case("foreign", "inspect ckpt", "format is 'peft'", fields(CONFIG, format="peft")),
-    Case("newer", "inspect ckpt", "version 2 is not known.*Upgrade", fields(CONFIG, version=2)),
+    Case("newer", "inspect ckpt", "version 3 is not known.*Upgrade", fields(CONFIG, version=3)),
     Case("text width", "inspect ckpt", "hidden_size must be", fields(CONFIG, hidden_size="16")),
     Case("true width", "inspect ckpt", "head_dim must be", fields(CONFIG, head_dim=True)),
     Case("no width", "inspect ckpt", "num_key_value_heads must be.*None", fields(CONFIG, num_key_value_heads=...)),
@@ -414,6 +433,7 @@ TENSORRT = [
 CASES = {
     "arguments": ARGUMENTS,
     "insertion": INSERTIONS,
+    "shape": SHAPES,
     "configuration": CONFIGURATIONS,
     "weights": WEIGHTS,
     "engine": ENGINES,

@@ -27,7 +27,7 @@ NAME = "model.layers.0.mlp.up_proj.otter.from_base"
 def test_the_plain_command(cli: Cli, tiny_llama: Path, tmp_path: Path) -> None:
     result = cli("insert", tiny_llama, tmp_path / "ckpt")
     assert result.status == 0 and result.stderr == ""
-    assert "channel d'=64 m'=96 H'=2 H'kv=1 e=16, projection, copy" in result.stdout
+    assert "channel d'=64 m'=96 H'=2 H'kv=1 e=16, projection embedding, copy" in result.stdout
     assert f"wrote {tmp_path / 'ckpt'}: " in result.stdout and "peak memory" in result.stdout
     opened = Checkpoint.open(tmp_path / "ckpt")
     assert [s.name for s in opened.config.signals] == ["reward"]

@@ -31,6 +31,7 @@ SIZES = (0, 1000, 9000)
 for _module in (
     "matplotlib.backends.backend_agg",
     "otter_export.cli.build",
+    "otter_export.cli.reshape",
     "otter_export.cli.train",
     "otter_export.cli.triton",
     "otter_export.converters.onnx",
@@ -118,6 +119,19 @@ def test_insert_over_a_checkpoint(
         assert tree(root / "ck") == new
         assert [p.name for p in root.iterdir()] == ["ck"]
     assert between == 1
+
+
+@pytest.mark.slow
+def test_reshape(root: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    options = {"base": tiny_llama, "initialization": "copy", "adapter": True}
+    copied = tiny.write_checkpoint(tmp_path / "ck", **options)
+    reshape = otter("reshape", copied, root / "out", "--first-layer", "1", "--prompt", "w5")
+
+    def command() -> object:
+        torch.set_num_threads(1)  # a fork has none of its parent's threads
+        return reshape()
+
+    check_output(root, command, "out")
 
 
 def whole_engine(path: Path) -> dict[str, bytes] | None:

@@ -58,6 +58,17 @@ CASES = (
         for name in FAITHFUL_ACTIVATIONS
     ),
     Case("qwen2-tied", "qwen2", base={"tie_word_embeddings": True}),
+    # Shapes; the bases have two layers.
+    Case("upper-half", channel={"first_layer": 1}),
+    Case("shared", channel={"attention": "shared"}),
+    Case("upper-half-shared", channel={"first_layer": 1, "attention": "shared"}),
+    Case("shared-one-of-a-group", channel={"attention": "shared", "heads": 1}),
+    Case("shared-some-of-each-group", channel={"attention": "shared", "key_value_heads": 2}),
+    Case("shared-all-heads", channel={"attention": "shared", "heads": 4}),
+    Case("shared-table", channel={"attention": "shared", "embedding": "table"}),
+    Case("gpt2-upper-half-shared", "gpt2", channel={"first_layer": 1, "attention": "shared"}),
+    Case("probe", channel={"first_layer": 2}),
+    Case("gpt2-probe", "gpt2", channel={"first_layer": 2}),
 )
 
 

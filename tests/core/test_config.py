@@ -33,16 +33,19 @@ def signal_values(draw: st.DrawFn) -> Signal:
 @st.composite
 def configs(draw: st.DrawFn) -> OtterConfig:
     key_values = draw(st.integers(1, 1024))
+    embedding = draw(st.sampled_from(config_file.EMBEDDINGS))
     return OtterConfig(
         hidden_size=draw(widths),
         intermediate_size=draw(widths),
         num_attention_heads=key_values * draw(st.integers(1, 1024)),
         num_key_value_heads=key_values,
         head_dim=draw(widths),
-        embedding=draw(st.sampled_from(config_file.EMBEDDINGS)),
+        embedding=embedding,
         initialization=draw(st.sampled_from(config_file.INITIALIZATIONS)),
         signals=tuple(draw(st.lists(signal_values(), min_size=1, unique_by=lambda s: s.name))),
         base_model_name_or_path=draw(st.none() | st.text(min_size=1)),
+        first_layer=0 if embedding == "table" else draw(st.integers(0, 1 << 14)),
+        attention=draw(st.sampled_from(config_file.ATTENTIONS)),
     )
 
 
@@ -80,6 +83,34 @@ def test_the_documented_example_is_read_and_written_as_it_stands() -> None:
     config = OtterConfig.from_json(EXAMPLE)
     assert config == OtterConfig(64, 192, 3, 1, 64)
     assert config.to_json() == EXAMPLE
+
+
+@given(configs())
+def test_version_2_is_written_where_the_shape_needs_it(config: OtterConfig) -> None:
+    written = config.to_json()
+    default = (config.first_layer, config.attention) == (0, "own")
+    assert written["version"] == (1 if default else 2)
+    assert ("first_layer" in written) is ("attention" in written) is not default
+
+
+@pytest.mark.parametrize("name", ["first_layer", "attention"])
+def test_version_1_has_no_shape(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown field '{name}'"):
+        OtterConfig.from_json({**EXAMPLE, name: {"first_layer": 0, "attention": "own"}[name]})
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"first_layer": -1}, "first_layer must be an integer from 0 to 16384, got -1"),
+        ({"first_layer": True}, "first_layer must be an integer from 0 to 16384, got True"),
+        ({"attention": "none"}, "attention is 'none'; accepted: own, shared"),
+        ({"first_layer": 1, "embedding": "table"}, "embedding 'table' needs first_layer 0, got 1"),
+    ],
+)
+def test_a_shape_that_is_none(fields: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        OtterConfig.from_json({**EXAMPLE, "version": 2, **fields})
 
 
 @given(json_values)

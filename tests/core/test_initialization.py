@@ -55,7 +55,8 @@ def test_copy_takes_fixed_index_sets(family: str, tmp_path: Path) -> None:
         Space.HIDDEN: hidden,
         Space.INNER: neurons,
         Space.QUERY: np.arange(config.num_attention_heads * 16),
-        Space.KEY_VALUE: np.arange(config.num_key_value_heads * 16),
+        Space.KEY: np.arange(config.num_key_value_heads * 16),
+        Space.VALUE: np.arange(config.num_key_value_heads * 16),
     }
     for space, expected in rows.items():
         np.testing.assert_array_equal(copied_rows(config, base, space), expected)
@@ -131,5 +132,6 @@ def test_widths_of_the_spaces() -> None:
         Space.HIDDEN: 16,
         Space.INNER: 24,
         Space.QUERY: 32,
-        Space.KEY_VALUE: 16,
+        Space.KEY: 16,
+        Space.VALUE: 16,
     }

@@ -183,3 +183,61 @@ def test_sizes_have_a_limit(engine: Path, part: str, value: object) -> None:
         change(engine, **{part: {**sizes, name: value}})
         with pytest.raises(EngineError, match=f"{name} must be an integer from 1 to|signals"):
             EngineManifest.load(engine)
+
+
+#: A shape, and the channel's cache tensors over two layers.
+SHAPES = [
+    ({}, ["0.key", "0.value", "1.key", "1.value"]),  # of older releases
+    ({"first_layer": 0, "attention": "own"}, ["0.key", "0.value", "1.key", "1.value"]),
+    ({"first_layer": 1, "attention": "own"}, ["1.key", "1.value"]),
+    ({"first_layer": 0, "attention": "shared"}, ["0.value", "1.value"]),
+    ({"first_layer": 1, "attention": "shared"}, ["1.value"]),
+    ({"first_layer": 2, "attention": "own"}, []),
+    ({"first_layer": 2, "attention": "shared"}, []),
+]
+
+
+@pytest.mark.parametrize(("shape", "parts"), SHAPES)
+def test_the_caches_of_a_shape(engine: Path, shape: dict[str, Any], parts: list[str]) -> None:
+    channel = json.loads((engine / "engine.json").read_text())["channel"]
+    change(engine, channel={**channel, **shape})
+    manifest = EngineManifest.load(engine)
+    assert manifest.channel_shape == (
+        shape.get("first_layer", 0),
+        shape.get("attention", "own"),
+    )
+    manifest.require_form("read_only")
+    io = manifest.io
+    for names, tensors in (("otter_key_values", io.inputs()), ("otter_present", io.outputs())):
+        found = [name for name in tensors if name.startswith("otter_")]
+        assert found == [f"{names}.{part}" for part in parts]
+    assert [cache.heads for cache in io.caches] == [2, 1][: 1 + bool(parts)]
+    assert all(len(c.pasts()) == len(c.presents()) for c in io.caches)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"first_layer": 3}, "first_layer must be at most 2"),
+        ({"first_layer": -1}, "first_layer must be an integer from 0"),
+        ({"first_layer": True}, "first_layer must be an integer from 0"),
+        ({"first_layer": 10**12}, "first_layer must be an integer from 0"),
+        ({"attention": "both"}, "accepted: own, shared"),
+        ({"attention": None}, "accepted: own, shared"),
+    ],
+)
+def test_a_shape_that_is_none(engine: Path, shape: dict[str, Any], message: str) -> None:
+    channel = json.loads((engine / "engine.json").read_text())["channel"]
+    change(engine, channel={**channel, **shape})
+    with pytest.raises(EngineError, match=message):
+        EngineManifest.load(engine)
+
+
+def test_a_cache_that_cannot_be_stored_is_named(engine: Path) -> None:
+    data = json.loads((engine / "engine.json").read_text())
+    shape = {"first_layer": 1, "attention": "shared"}
+    change(engine, channel={**data["channel"], **shape}, inputs=data["inputs"][:5])
+    with pytest.raises(
+        EngineError, match=r"input past_key_values\.0\.key is|otter_key_values\.1\.v"
+    ):
+        EngineManifest.load(engine).require_form("read_only")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from examples.sentiment import material, recipe
+from otter_export import reshape
 from otter_export.channel import expected_tensors
 from otter_export.checkpoint import Checkpoint
 from otter_export.modeling.data import Reader, batches
@@ -43,6 +44,26 @@ def test_it_holds_exactly_what_the_recipe_trains(checkpoint: Checkpoint) -> None
     expected = expected_tensors(checkpoint.config, checkpoint.base)
     trained = {name for name in expected if re.search(recipe.TRAINABLE, name)}
     assert set(read_header(recipe.SHIPPED)) == trained
+
+
+@pytest.mark.slow
+def test_it_is_all_that_a_channel_from_the_embeddings_needs(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """The same tensors over copies of every layer are reshaped to the channel that is shipped."""
+    whole = smollm2.shipped_checkpoint(tmp_path / "whole", first_layer=0, attention="own")
+    reshape.plan(whole, tmp_path / "reshaped").write()
+    found = Checkpoint.open(tmp_path / "reshaped")
+    assert found.config.first_layer == checkpoint.config.first_layer == 14
+    assert found.config.attention == checkpoint.config.attention == "shared"
+    assert list(found.tensors) == list(checkpoint.tensors)
+    for name in found.tensors:
+        assert found.tensors.raw(name).tobytes() == checkpoint.tensors.raw(name).tobytes()
+    ids = torch.tensor([load_tokenizer(found.base.directory).encode("A slow, moving film about")])
+    with torch.no_grad():
+        rewards = [load_reference(c)(ids).signals["reward"] for c in (whole, found)]
+    # float32, summed in another order over 14 layers; the rewards spread by some 0.1.
+    torch.testing.assert_close(rewards[0], rewards[1], rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow

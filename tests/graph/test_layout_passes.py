@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from otter_export.graph.passes.chain_products import ChainProducts
 from otter_export.graph.passes.flatten_tokens import FlattenTokens
 from otter_export.graph.passes.float_logits import FloatLogits
 from otter_export.graph.passes.keep_rows import KeepLastLogits
@@ -262,3 +264,59 @@ def test_read_only_cache_equals_attention(rotary: bool, prefix: int, attributes:
     np.testing.assert_allclose(found[1], key[:, :, prefix:], atol=1e-6, rtol=0)
     np.testing.assert_array_equal(found[2], value[:, :, prefix:])
     assert not ReadOnlyCache()(model).modified
+
+
+PRODUCTS = """g (float[T, 4] x, float[T, 3] c, float[T, 2] r, float[2, 4] A__otter,
+       float[2, 3] B__otter, float[2, 4] W, float[2] b) => (float[T, 2] y)
+   {{ a = Transpose <perm = [1, 0]> (A__otter) m = MatMul (x, a)
+     t = Transpose <perm = [1, 0]> (B__otter) n = MatMul (c, t)
+     w = Transpose <perm = [1, 0]> (W) k = MatMul (x, w) {} y = Identity (z) }}"""
+#: What is summed, and the ops that are left.
+SUMS = {
+    "products": ("z = Add (m, n)", ["Gemm", "MatMul"]),
+    "bias": ("s = Add (m, n) z = Add (s, b)", ["Gemm", "Gemm"]),
+    "residual": ("s = Add (m, n) z = Add (r, s)", ["Gemm", "Gemm"]),
+    "both": ("s = Add (m, n) u = Add (s, b) z = Add (r, u)", ["Add", "Gemm", "Gemm"]),
+    "three more": (
+        "s = Add (m, b) t2 = Add (n, r) u = Add (s, t2) z = Add (b, u)",
+        ["Add", "Add", "Gemm", "Gemm"],
+    ),
+    "read twice": ("s = Add (m, n) u = Tanh (s) z = Add (s, u)", ["Add", "Gemm", "MatMul", "Tanh"]),
+    "with the base's": ("s = Add (k, n) z = Add (s, r)", ["Add", "Gemm", "MatMul"]),
+}
+
+
+def products_model(body: str) -> ir.Model:
+    model = parse(
+        PRODUCTS.format(body),
+        A__otter=randn(2, 4, seed=3),
+        B__otter=randn(2, 3, seed=4),
+        W=randn(2, 4, seed=5),
+        b=randn(2, seed=6),
+    )
+    for node in model.graph:
+        if node.op_type != "Transpose":
+            node.outputs[0].shape = ir.Shape(["T", 2])
+    return model
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_chain_products_adds_inside_of_gemm(name: str) -> None:
+    """1e-6: the same products of four numbers, added in another order."""
+    body, left = SUMS[name]
+    model = products_model(body)
+    inputs = {"x": randn(5, 4), "c": randn(5, 3, seed=1), "r": randn(5, 2, seed=2)}
+    before = run(model, **inputs)
+    one = ChainProducts(lambda name: name.endswith(".otter"))
+    assert one(model).modified
+    RemoveUnusedNodesPass()(model)
+    assert sorted(op for op in ops(model) if op not in ("Transpose", "Identity")) == left
+    np.testing.assert_allclose(run(model, **inputs)[0], before[0], atol=1e-6, rtol=0)
+    assert not one(model).modified
+
+
+def test_chain_products_leaves_the_base_alone() -> None:
+    model = products_model("s = Add (k, r) z = Add (s, b)")
+    before = ops(model)
+    assert not ChainProducts(lambda name: name.endswith(".otter"))(model).modified
+    assert ops(model) == before

@@ -21,7 +21,7 @@ from otter_export.checkpoint import Checkpoint
 from otter_export.converters.onnx import save_model
 from otter_export.graph.pipeline import lower, tensorrt
 from otter_export.precision import TENSORRT
-from tests import tiny
+from tests import built, tiny
 from tests.graph.conftest import Over
 
 PRECISIONS = tuple(TENSORRT)
@@ -113,6 +113,44 @@ def test_the_parser_takes_windows_caps_and_norms_of_heads(
     assert layers.get("SOFTMAX", 0) == (attentions if written_out else 0)
     assert report["inputs"]["attention_mask"] == ["BOOL", [-1, 1, -1, CAPACITY]]
     assert report["reduced"] == ["FLOAT"] and "NORMALIZATION" not in layers
+
+
+#: Shapes of a channel over two layers.
+SHAPES = ((1, "own"), (1, "shared"), (0, "shared"), (2, "own"))
+
+
+@pytest.fixture(scope="module")
+def shape_reports(library: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    root: Path = tmp_path_factory.mktemp("shapes")
+    base, signals = tiny.write_base(root / "base"), (tiny.REWARD, tiny.NEXT)
+    checkpoints = {
+        shape: built.checkpoint_over(
+            base, root / f"{shape}", signals=signals, first_layer=shape[0], attention=shape[1]
+        )
+        for shape in SHAPES
+    }
+    found = {}
+    for plugin in (False, True):
+        pipeline = tensorrt(CAPACITY, plugin=plugin)
+        models = {(*s, plugin): lower(c, pipeline, "fp16") for s, c in checkpoints.items()}
+        found |= parse(models, root, library, *(["--plugin"] if plugin else []))
+    return found
+
+
+@pytest.mark.parametrize("plugin", [False, True])
+@pytest.mark.parametrize(("first", "attention"), SHAPES)
+def test_the_parser_takes_every_shape_of_a_channel(
+    first: int, attention: str, plugin: bool, shape_reports: dict[Any, Any]
+) -> None:
+    report = shape_reports[first, attention, plugin]
+    assert report["parsed"] and not report["errors"]
+    parts, widened = {"own": (2, 7), "shared": (1, 5)}[attention], 2 - first
+    layers = report["layers"]
+    assert layers["KV_CACHE_UPDATE"] == 4 + parts[0] * widened
+    assert layers["ATTENTION_INPUT"] == 2 + widened
+    assert layers.get("PLUGIN_V3", 0) == (parts[1] * widened if plugin else 0)
+    caches = [name for name in report["inputs"] if name.startswith("otter_")]
+    assert len(caches) == parts[0] * widened
 
 
 @pytest.mark.parametrize("family", list(tiny.CONFIGS))

@@ -14,6 +14,7 @@ from otter_export.family import NormSite
 from otter_export.graph.base import base_graph
 from otter_export.graph.rules import RULES
 from otter_export.graph.widen import widen
+from tests.graph.conftest import Over
 
 Line = tuple[Any, ...]
 
@@ -101,7 +102,7 @@ def test_a_foreign_domain_is_part_of_the_ops_name(llama: Checkpoint) -> None:
 def test_an_inserted_tensor_without_a_place_is_an_error(llama: Checkpoint) -> None:
     """A family table that promises more than the graph has must not lose weights silently."""
     base = llama.base
-    norms = (*base.sites.norms, NormSite("model.extra_norm"))
+    norms = (*base.sites.norms, NormSite("model.extra_norm", None))
     sites = dataclasses.replace(base.sites, norms=norms)
     wide = dataclasses.replace(base)
     wide.__dict__["sites"] = sites
@@ -124,3 +125,57 @@ def test_unbuilt_signal_kinds_are_refused(llama: Checkpoint) -> None:
     config = dataclasses.replace(llama.config, signals=(signal,))
     with pytest.raises(UnsupportedError, match=r"'reward' has kind 'expert'.*value, q_value"):
         widen(base_graph(llama.base), dataclasses.replace(llama, config=config))
+
+
+#: Families that begin a layer with a norm, with a projection, and with two norms of one state.
+PLACES = ("llama-3", "olmo2", "gpt_neox", "gpt2")
+
+
+@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("attention", ["own", "shared"])
+def test_a_channel_that_begins_inside_leaves_the_base_as_it_is(
+    over: Over, name: str, first: int, attention: str
+) -> None:
+    checkpoint = over(name)
+    config = dataclasses.replace(checkpoint.config, first_layer=first, attention=attention)
+    base = base_graph(checkpoint.base)
+    widened = widen(base_graph(checkpoint.base), dataclasses.replace(checkpoint, config=config))
+    for output in base.graph.outputs:
+        assert reaching(widened, str(output.name)) == reaching(base, str(output.name))
+    kinds = ("key", "value") if attention == "own" else ("value",)
+    caches = [f"otter_key_values.{i}.{kind}" for i in range(first, 2) for kind in kinds]
+    assert [v.name for v in widened.graph.inputs if str(v.name).startswith("otter_")] == caches
+    # Below its first layer there is nothing of it.
+    below = f"{checkpoint.base.sites.layers[first - 1]}."
+    assert not [n for n in widened.graph.initializers if n.startswith(below) and ".otter." in n]
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_channel_begins_at_the_residual_stream(over: Over, name: str) -> None:
+    """What P multiplies is read by the whole layer: twice, by a norm or q, and by the residual."""
+    checkpoint = over(name)
+    config = dataclasses.replace(checkpoint.config, first_layer=1)
+    model = widen(base_graph(checkpoint.base), dataclasses.replace(checkpoint, config=config))
+    stem = f"{checkpoint.base.sites.layers[1]}.otter"
+    start = next(n for n in model.graph if n.outputs[0].name == stem)
+    x = start.inputs[0]
+    assert x is not None and x.shape is not None
+    assert x.shape[-1] == checkpoint.base.dimensions.hidden_size
+    readers = [u.node.op_type for u in x.uses() if u.node is not start]
+    assert "Add" in readers and len(readers) >= 2
+
+
+def test_a_layer_without_a_single_state_is_an_error(llama: Checkpoint) -> None:
+    model = base_graph(llama.base)
+    for node in list(model.graph):
+        if any(str(v.name).startswith("model.layers.1.") for v in node.inputs if v is not None):
+            assert node.op_type in ("RMSNormalization", "Transpose")
+            if node.op_type == "RMSNormalization":
+                node.replace_input_with(1, node.inputs[0])
+    config = dataclasses.replace(llama.config, first_layer=1)
+    for value in list(model.graph.initializers.values()):
+        if str(value.name).startswith("model.layers.1."):
+            value.name = f"other.{value.name}"
+    with pytest.raises(UnsupportedError, match=r"no single state that enters model\.layers\.1"):
+        widen(model, dataclasses.replace(llama, config=config))

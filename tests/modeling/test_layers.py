@@ -15,13 +15,14 @@ from torch import nn
 
 from otter_export.config import OtterConfig
 from otter_export.family import Space
+from otter_export.modeling.insertion import _resize
 from otter_export.modeling.layers import (
     ProjectionWidths,
     WidenedFusedProjection,
     WidenedHeadNorm,
     WidenedNorm,
 )
-from otter_export.modeling.otter_model import OtterModel, _resize
+from otter_export.modeling.otter_model import OtterModel
 
 Array = np.ndarray[Any, Any]
 EPSILON = 1e-3
@@ -119,7 +120,7 @@ def test_sizes_that_a_forward_reads_grow_in_a_copy_of_the_config() -> None:
     )
     channel = OtterConfig(16, 24, 2, 1, 16)
     _resize(first, "config.num_attention_heads", Space.QUERY, channel)
-    _resize(first, "num_key_value_heads", Space.KEY_VALUE, channel)
+    _resize(first, "num_key_value_heads", Space.KEY, channel)
     _resize(first, "split_size", Space.QUERY, channel)
     assert vars(first.config) == {"num_attention_heads": 6, "hidden_size": 64}
     assert (first.num_key_value_heads, first.split_size) == (3, 96)

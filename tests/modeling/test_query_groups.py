@@ -137,8 +137,8 @@ def test_the_copied_queries_are_those_that_read_the_copied_keys(tmp_path: Path) 
         assert (rows % E == np.arange(E)).all()
         return [int(head) for head in rows[:, 0] // E]
 
-    assert heads(2, 2, Space.QUERY) == [0, 4] and heads(2, 2, Space.KEY_VALUE) == [0, 1]
-    assert heads(2, 1, Space.QUERY) == [0, 1] and heads(2, 1, Space.KEY_VALUE) == [0]
+    assert heads(2, 2, Space.QUERY) == [0, 4] and heads(2, 2, Space.KEY) == [0, 1]
+    assert heads(2, 1, Space.QUERY) == [0, 1] and heads(2, 1, Space.KEY) == [0]
     assert heads(4, 2, Space.QUERY) == [0, 1, 4, 5]
     assert heads(8, 2, Space.QUERY) == list(range(8))  # the base's proportion: the first ones
 

@@ -98,7 +98,7 @@ def make_manifest(dtype: str, max_sequence_length: int) -> EngineManifest:
     cache = tuple(
         TensorSpec(name, dtype, ("batch", 1, "past", HEAD))
         for names in engine_io.CACHES
-        for name in names.pasts(LAYERS)
+        for name in engine_io.CacheSpec(names, range(LAYERS), ("key", "value"), 1, dtype).pasts()
     )
     manifest = EngineManifest(
         target="onnx",

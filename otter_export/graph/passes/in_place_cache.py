@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from otter_export.channel import first_heads
 from otter_export.engine_io import INPUT_IDS, POSITION_IDS, WRITE_INDICES
 from otter_export.graph.attention import (
     MASKED,
     capped_scores,
+    head_counts,
     is_capped,
     replace_attention,
     replace_mask,
@@ -19,6 +21,7 @@ from otter_export.graph.attention import (
     split_heads,
 )
 from otter_export.graph.emit import Emitter
+from otter_export.graph.shared_attention import base_of, take
 from otter_export.graph.windows import near, window_of
 
 _SEQUENCE_AXIS = -2
@@ -44,12 +47,16 @@ class InPlaceCache(ir.passes.InPlacePass):
         present_k = TensorScatter(past_k, k, write_indices)        [B, Hkv, C, e]
         present_v = TensorScatter(past_v, v, write_indices)
         y = joined(Attention(q, present_k, present_v, mask))       [B, S, H*e], not causal
+
+    An attention that shares the base's reads the first heads of the base's q and present_k.
     """
 
     def __init__(self, capacity: int) -> None:
         """``capacity``: rows of every cache, committed prefix and the longest step together."""
         super().__init__()
         self._capacity = capacity
+        #: Queries and updated keys of the base's attentions, by their names: twins read them.
+        self._lowered: dict[str, tuple[ir.Value, ir.Value]] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the pass in place."""
@@ -78,45 +85,63 @@ class InPlaceCache(ir.passes.InPlacePass):
     def _lower(self, graph: ir.Graph, node: ir.Node, masks: _Masks, slots: ir.Value) -> None:
         """Replace one Attention node."""
         q, k, v, _, past_key, past_value = node.inputs[:6]
-        assert q is not None and k is not None and v is not None
-        assert past_key is not None and past_value is not None and past_key.shape is not None
-        heads = node.attributes["q_num_heads"].as_int()
-        kv_heads, size = (int(past_key.shape[i]) for i in (1, 3))  # type: ignore[arg-type]
-        prefix = str(node.outputs[0].name)
+        heads, kv_heads = head_counts(node)
+        size = _size(past_value, 3)
+        prefix, base = str(node.outputs[0].name), base_of(node)
         e = Emitter(graph, node, before=True)
 
-        def split(value: ir.Value, count: int, name: str) -> ir.Value:
-            shape = e.constant([0, 0, count, size], f"otter.split.{count}.{size}")
-            return split_heads(e, value, shape, f"{prefix}.{name}", ["batch", count, "step", size])
+        def split(value: ir.Value | None, count: int, name: str) -> ir.Value:
+            assert value is not None
+            sizes = [0, 1, -1, size] if count == 1 else [0, 0, count, size]
+            shape = e.constant(sizes, f"otter.split.{count}.{size}")
+            dims: list[int | str] = ["batch", count, "step", size]
+            return split_heads(e, value, shape, count, f"{prefix}.{name}", dims)
 
-        query = split(q, heads, "q")
-        presents = []
-        for value, past, kind in ((k, past_key, "k"), (v, past_value, "v")):
-            rows = split(value, kv_heads, kind)
+        def updated(past: ir.Value | None, rows: ir.Value, name: str) -> ir.Value:
+            assert past is not None
             past.shape = ir.Shape(["batch", kv_heads, self._capacity, size])
-            presents.append(
-                e.op(
-                    "TensorScatter",
-                    [past, rows, slots],
-                    f"{prefix}.{kind}.cache",
-                    shape=past.shape,
-                    axis=_SEQUENCE_AXIS,
-                    mode="linear",
-                )
-            )
+            options = {"axis": _SEQUENCE_AXIS, "mode": "linear", "shape": past.shape}
+            return e.op("TensorScatter", [past, rows, slots], f"{prefix}.{name}.cache", **options)
+
+        if base is None:
+            query = split(q, heads, "q")
+            keys = updated(past_key, split(k, kv_heads, "k"), "k")
+            self._lowered[str(node.name)] = query, keys
+        else:
+            query, keys = _of_base_heads(e, self._lowered[base], heads, kv_heads, prefix)
+        values = updated(past_value, split(v, kv_heads, "v"), "v")
         mask, dims = masks.of(window_of(node)), ["batch", heads, "step", size]
         if is_capped(node):
-            y = _written_out(e, node, query, presents, mask)
+            y = _written_out(e, node, query, (keys, values), mask)
         else:
             own = {"scale": scale_of(node, size)} if "scale" in node.attributes else {}
-            inputs = [query, *presents, mask]
-            y = e.op("Attention", inputs, f"{prefix}.rows", shape=dims, **own)
+            y = e.op("Attention", [query, keys, values, mask], f"{prefix}.rows", shape=dims, **own)
         y = e.op("Transpose", [y], f"{prefix}.turned", perm=[0, 2, 1, 3])
         width = heads * size
         shape = e.constant([0, 0, width], f"otter.join.{width}")
         joined: list[int | str] = ["batch", "step", width]
         y = e.op("Reshape", [y, shape], f"{prefix}.joined", shape=joined)
-        replace_attention(graph, node, y, presents)
+        replace_attention(graph, node, y, [keys if base is None else None, values])
+
+
+def _of_base_heads(
+    e: Emitter, base: tuple[ir.Value, ir.Value], heads: int, kv_heads: int, prefix: str
+) -> tuple[ir.Value, ir.Value]:
+    """The queries and keys of a base's first heads, ``[B, H', S, e]`` and ``[B, H'kv, C, e]``."""
+    queries, keys = base
+    group = _size(queries, 1) // _size(keys, 1)
+    query = take(e, queries, first_heads(heads, kv_heads, group), 1, f"{prefix}.q")
+    if kv_heads < _size(keys, 1):
+        return query, take(e, keys, np.arange(kv_heads), 1, f"{prefix}.k")
+    # TensorRT-RTX 1.7 ends where two attentions read one value as keys, and sees through a Slice of
+    # all of it.
+    index = e.constant(np.arange(kv_heads), f"otter.heads.{kv_heads}")
+    return query, e.op("Gather", [keys, index], f"{prefix}.k", shape=keys.shape, axis=1)
+
+
+def _size(value: ir.Value | None, axis: int) -> int:
+    assert value is not None and value.shape is not None
+    return int(value.shape[axis])  # type: ignore[arg-type]
 
 
 class _Masks:
@@ -162,9 +187,7 @@ def _written_out(
     e: Emitter, node: ir.Node, query: ir.Value, presents: Sequence[ir.Value], mask: ir.Value
 ) -> ir.Value:
     """``Softmax(where(mask, cap(scale q k^T), low)) v``, ``[B, H, S, e]``; see `InPlaceCache`."""
-    assert query.shape is not None and presents[0].shape is not None
-    heads, size = (int(query.shape[i]) for i in (1, 3))  # type: ignore[arg-type]
-    kv_heads = int(presents[0].shape[1])  # type: ignore[arg-type]
+    heads, size, kv_heads = _size(query, 1), _size(query, 3), _size(presents[0], 1)
     group, prefix = heads // kv_heads, str(node.outputs[0].name)
     dtype = query.dtype or ir.DataType.FLOAT
 

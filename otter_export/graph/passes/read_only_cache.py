@@ -10,12 +10,14 @@ from otter_export.engine_io import INPUT_IDS, POSITION_IDS
 from otter_export.graph.attention import (
     MASKED,
     capped_scores,
+    head_counts,
     replace_attention,
     replace_mask,
     scale_of,
     split_heads,
 )
 from otter_export.graph.emit import Emitter
+from otter_export.graph.shared_attention import base_of
 from otter_export.graph.windows import near, window_of
 
 
@@ -36,6 +38,8 @@ class ReadOnlyCache(ir.passes.InPlacePass):
         q = rotate(heads(q)) [B, Hkv, G*S, e];   k, v = rotate(heads(k)), heads(v) [B, Hkv, S, e]
         s = Concat(scale q past_k^T , scale q k^T) + bias;   p, p_new = Split(Softmax(s))
         y = p past_v + p_new v;   outputs: y, k, v
+
+    An attention that shares the base's has neither q nor k: its p and p_new are Slices of theirs.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -52,8 +56,12 @@ class ReadOnlyCache(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
+#: What an Attention gives to cached and to new rows: ``[B, Hkv, G*S, P]``, ``[B, Hkv, G*S, S]``.
+_Weights = tuple[ir.Value, ir.Value]
+
+
 class _Shared:
-    """Values that all layers use, at the head of the graph."""
+    """Values that all layers use, at the head of the graph, and what of the base twins read."""
 
     def __init__(self, graph: ir.Graph, first: ir.Node, mask: ir.Value) -> None:
         ids = next(v for v in graph.inputs if v.name == INPUT_IDS)
@@ -75,6 +83,10 @@ class _Shared:
         self._graph, self._past = graph, past
         self.split = e.op("Concat", [past, self._symbols["S"]], "otter.split", axis=0)
         self._shapes: dict[tuple[int | str, ...], ir.Value] = {}
+        self._ends: dict[tuple[int | None, int | None], list[ir.Value]] = {}
+        assert past_key.shape is not None
+        self.size = int(past_key.shape[3])  # type: ignore[arg-type]
+        self.lowered: dict[str, tuple[ir.Node, _Weights]] = {}
 
     def bias(self, group: int, window: int | None) -> ir.Value:
         """The additive mask ``[B, 1, G*S, past + step]``, repeated for each head of a group."""
@@ -118,37 +130,78 @@ class _Shared:
             self._shapes[dims] = e.op("Concat", parts, name, axis=0, dtype=ir.DataType.INT64)
         return self._shapes[dims]
 
+    def heads(self, e: Emitter, value: ir.Value | None, count: int, name: str) -> ir.Value:
+        """A layer's queries, keys or values by heads, ``[B, count, S, e]``."""
+        assert value is not None
+        dims = ("B", 1, "S", self.size) if count == 1 else ("B", "S", count, self.size)
+        named: list[int | str] = ["batch", count, "step", self.size]
+        return split_heads(e, value, self.shape(*dims), count, name, named)
+
+    def ends(self, kv_heads: int | None, group: int | None) -> list[ir.Value]:
+        """The inputs of a Slice of weights ``[B, Hkv, G*S, ...]`` to fewer heads; none for None."""
+        if (kv_heads, group) not in self._ends:
+            e = self._emitter
+            ends = {} if kv_heads is None else {1: e.constant([kv_heads], f"otter.dim.{kv_heads}")}
+            if group is not None:
+                factor = e.constant([group], f"otter.dim.{group}")
+                ends[2] = e.op("Mul", [self._symbols["S"], factor], f"otter.group.{group}")
+            end = list(ends.values())
+            if len(end) > 1:
+                end = [e.op("Concat", end, f"otter.heads.{kv_heads}.{group}", axis=0)]
+            first = e.constant([0] * len(ends), f"otter.firsts.{len(ends)}")
+            axes = e.constant([*ends], "otter.axes." + ".".join(map(str, ends)))
+            self._ends[kv_heads, group] = [first, *end, axes] if ends else []
+        return self._ends[kv_heads, group]
+
 
 def _lower(graph: ir.Graph, node: ir.Node, shared: _Shared) -> None:
     """Replace one Attention node."""
-    q, k, v, _, past_key, past_value = node.inputs[:6]
-    assert q is not None and k is not None and v is not None and past_key is not None
-    heads = node.attributes["q_num_heads"].as_int()
-    kv_heads = node.attributes["kv_num_heads"].as_int()
-    assert past_key.shape is not None
-    size = int(past_key.shape[3])  # type: ignore[arg-type]
-    scale, group = scale_of(node, size), heads // kv_heads
-    prefix = str(node.outputs[0].name)
+    values, past_value = node.inputs[2], node.inputs[5]
+    heads, kv_heads = head_counts(node)
+    prefix, base = str(node.outputs[0].name), base_of(node)
     e = Emitter(graph, node, before=True)
+    new_values = shared.heads(e, values, kv_heads, f"{prefix}.v")
+    if base is None:
+        new_keys, weights = _weights(e, node, shared)
+        shared.lowered[str(node.name)] = node, weights
+    else:
+        new_keys, weights = None, _of_base_heads(e, node, shared, *shared.lowered[base])
+    parts = [
+        e.op("MatMul", [weights[0], past_value], f"{prefix}.from_past"),
+        e.op("MatMul", [weights[1], new_values], f"{prefix}.from_new"),
+    ]
+    y = e.op("Add", parts, f"{prefix}.rows")
+    if heads > kv_heads:
+        y = e.op("Reshape", [y, shared.shape("B", heads, "S", shared.size)], f"{prefix}.heads")
+    if heads > 1:
+        y = e.op("Transpose", [y], f"{prefix}.turned", perm=[0, 2, 1, 3])
+    width = heads * shared.size
+    joined = ["batch", "step", width]
+    y = e.op("Reshape", [y, shared.shape("B", "S", width)], f"{prefix}.joined", shape=joined)
+    replace_attention(graph, node, y, [new_keys, new_values])
 
-    def scores(keys: ir.Value, name: str) -> ir.Value:
-        return e.op(
+
+def _weights(e: Emitter, node: ir.Node, shared: _Shared) -> tuple[ir.Value, _Weights]:
+    """The new keys ``[B, Hkv, S, e]`` of an Attention, and its weights."""
+    queries, keys, past_key = node.inputs[0], node.inputs[1], node.inputs[4]
+    heads, kv_heads = head_counts(node)
+    group, prefix = heads // kv_heads, str(node.outputs[0].name)
+    query = shared.heads(e, queries, heads, f"{prefix}.q")
+    if group > 1:
+        grouped = shared.shape("B", kv_heads, -1, shared.size)
+        query = e.op("Reshape", [query, grouped], f"{prefix}.grouped")
+    new_keys = shared.heads(e, keys, kv_heads, f"{prefix}.k")
+    both = [
+        e.op(
             "FusedMatMul",
-            [query, keys],
+            [query, one],
             f"{prefix}.{name}",
             domain="com.microsoft",
             transB=1,
-            alpha=scale,
+            alpha=scale_of(node, shared.size),
         )
-
-    def split(value: ir.Value, count: int, name: str) -> ir.Value:
-        return split_heads(e, value, shared.shape("B", "S", count, size), f"{prefix}.{name}")
-
-    query = split(q, heads, "q")
-    if group > 1:
-        query = e.op("Reshape", [query, shared.shape("B", kv_heads, -1, size)], f"{prefix}.grouped")
-    rows = [split(value, kv_heads, name) for value, name in ((k, "k"), (v, "v"))]
-    both = [scores(past_key, "past_scores"), scores(rows[0], "new_scores")]
+        for one, name in ((past_key, "past_scores"), (new_keys, "new_scores"))
+    ]
     s = e.op("Concat", both, f"{prefix}.scores", axis=-1)
     s = capped_scores(e, node, s, prefix)
     s = e.op("Add", [s, shared.bias(group, window_of(node))], f"{prefix}.masked")
@@ -156,17 +209,21 @@ def _lower(graph: ir.Graph, node: ir.Node, shared: _Shared) -> None:
     names = [f"{prefix}.on_past", f"{prefix}.on_new"]
     on_past, on_new = e.nodes("Split", [weights, shared.split], names, axis=-1)
     on_new.type = weights.type
-    parts = [
-        e.op("MatMul", [on_past, past_value], f"{prefix}.from_past"),
-        e.op("MatMul", [on_new, rows[1]], f"{prefix}.from_new"),
-    ]
-    y = e.op("Add", parts, f"{prefix}.rows")
-    if group > 1:
-        y = e.op("Reshape", [y, shared.shape("B", heads, "S", size)], f"{prefix}.heads")
-    y = e.op("Transpose", [y], f"{prefix}.turned", perm=[0, 2, 1, 3])
-    shape = shared.shape("B", "S", heads * size)
-    joined = ["batch", "step", heads * size]
-    y = e.op("Reshape", [y, shape], f"{prefix}.joined", shape=joined)
-    for row in rows:
-        row.shape = ir.Shape(["batch", kv_heads, "step", size])
-    replace_attention(graph, node, y, rows)
+    return new_keys, (on_past, on_new)
+
+
+def _of_base_heads(
+    e: Emitter, node: ir.Node, shared: _Shared, base: ir.Node, weights: _Weights
+) -> _Weights:
+    """Those of a base's weights that its twin reads: the first heads of the first groups."""
+    (heads, kv_heads), (base_heads, base_kv_heads) = map(head_counts, (node, base))
+    group, prefix = heads // kv_heads, str(node.outputs[0].name)
+    ends = shared.ends(
+        kv_heads if kv_heads < base_kv_heads else None,
+        group if group < base_heads // base_kv_heads else None,
+    )
+    if not ends:
+        return weights
+    names = [f"{prefix}.on_past", f"{prefix}.on_new"]
+    sliced = [e.op("Slice", [w, *ends], n) for w, n in zip(weights, names, strict=True)]
+    return sliced[0], sliced[1]

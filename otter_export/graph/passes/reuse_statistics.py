@@ -47,9 +47,9 @@ def _lower_rms(graph: ir.Graph, node: ir.Node) -> None:
     epsilon = epsilon_of(node)
     statistics = _consumer(x, "InverseRms")
     add = x.producer()
-    e = Emitter(graph, node, before=True)
     if add is not None and _is_residual(add) and not x.is_graph_output():
-        n, _, r, total = e.nodes(
+        # In the place of the Add, so that all its readers come after.
+        n, _, r, total = Emitter(graph, add).nodes(
             "SkipSimplifiedLayerNormalization",
             [add.inputs[0], add.inputs[1], gamma],
             [f"{stem}.skip", "", f"{stem}.inverse_rms", f"{stem}.sum"],
@@ -57,12 +57,10 @@ def _lower_rms(graph: ir.Graph, node: ir.Node) -> None:
             epsilon=epsilon,
         )
         total.type, total.shape = x.type, x.shape
-        # The sum replaces the Add for every later use; earlier ones do not exist, because the norm
-        # is the Add's first reader.
         ir.convenience.replace_all_uses_with(x, total)
         graph.remove(add, safe=True)
     else:
-        n, r = e.nodes(
+        n, r = Emitter(graph, node, before=True).nodes(
             "SimplifiedLayerNormalization",
             [x, gamma],
             [f"{stem}.norm", f"{stem}.inverse_rms"],

@@ -59,7 +59,7 @@ def _other(reader: ir.Node) -> str | None:
 
 def _is_channel(attention: ir.Node) -> bool:
     """Whether an Attention is over a channel cache that was updated in place."""
-    keys = attention.inputs[1]
-    update = None if keys is None else keys.producer()
+    values = attention.inputs[2]  # keys may be the base's
+    update = None if values is None else values.producer()
     past = update.inputs[0] if update is not None and update.op_type == "TensorScatter" else None
     return past is not None and str(past.name).startswith(f"{CHANNEL_CACHE.past}.")

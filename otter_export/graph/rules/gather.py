@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from otter_export.errors import UnsupportedError
 from otter_export.graph.rule import Rule, Widening, parameter_stem
+from otter_export.graph.start import project
 
 
 def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
@@ -18,14 +19,12 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
             f"node {node.name!r}: Gather of the widened state; only an embedding has a rule"
         )
     output = node.outputs[0]
-    e = state.emitter(node)
+    if state.config.embedding == "projection":
+        return [project(state, stem, output)]
+    table = state.tensor(f"{stem}.otter.table", output)
     shape = state.shape(output, state.config.hidden_size)
-    if state.config.embedding == "table":
-        table = state.tensor(f"{stem}.otter.table", output)
-        return [e.op("Gather", [table, node.inputs[1]], f"{stem}.otter", shape=shape)]
-    projection = state.tensor(f"{stem}.otter.projection", output)
-    transposed = e.op("Transpose", [projection], f"{stem}.otter.projection_t", perm=[1, 0])
-    return [e.op("MatMul", [output, transposed], f"{stem}.otter", shape=shape)]
+    inputs = [table, node.inputs[1]]
+    return [state.emitter(node).op("Gather", inputs, f"{stem}.otter", shape=shape)]
 
 
 RULE = Rule("Gather", _apply, "embedding row d -> d' (only at an embedding)")

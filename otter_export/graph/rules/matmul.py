@@ -15,7 +15,8 @@ from otter_export.graph.weights import source_initializer
 def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
     """Y = MatMul(x, W^T)  =>  y' = Add(MatMul(x, A^T), MatMul(x', B^T)).
 
-    The language model head ends the channel: the signal heads read its input.
+    The language model head ends the channel: the signal heads read its input. Queries and keys have
+    no channel part where the attention is shared.
     """
     x, weight = node.inputs[0], node.inputs[1]
     assert x is not None
@@ -29,6 +30,8 @@ def _apply(node: ir.Node, state: Widening) -> Sequence[ir.Value | None]:
             f"node {node.name!r}: a MatMul of the widened state must have a known weight; "
             f"{stem or 'its second input'} is none of the family's projections"
         )
+    if not state.has_tensor(f"{site.name}.otter.from_base"):
+        return [None]
     e = state.emitter(node)
     shape = state.shape(node.outputs[0], channel_width(state.config, site.writes))
     parts = []

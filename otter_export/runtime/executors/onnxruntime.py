@@ -203,7 +203,7 @@ class OnnxRuntimeExecutor:
     ) -> None:
         io = self._io = manifest.io
         manifest.check_model(_specs(session.get_inputs()), _specs(session.get_outputs()))
-        if "bfloat16" in io.cache_dtypes:
+        if "bfloat16" in [cache.dtype for cache in io.caches]:
             raise UnsupportedError("bfloat16 caches cannot be run on the CPU; build with fp16")
         self.cache_form = manifest.cache_form
         self.pairs_rows = (
@@ -258,8 +258,8 @@ class OnnxRuntimeExecutor:
         presents = blocks if rows is None else rows
         key = (blocks[0].address(0), presents[0].address(0))
         bound = self._bindings.get(key, lambda: _Binding(self._session, self._provider))
-        for names, past, present in zip(engine_io.CACHES, blocks, presents, strict=True):
-            bound.caches(names, self._io.num_layers, batch, past, present)
+        for cache, past, present in zip(self._io.caches, blocks, presents, strict=True):
+            bound.cache(cache, batch, past, present)
         binding = bound.binding
         for name, array in inputs.arrays.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
@@ -309,12 +309,10 @@ class _Binding:
         self._device = device
         self._bound: dict[str, object] = {}
 
-    def caches(
-        self, names: engine_io.CacheNames, layers: int, batch: int, past: Any, present: Any
-    ) -> None:
+    def cache(self, cache: engine_io.CacheSpec, batch: int, past: Any, present: Any) -> None:
         """Bind the first ``batch`` places of a cache, and the memory of its new rows."""
-        self._bind(self.binding.bind_input, names.pasts(layers), batch, past)
-        self._bind(self.binding.bind_output, names.presents(layers), batch, present)
+        self._bind(self.binding.bind_input, cache.pasts(), batch, past)
+        self._bind(self.binding.bind_output, cache.presents(), batch, present)
 
     def _bind(self, bind: Any, names: list[str], batch: int, block: Any) -> None:
         shape = (batch, *block.shape[2:])
@@ -323,7 +321,7 @@ class _Binding:
         if self._bound.get(names[0]) == state:
             return
         self._bound[names[0]] = state
-        pitch = block.address(1) - first
+        pitch = (last - first) // max(len(names) - 1, 1)
         for index, name in enumerate(names):
             address = first + index * pitch
             bind(name, self._device, 0, np.dtype(block.dtype), shape, address)

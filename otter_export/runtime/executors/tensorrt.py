@@ -178,10 +178,9 @@ class TensorRTExecutor:
 
     def _bind_caches(self, context: Any, blocks: Blocks, batch: int) -> None:
         """Bind past and present of every slice to one address."""
-        layers = self._io.num_layers
-        for cache, block in zip(engine_io.CACHES, blocks, strict=True):
+        for cache, block in zip(self._io.caches, blocks, strict=True):
             _, _, heads, slots, size = block.shape
-            pairs = zip(cache.pasts(layers), cache.presents(layers), strict=True)
+            pairs = zip(cache.pasts(), cache.presents(), strict=True)
             for index, (past, present) in enumerate(pairs):
                 address = block.address(index)
                 shape = (batch, heads, slots, size)
@@ -245,7 +244,7 @@ class TensorRTExecutor:
 
     def _forget(self, address: int) -> None:
         """Drop the graphs on memory that is given up."""
-        self._steps.forget(lambda key: address in key[: len(engine_io.CACHES)])
+        self._steps.forget(lambda key: address in key[: len(self._io.caches)])
 
     def _check(self, succeeded: bool, what: str) -> None:
         if not succeeded:

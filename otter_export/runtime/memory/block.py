@@ -27,11 +27,11 @@ class Move(NamedTuple):
 
 
 class Block(Protocol):
-    """Keys and values of all layers, ``[2 * layers, places, heads, slots, head size]``.
+    """One cache, ``[slices, places, heads, slots, head size]``.
 
-    Slice ``2 * n`` holds the keys of layer n and slice ``2 * n + 1`` its values. A place holds one
-    sequence. The first B places of a slice are contiguous, so a batch of B sequences is bound to
-    the graph by the slice's address.
+    A slice holds the keys or the values of a layer (`CacheSpec.pasts`). A place holds one sequence.
+    The first B places of a slice are contiguous, so a batch of B sequences is bound to the graph by
+    the slice's address.
     """
 
     @property
