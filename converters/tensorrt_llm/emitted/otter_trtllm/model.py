@@ -2,7 +2,8 @@
 
 The state is a pair ``(x, x')``, each ``[tokens, width]``. Base values come from base values only,
 and no zero block is multiplied. Under tensor parallelism the base is divided among the ranks, while
-every rank holds the whole channel, which is small; its part is added after the all-reduce.
+every rank holds the whole channel, which is small; its part is added after the all-reduce. Layers
+below the channel's first one are layers of the base, and the state there is x.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from tensorrt_llm._torch.models.modeling_utils import (
     register_auto_model,
 )
 from tensorrt_llm._torch.modules.embedding import Embedding
+from tensorrt_llm._torch.modules.gated_mlp import GatedMLP
 from tensorrt_llm._torch.modules.linear import Linear, TensorParallelMode
+from tensorrt_llm._torch.modules.rms_norm import RMSNorm
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -109,30 +112,46 @@ class WidenedRows(Linear):
         return y, extra + functional.linear(channel, self.channel)
 
 
-class OtterAttention(Attention):
-    """One attention over base and extra heads, base heads first on every rank."""
+class BaseAttention(Attention):
+    """The base's attention, with as many heads as it is told."""
 
-    def __init__(self, model_config: Any, layer_idx: int) -> None:
-        config, tp = model_config.pretrained_config, model_config.mapping.tp_size
-        otter, e = config.otter, config.head_dim
+    def __init__(self, model_config: Any, layer_idx: int, heads: tuple[int, int]) -> None:
+        config = model_config.pretrained_config
         rotary = _ROTARY.PositionalEmbeddingParams(
             type=_ROTARY.PositionEmbeddingType.rope_gpt_neox,
             rope=_ROTARY.RopeParams.from_config(config),
         )
         super().__init__(
             hidden_size=config.hidden_size,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
+            num_attention_heads=heads[0],
+            num_key_value_heads=heads[1],
             max_position_embeddings=config.max_position_embeddings,
-            bias=False,
+            bias=config.otter["qkv_bias"],
+            dense_bias=config.otter["dense_bias"],
             pos_embd_params=rotary,
             layer_idx=layer_idx,
             dtype=config.torch_dtype,
             config=model_config,
         )
+
+
+class OtterAttention(BaseAttention):
+    """One attention over base and extra heads, base heads first on every rank.
+
+    It gives no weights away, so the extra heads of a channel that shares the base's attention have
+    q and k of base heads: every rank computes them, from copies of their rows made at loading.
+    """
+
+    def __init__(self, model_config: Any, layer_idx: int) -> None:
+        config, tp = model_config.pretrained_config, model_config.mapping.tp_size
+        otter, e = config.otter, config.head_dim
+        super().__init__(model_config, layer_idx, _heads(otter, tp))
         query = (otter["base_attention_heads"] * e, otter["num_attention_heads"] * e)
         own = (otter["base_key_value_heads"] * e // tp, otter["num_key_value_heads"] * e)
         parts = [(query[0] // tp, query[1]), own, own]
+        if otter["attention"] == "shared":
+            base = [(width, 0) for pair in parts[:2] for width in pair]
+            parts = [*base, own]
         self.qkv_proj = WidenedColumns(config, parts, bias=otter["qkv_bias"])
         self.o_proj = WidenedRows(model_config, query, bias=otter["dense_bias"])
 
@@ -151,6 +170,37 @@ class OtterMLP(nn.Module):
     def forward(self, state: State) -> State:
         gate, up = self.gate_up_proj(state).chunk(2, dim=-1)
         return self.down_proj(functional.silu(gate) * up)
+
+
+class BaseDecoderLayer(nn.Module):
+    """One decoder layer on x alone, of TensorRT-LLM's own modules."""
+
+    def __init__(self, model_config: Any, layer_idx: int) -> None:
+        super().__init__()
+        config = model_config.pretrained_config
+        otter, dtype = config.otter, config.torch_dtype
+        norm = {"hidden_size": config.hidden_size, "eps": config.rms_norm_eps, "dtype": dtype}
+        heads = (otter["base_attention_heads"], otter["base_key_value_heads"])
+        self.input_layernorm = RMSNorm(**norm)
+        self.self_attn = BaseAttention(model_config, layer_idx, heads)
+        self.post_attention_layernorm = RMSNorm(**norm)
+        self.mlp = GatedMLP(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            bias=otter["mlp_bias"],
+            dtype=dtype,
+            config=model_config,
+        )
+
+    def forward(self, position_ids: Any, x: Tensor, attn_metadata: Any) -> Tensor:
+        attended = self.self_attn(
+            position_ids=position_ids,
+            hidden_states=self.input_layernorm(x),
+            attn_metadata=attn_metadata,
+        )
+        x = x + attended
+        fed: Tensor = self.mlp(self.post_attention_layernorm(x))
+        return x + fed
 
 
 class OtterDecoderLayer(nn.Module):
@@ -176,7 +226,7 @@ class OtterDecoderLayer(nn.Module):
 
 
 class OtterModel(DecoderModel):
-    """Embedding, decoder layers and final norm."""
+    """Embedding, decoder layers and final norm; the channel begins before one of these."""
 
     def __init__(self, model_config: Any) -> None:
         super().__init__(model_config)
@@ -191,17 +241,21 @@ class OtterModel(DecoderModel):
         )
         self.is_table, width = channel["embedding"] == "table", channel["hidden_size"]
         shape = (config.vocab_size, width) if self.is_table else (width, config.hidden_size)
-        self.channel_embedding = _parameter(config, *shape)
+        self.channel_start = _parameter(config, *shape)
+        self.first_layer = channel["first_layer"]
         self.layers = nn.ModuleList(
-            OtterDecoderLayer(model_config, i) for i in range(config.num_hidden_layers)
+            (BaseDecoderLayer if i < self.first_layer else OtterDecoderLayer)(model_config, i)
+            for i in range(config.num_hidden_layers)
         )
         self.norm = WidenedNorm(config)
 
     def forward(self, attn_metadata: Any, input_ids: Tensor, position_ids: Any) -> State:
         base = self.embed_tokens(input_ids)
+        for layer in self.layers[: self.first_layer]:
+            base = layer(position_ids, base, attn_metadata)
         read = functional.embedding if self.is_table else functional.linear
-        state = (base, read(input_ids if self.is_table else base, self.channel_embedding))
-        for layer in self.layers:
+        state = (base, read(input_ids if self.is_table else base, self.channel_start))
+        for layer in self.layers[self.first_layer :]:
             state = layer(position_ids, state, attn_metadata)
         return self.norm(state)
 
@@ -230,13 +284,22 @@ class OtterForCausalLM(DecoderModelForCausalLM):
         config, mapping = model_config.pretrained_config, model_config.mapping
         if mapping.pp_size > 1 or mapping.enable_attention_dp:
             raise ValueError("OtterForCausalLM supports tensor parallelism only (--tp_size)")
-        otter = config.otter
-        # What sizes the KV cache: every rank holds all of the channel's heads beside its own.
+        otter, tp = config.otter, mapping.tp_size
         for kind in ("attention_heads", "key_value_heads"):
-            if otter[f"base_{kind}"] % mapping.tp_size:
-                raise ValueError(f"{otter[f'base_{kind}']} {kind} on {mapping.tp_size} ranks")
-            total = otter[f"base_{kind}"] + mapping.tp_size * otter[f"num_{kind}"]
-            setattr(config, f"num_{kind}", total)
+            if otter[f"base_{kind}"] % tp:
+                raise ValueError(f"{otter[f'base_{kind}']} {kind} on {tp} ranks")
+        # What sizes the KV cache: a number, or one for each layer, as TensorRT-LLM's Nemotron-NAS
+        # sets it (_torch/models/modeling_nemotron_nas.py) for the cache manager to read
+        # (_torch/pyexecutor/resource_manager.py), both in 1.3.
+        layers, first = config.num_hidden_layers, otter["first_layer"]
+        base = (otter["base_attention_heads"], otter["base_key_value_heads"])
+        heads = [base] * first + [_heads(otter, tp)] * (layers - first)
+        key_values = [count for _, count in heads]
+        # Past transformers 5's own checks, which want an integer here and no list.
+        vars(config).update(
+            num_attention_heads=heads[0][0],  # with the first count the proportion of all layers
+            num_key_value_heads=key_values if len(set(key_values)) > 1 else key_values[0],
+        )
         super().__init__(
             OtterModel(model_config),
             config=model_config,
@@ -270,6 +333,15 @@ class OtterForCausalLM(DecoderModelForCausalLM):
     def load_weights(self, weights: Any, *_: Any, **__: Any) -> None:
         """Take every tensor of the directory; see `otter_trtllm.weights.load`."""
         load(self, weights)
+
+
+def _heads(otter: dict[str, Any], ranks: int) -> tuple[int, int]:
+    """Query and key/value heads of a layer with a channel, which every rank holds whole."""
+    query, key_value = (
+        otter[f"base_{kind}"] + ranks * otter[f"num_{kind}"]
+        for kind in ("attention_heads", "key_value_heads")
+    )
+    return query, key_value
 
 
 def _parameter(config: Any, *shape: int) -> nn.Parameter:
