@@ -250,12 +250,12 @@ class OtterModel(DecoderModel):
         self.norm = WidenedNorm(config)
 
     def forward(self, attn_metadata: Any, input_ids: Tensor, position_ids: Any) -> State:
-        base = self.embed_tokens(input_ids)
-        for layer in self.layers[: self.first_layer]:
+        base, layers = self.embed_tokens(input_ids), list(self.layers)
+        for layer in layers[: self.first_layer]:
             base = layer(position_ids, base, attn_metadata)
         read = functional.embedding if self.is_table else functional.linear
         state = (base, read(input_ids if self.is_table else base, self.channel_start))
-        for layer in self.layers[self.first_layer :]:
+        for layer in layers[self.first_layer :]:
             state = layer(position_ids, state, attn_metadata)
         return self.norm(state)
 
