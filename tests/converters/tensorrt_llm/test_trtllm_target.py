@@ -152,9 +152,7 @@ def test_a_rotary_scaling_that_tensorrt_llm_reads_otherwise(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("attention", ["own", "shared"])
-def test_only_a_probe_may_have_heads_in_another_proportion(
-    attention: str, tmp_path: Path
-) -> None:
+def test_only_a_probe_may_have_heads_in_another_proportion(attention: str, tmp_path: Path) -> None:
     """All heads of a layer are in one attention; a probe has no layer of its own."""
     base = BaseModel.open(tiny.write_base(tmp_path / "base"))  # 4 heads over 2
 

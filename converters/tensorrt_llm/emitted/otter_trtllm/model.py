@@ -73,20 +73,43 @@ class WidenedColumns(Linear):
     ``weight`` is ``[W1; W2; ..; A1; A2; ..]``, ``channel`` holds ``[B1; B2; ..]``.
     """
 
-    def __init__(self, config: Any, parts: list[tuple[int, int]], *, bias: bool) -> None:
-        bases, extras = [base for base, _ in parts], [extra for _, extra in parts]
+    def __init__(self, config: Any, bases: list[int], extras: list[int], *, bias: bool) -> None:
         rows = sum(bases) + sum(extras)
         super().__init__(config.hidden_size, rows, bias=bias, dtype=config.torch_dtype)
-        self.widths = bases, extras
+        self.bases, self.extras = bases, extras
         self.channel = _parameter(config, sum(extras), config.otter["hidden_size"])
 
-    def forward(self, state: Any, **_: Any) -> Tensor:
+    def parts(self, state: State) -> tuple[list[Tensor], list[Tensor]]:
+        """``[y1, y2, ..]`` and ``[y1', y2', ..]``."""
         base, channel = state
-        bases, extras = self.widths
-        y, extra = torch.split(super().forward(base), [sum(bases), sum(extras)], -1)
+        joined = super().forward(base)
+        y, extra = torch.split(joined, [sum(self.bases), sum(self.extras)], -1)
         extra = extra + functional.linear(channel, self.channel)
-        pairs = zip(torch.split(y, bases, -1), torch.split(extra, extras, -1), strict=True)
-        return torch.cat([part for pair in pairs for part in pair], dim=-1)
+        return list(torch.split(y, self.bases, -1)), list(torch.split(extra, self.extras, -1))
+
+    def forward(self, state: Any, **_: Any) -> Tensor:
+        return torch.cat([p for pair in zip(*self.parts(state), strict=True) for p in pair], -1)
+
+
+class SharedQueryKeyValue(WidenedColumns):
+    """Gives ``[q, q', k, k', v, v']``, where q' and k' are those of the base's first heads again.
+
+    The attention gives no weights away, so a channel that shares them computes them twice. A single
+    rank repeats q and k. Of several some lack these heads, so each computes them, from copies of
+    their rows that are made at loading: ``weight`` is ``[Wq; Wk; Wv; Wq'; Wk'; Av]``.
+    """
+
+    def __init__(
+        self, config: Any, bases: list[int], extras: list[int], *, bias: bool, ranks: int
+    ) -> None:
+        self.again = extras[:2]
+        copies = self.again if ranks > 1 else []
+        super().__init__(config, bases + copies, extras[2:], bias=bias)
+
+    def forward(self, state: Any, **_: Any) -> Tensor:
+        (q, k, v, *copies), (value,) = self.parts(state)
+        query, key = copies or (q[..., : self.again[0]], k[..., : self.again[1]])
+        return torch.cat([q, query, k, key, v, value], -1)
 
 
 class WidenedRows(Linear):
@@ -136,23 +159,21 @@ class BaseAttention(Attention):
 
 
 class OtterAttention(BaseAttention):
-    """One attention over base and extra heads, base heads first on every rank.
-
-    It gives no weights away, so the extra heads of a channel that shares the base's attention have
-    q and k of base heads: every rank computes them, from copies of their rows made at loading.
-    """
+    """One attention over base and extra heads, base heads first on every rank."""
 
     def __init__(self, model_config: Any, layer_idx: int) -> None:
         config, tp = model_config.pretrained_config, model_config.mapping.tp_size
         otter, e = config.otter, config.head_dim
         super().__init__(model_config, layer_idx, _heads(otter, tp))
         query = (otter["base_attention_heads"] * e, otter["num_attention_heads"] * e)
-        own = (otter["base_key_value_heads"] * e // tp, otter["num_key_value_heads"] * e)
-        parts = [(query[0] // tp, query[1]), own, own]
-        if otter["attention"] == "shared":
-            base = [(width, 0) for pair in parts[:2] for width in pair]
-            parts = [*base, own]
-        self.qkv_proj = WidenedColumns(config, parts, bias=otter["qkv_bias"])
+        key_value = (otter["base_key_value_heads"] * e, otter["num_key_value_heads"] * e)
+        parts, bias = (query, key_value, key_value), otter["qkv_bias"]
+        bases, extras = [base // tp for base, _ in parts], [extra for _, extra in parts]
+        self.qkv_proj = (
+            SharedQueryKeyValue(config, bases, extras, bias=bias, ranks=tp)
+            if otter["attention"] == "shared"
+            else WidenedColumns(config, bases, extras, bias=bias)
+        )
         self.o_proj = WidenedRows(model_config, query, bias=otter["dense_bias"])
 
 
@@ -163,8 +184,8 @@ class OtterMLP(nn.Module):
         super().__init__()
         config, tp = model_config.pretrained_config, model_config.mapping.tp_size
         inner = (config.intermediate_size, config.otter["intermediate_size"])
-        own, bias = (inner[0] // tp, inner[1]), config.otter["mlp_bias"]
-        self.gate_up_proj = WidenedColumns(config, [own, own], bias=bias)
+        bases, extras, bias = [inner[0] // tp] * 2, [inner[1]] * 2, config.otter["mlp_bias"]
+        self.gate_up_proj = WidenedColumns(config, bases, extras, bias=bias)
         self.down_proj = WidenedRows(model_config, inner, bias=bias)
 
     def forward(self, state: State) -> State:

@@ -72,16 +72,13 @@ def load(model: Any, weights: Mapping[str, Any]) -> None:
     inner = model.model
     # TensorRT-LLM's own modules divide and pad the vocabulary themselves.
     inner.embed_tokens.load_weights([{"weight": source.take("model.embed_tokens.weight")}])
-    first, shared = inner.first_layer, model.config.otter["attention"] == "shared"
+    first = inner.first_layer
     places = {0: "embed_tokens", len(inner.layers): "norm"}
     kind = "table" if inner.is_table else "projection"
     start = f"model.{places.get(first, f'layers.{first}')}.otter.{kind}"
     _copy(inner.channel_start, source.take(start))
     for i, layer in enumerate(inner.layers):
-        if i < first:
-            _base_layer(source, layer, f"model.layers.{i}")
-        else:
-            _layer(source, layer, f"model.layers.{i}", shared)
+        (_base_layer if i < first else _layer)(source, layer, f"model.layers.{i}")
     _norm(source, inner.norm, "model.norm")
     if not model.config.tie_word_embeddings:
         model.lm_head.load_weights([{"weight": source.take("lm_head.weight")}])
@@ -104,12 +101,11 @@ def _base_layer(source: Source, layer: Any, stem: str) -> None:
         module.load_weights([source.linear(f"{stem}.{name}") for name in names])
 
 
-def _layer(source: Source, layer: Any, stem: str, shared: bool) -> None:
+def _layer(source: Source, layer: Any, stem: str) -> None:
     """A layer with a channel."""
     _norm(source, layer.input_layernorm, f"{stem}.input_layernorm")
     attention = [f"{stem}.self_attn.{letter}_proj" for letter in "qkv"]
-    read = _shared_columns if shared else _columns
-    read(source, layer.self_attn.qkv_proj, attention)
+    _columns(source, layer.self_attn.qkv_proj, attention)
     _rows(source, layer.self_attn.o_proj, f"{stem}.self_attn.o_proj")
     _norm(source, layer.post_attention_layernorm, f"{stem}.post_attention_layernorm")
     _columns(source, layer.mlp.gate_up_proj, [f"{stem}.mlp.{n}_proj" for n in ("gate", "up")])
@@ -122,32 +118,23 @@ def _norm(source: Source, module: Any, stem: str) -> None:
 
 
 def _columns(source: Source, module: Any, stems: Sequence[str]) -> None:
-    """``[W1; W2; ..; A1; A2; ..]``, their biases, and ``[B1; B2; ..]``."""
-    for part, inserted in (("weight", "from_base"), ("bias", "bias")):
-        parameter = getattr(module, part)
-        if parameter is not None:
-            own = [source.part(f"{stem}.{part}", 0) for stem in stems]
-            _copy(parameter, torch.cat(own + [source.take(f"{s}.otter.{inserted}") for s in stems]))
-    _copy(module.channel, torch.cat([source.take(f"{s}.otter.from_channel") for s in stems]))
+    """``[W1; W2; ..; A1; A2; ..]``, their biases, and ``[B1; B2; ..]``.
 
-
-def _shared_columns(source: Source, module: Any, stems: Sequence[str]) -> None:
-    """``[Wq; Wq'; Wk; Wk'; Wv; Av]``, their biases, and Bv; the dashed are the base's first heads.
-
-    A channel has the base's proportion of query to key/value heads, so these are the heads that its
-    own stand for.
+    Of a channel that shares the base's attention only the last, v, has A and B; the base's first
+    rows of the others come again where the module has a place for them. A channel has the base's
+    proportion of query to key/value heads, so these are the heads that its own stand for.
     """
-    value = stems[-1]
+    widened = stems[-len(module.extras) :]
+    again = module.bases[len(stems) :]
     for part, inserted in (("weight", "from_base"), ("bias", "bias")):
         parameter = getattr(module, part)
         if parameter is not None:
-            rows = []
-            for stem, heads in zip(stems[:-1], module.widths[0][1:4:2], strict=True):
-                whole = source.take(f"{stem}.{part}")
-                rows += [source.own(whole, 0), whole[:heads]]
-            own = source.part(f"{value}.{part}", 0)
-            _copy(parameter, torch.cat([*rows, own, source.take(f"{value}.otter.{inserted}")]))
-    _copy(module.channel, source.take(f"{value}.otter.from_channel"))
+            whole = [source.take(f"{stem}.{part}") for stem in stems]
+            rows = [source.own(tensor, 0) for tensor in whole]
+            rows += [tensor[:count] for tensor, count in zip(whole, again, strict=False)]
+            rows += [source.take(f"{stem}.otter.{inserted}") for stem in widened]
+            _copy(parameter, torch.cat(rows))
+    _copy(module.channel, torch.cat([source.take(f"{s}.otter.from_channel") for s in widened]))
 
 
 def _rows(source: Source, module: Any, stem: str) -> None:
