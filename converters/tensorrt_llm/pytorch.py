@@ -42,7 +42,9 @@ from otter_export.safetensors_io import PlannedTensor, TensorStore
 from otter_export.shards import in_shards, write_shards
 
 PACKAGE = "otter_trtllm"
-EMITTED = tuple(f"{PACKAGE}/{name}.py" for name in ("__init__", "model", "weights", "client"))
+EMITTED = tuple(
+    f"{PACKAGE}/{name}.py" for name in ("__init__", "layers", "model", "weights", "client")
+)
 CONFIG_FILE = "config.json"
 _WHERE = "target trtllm"
 #: TensorRT-LLM's attention kernels.

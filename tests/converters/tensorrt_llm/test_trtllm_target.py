@@ -51,6 +51,7 @@ def test_files_and_manifest(tmp_path: Path) -> None:
         "model.safetensors.index.json",
         "otter_trtllm/__init__.py",
         "otter_trtllm/client.py",
+        "otter_trtllm/layers.py",
         "otter_trtllm/model.py",
         "otter_trtllm/weights.py",
         "tokenizer.json",

@@ -1,18 +1,23 @@
 """Llama, Mistral or Qwen2 with an Otter channel, for TensorRT-LLM's PyTorch backend (from 1.3).
 
-The state is a pair ``(x, x')``, each ``[tokens, width]``. Base values come from base values only,
-and no zero block is multiplied. Under tensor parallelism the base is divided among the ranks, while
-every rank holds the whole channel, which is small; its part is added after the all-reduce. Layers
-below the channel's first one are layers of the base, and the state there is x.
+The state is ``x``, ``[tokens, width]``, in the layers below the channel's first one, and the pair
+``(x, x')`` from there on.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from otter_trtllm.layers import (
+    BaseDecoderLayer,
+    OtterDecoderLayer,
+    State,
+    WidenedNorm,
+    heads_with_channel,
+    parameter,
+)
 from otter_trtllm.weights import load
 from tensorrt_llm._torch.models.modeling_utils import (
     DecoderModel,
@@ -20,230 +25,15 @@ from tensorrt_llm._torch.models.modeling_utils import (
     register_auto_model,
 )
 from tensorrt_llm._torch.modules.embedding import Embedding
-from tensorrt_llm._torch.modules.gated_mlp import GatedMLP
-from tensorrt_llm._torch.modules.linear import Linear, TensorParallelMode
-from tensorrt_llm._torch.modules.rms_norm import RMSNorm
+from tensorrt_llm._torch.modules.linear import TensorParallelMode
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-def _first(*names: str) -> Any:
-    """The first of these modules that exists: some have moved between releases."""
-    for name in names[:-1]:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if not name.startswith(error.name or "?"):
-                raise
-    return importlib.import_module(names[-1])
-
-
-_TORCH = "tensorrt_llm._torch"
-Attention: Any = _first(f"{_TORCH}.attention.attention", f"{_TORCH}.modules.attention").Attention
-_ROTARY = _first(f"{_TORCH}.attention.backends.interface", f"{_TORCH}.attention_backend.interface")
-
-State = tuple[Tensor, Tensor]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda z: z,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
 }
-
-
-class WidenedNorm(nn.Module):
-    """RMS norm of both streams by the base's statistics; float32 inside."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.weight = _parameter(config, config.hidden_size)
-        self.channel_weight = _parameter(config, config.otter["hidden_size"])
-        self.epsilon = float(config.rms_norm_eps)
-
-    def forward(self, state: State) -> State:
-        base, channel = state
-        wide = base.float()
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
-        normed = (wide * scale).to(base.dtype) * self.weight
-        return normed, (channel.float() * scale).to(channel.dtype) * self.channel_weight
-
-
-class WidenedColumns(Linear):
-    """Projections that read ``(x, x')``; gives ``[y1, y1', y2, y2', ..]``, the rank's own rows.
-
-    ``weight`` is ``[W1; W2; ..; A1; A2; ..]``, ``channel`` holds ``[B1; B2; ..]``.
-    """
-
-    def __init__(self, config: Any, bases: list[int], extras: list[int], *, bias: bool) -> None:
-        rows = sum(bases) + sum(extras)
-        super().__init__(config.hidden_size, rows, bias=bias, dtype=config.torch_dtype)
-        self.bases, self.extras = bases, extras
-        self.channel = _parameter(config, sum(extras), config.otter["hidden_size"])
-
-    def parts(self, state: State) -> tuple[list[Tensor], list[Tensor]]:
-        """``[y1, y2, ..]`` and ``[y1', y2', ..]``."""
-        base, channel = state
-        joined = super().forward(base)
-        y, extra = torch.split(joined, [sum(self.bases), sum(self.extras)], -1)
-        extra = extra + functional.linear(channel, self.channel)
-        return list(torch.split(y, self.bases, -1)), list(torch.split(extra, self.extras, -1))
-
-    def forward(self, state: Any, **_: Any) -> Tensor:
-        return torch.cat([p for pair in zip(*self.parts(state), strict=True) for p in pair], -1)
-
-
-class SharedQueryKeyValue(WidenedColumns):
-    """Gives ``[q, q', k, k', v, v']``, where q' and k' are those of the base's first heads again.
-
-    The attention gives no weights away, so a channel that shares them computes them twice. A single
-    rank repeats q and k. Of several some lack these heads, so each computes them, from copies of
-    their rows that are made at loading: ``weight`` is ``[Wq; Wk; Wv; Wq'; Wk'; Av]``.
-    """
-
-    def __init__(
-        self, config: Any, bases: list[int], extras: list[int], *, bias: bool, ranks: int
-    ) -> None:
-        self.again = extras[:2]
-        copies = self.again if ranks > 1 else []
-        super().__init__(config, bases + copies, extras[2:], bias=bias)
-
-    def forward(self, state: Any, **_: Any) -> Tensor:
-        (q, k, v, *copies), (value,) = self.parts(state)
-        query, key = copies or (q[..., : self.again[0]], k[..., : self.again[1]])
-        return torch.cat([q, query, k, key, v, value], -1)
-
-
-class WidenedRows(Linear):
-    """A projection that reads ``[x, x']`` joined, the rank's columns of x; gives the pair."""
-
-    def __init__(self, model_config: Any, reads: tuple[int, int], *, bias: bool) -> None:
-        config, mapping = model_config.pretrained_config, model_config.mapping
-        writes = [config.hidden_size, config.otter["hidden_size"]]
-        super().__init__(
-            reads[0],
-            sum(writes),
-            bias=bias,
-            dtype=config.torch_dtype,
-            mapping=mapping,
-            tensor_parallel_mode=TensorParallelMode.ROW,
-        )
-        self.writes, self.reads = writes, [reads[0] // mapping.tp_size, reads[1]]
-        self.channel = _parameter(config, writes[1], reads[1])
-
-    def forward(self, joined: Tensor, **arguments: Any) -> Any:
-        base, channel = torch.split(joined, self.reads, -1)
-        y, extra = torch.split(super().forward(base.contiguous(), **arguments), self.writes, -1)
-        return y, extra + functional.linear(channel, self.channel)
-
-
-class BaseAttention(Attention):
-    """The base's attention, with as many heads as it is told."""
-
-    def __init__(self, model_config: Any, layer_idx: int, heads: tuple[int, int]) -> None:
-        config = model_config.pretrained_config
-        rotary = _ROTARY.PositionalEmbeddingParams(
-            type=_ROTARY.PositionEmbeddingType.rope_gpt_neox,
-            rope=_ROTARY.RopeParams.from_config(config),
-        )
-        super().__init__(
-            hidden_size=config.hidden_size,
-            num_attention_heads=heads[0],
-            num_key_value_heads=heads[1],
-            max_position_embeddings=config.max_position_embeddings,
-            bias=config.otter["qkv_bias"],
-            dense_bias=config.otter["dense_bias"],
-            pos_embd_params=rotary,
-            layer_idx=layer_idx,
-            dtype=config.torch_dtype,
-            config=model_config,
-        )
-
-
-class OtterAttention(BaseAttention):
-    """One attention over base and extra heads, base heads first on every rank."""
-
-    def __init__(self, model_config: Any, layer_idx: int) -> None:
-        config, tp = model_config.pretrained_config, model_config.mapping.tp_size
-        otter, e = config.otter, config.head_dim
-        super().__init__(model_config, layer_idx, _heads(otter, tp))
-        query = (otter["base_attention_heads"] * e, otter["num_attention_heads"] * e)
-        key_value = (otter["base_key_value_heads"] * e, otter["num_key_value_heads"] * e)
-        parts, bias = (query, key_value, key_value), otter["qkv_bias"]
-        bases, extras = [base // tp for base, _ in parts], [extra for _, extra in parts]
-        self.qkv_proj = (
-            SharedQueryKeyValue(config, bases, extras, bias=bias, ranks=tp)
-            if otter["attention"] == "shared"
-            else WidenedColumns(config, bases, extras, bias=bias)
-        )
-        self.o_proj = WidenedRows(model_config, query, bias=otter["dense_bias"])
-
-
-class OtterMLP(nn.Module):
-    """The gated feed-forward layer, with the channel's own neurons."""
-
-    def __init__(self, model_config: Any) -> None:
-        super().__init__()
-        config, tp = model_config.pretrained_config, model_config.mapping.tp_size
-        inner = (config.intermediate_size, config.otter["intermediate_size"])
-        bases, extras, bias = [inner[0] // tp] * 2, [inner[1]] * 2, config.otter["mlp_bias"]
-        self.gate_up_proj = WidenedColumns(config, bases, extras, bias=bias)
-        self.down_proj = WidenedRows(model_config, inner, bias=bias)
-
-    def forward(self, state: State) -> State:
-        gate, up = self.gate_up_proj(state).chunk(2, dim=-1)
-        return self.down_proj(functional.silu(gate) * up)
-
-
-class BaseDecoderLayer(nn.Module):
-    """One decoder layer on x alone, of TensorRT-LLM's own modules."""
-
-    def __init__(self, model_config: Any, layer_idx: int) -> None:
-        super().__init__()
-        config = model_config.pretrained_config
-        otter, dtype = config.otter, config.torch_dtype
-        norm = {"hidden_size": config.hidden_size, "eps": config.rms_norm_eps, "dtype": dtype}
-        heads = (otter["base_attention_heads"], otter["base_key_value_heads"])
-        self.input_layernorm = RMSNorm(**norm)
-        self.self_attn = BaseAttention(model_config, layer_idx, heads)
-        self.post_attention_layernorm = RMSNorm(**norm)
-        self.mlp = GatedMLP(
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            bias=otter["mlp_bias"],
-            dtype=dtype,
-            config=model_config,
-        )
-
-    def forward(self, position_ids: Any, x: Tensor, attn_metadata: Any) -> Tensor:
-        attended = self.self_attn(
-            position_ids=position_ids,
-            hidden_states=self.input_layernorm(x),
-            attn_metadata=attn_metadata,
-        )
-        x = x + attended
-        fed: Tensor = self.mlp(self.post_attention_layernorm(x))
-        return x + fed
-
-
-class OtterDecoderLayer(nn.Module):
-    """One decoder layer on the pair of streams."""
-
-    def __init__(self, model_config: Any, layer_idx: int) -> None:
-        super().__init__()
-        config = model_config.pretrained_config
-        self.input_layernorm = WidenedNorm(config)
-        self.self_attn = OtterAttention(model_config, layer_idx)
-        self.post_attention_layernorm = WidenedNorm(config)
-        self.mlp = OtterMLP(model_config)
-
-    def forward(self, position_ids: Any, state: State, attn_metadata: Any) -> State:
-        attended = self.self_attn(
-            position_ids=position_ids,
-            hidden_states=self.input_layernorm(state),
-            attn_metadata=attn_metadata,
-        )
-        state = (state[0] + attended[0], state[1] + attended[1])
-        fed = self.mlp(self.post_attention_layernorm(state))
-        return state[0] + fed[0], state[1] + fed[1]
 
 
 class OtterModel(DecoderModel):
@@ -262,7 +52,7 @@ class OtterModel(DecoderModel):
         )
         self.is_table, width = channel["embedding"] == "table", channel["hidden_size"]
         shape = (config.vocab_size, width) if self.is_table else (width, config.hidden_size)
-        self.channel_start = _parameter(config, *shape)
+        self.channel_start = parameter(config, *shape)
         self.first_layer = channel["first_layer"]
         self.layers = nn.ModuleList(
             (BaseDecoderLayer if i < self.first_layer else OtterDecoderLayer)(model_config, i)
@@ -286,8 +76,8 @@ class SignalHead(nn.Module):
 
     def __init__(self, config: Any, rows: int) -> None:
         super().__init__()
-        self.weight = _parameter(config, rows, config.otter["hidden_size"])
-        self.bias = _parameter(config, rows)
+        self.weight = parameter(config, rows, config.otter["hidden_size"])
+        self.bias = parameter(config, rows)
 
     def forward(self, channel: Tensor) -> Tensor:
         return functional.linear(channel, self.weight, self.bias).float()
@@ -314,7 +104,7 @@ class OtterForCausalLM(DecoderModelForCausalLM):
         # (_torch/pyexecutor/resource_manager.py), both in 1.3.
         layers, first = config.num_hidden_layers, otter["first_layer"]
         base = (otter["base_attention_heads"], otter["base_key_value_heads"])
-        heads = [base] * first + [_heads(otter, tp)] * (layers - first)
+        heads = [base] * first + [heads_with_channel(otter, tp)] * (layers - first)
         key_values = [count for _, count in heads]
         # Past transformers 5's own checks, which want an integer here and no list.
         vars(config).update(
@@ -354,17 +144,3 @@ class OtterForCausalLM(DecoderModelForCausalLM):
     def load_weights(self, weights: Any, *_: Any, **__: Any) -> None:
         """Take every tensor of the directory; see `otter_trtllm.weights.load`."""
         load(self, weights)
-
-
-def _heads(otter: dict[str, Any], ranks: int) -> tuple[int, int]:
-    """Query and key/value heads of a layer with a channel, which every rank holds whole."""
-    query, key_value = (
-        otter[f"base_{kind}"] + ranks * otter[f"num_{kind}"]
-        for kind in ("attention_heads", "key_value_heads")
-    )
-    return query, key_value
-
-
-def _parameter(config: Any, *shape: int) -> nn.Parameter:
-    """Memory for a weight; `torch.empty`, so that TensorRT-LLM can put off its allocation."""
-    return nn.Parameter(torch.empty(shape, dtype=config.torch_dtype), requires_grad=False)
