@@ -163,50 +163,49 @@ def norm(ranks: list[dict[str, Array]], to: str, source: str, widened: bool) -> 
     return found
 
 
+def rows_of_qkv(channel: OtterConfig | None, tp: int) -> dict[str, int]:
+    """What ``attention.qkv`` holds on a rank, in order; heads of size 8, 8 query over 4 key/value.
+
+    Of a channel that shares the base's attention q' and k' are the base's rows once more, unless
+    the rank can repeat them.
+    """
+    found = {"q": 64 // tp, "k": 32 // tp, "v": 32 // tp}
+    if channel is None:
+        return found
+    heads, key_values = channel.num_attention_heads, channel.num_key_value_heads
+    parts = tp if key_values % tp == 0 else 1
+    extra = {"q'": 8 * heads // parts, "k'": 8 * key_values // parts, "v'": 8 * key_values // parts}
+    is_repeated = channel.attention == "shared" and (tp == 1 or key_values == 4)
+    return found | ({"v'": extra["v'"]} if is_repeated else extra)
+
+
 def attention(
     ranks: list[dict[str, Array]], to: str, source: str, channel: OtterConfig | None
 ) -> dict[str, Array]:
-    """Undo ``[Wq; Wk; Wv; (Wq'; Wk';) Aq; Ak; Av]`` by rank, and the output projection.
-
-    Heads have size 8, 8 query over 4 key/value heads; A of q and k, or the base's rows of q' and k'
-    once more, or neither.
-    """
-    tp = len(ranks)
-    sizes = {letter: n // tp for letter, n in zip("qkv", (64, 32, 32), strict=True)}
-    used, divided = ranks, False
-    if channel is not None:
-        heads = (channel.num_attention_heads, *[channel.num_key_value_heads] * 2)
-        divided = channel.num_key_value_heads % tp == 0
-        used = ranks if divided else ranks[:1]
-        own = tp if divided else 1
-        extra = {f"{x}'": 8 * n // own for x, n in zip("qkv", heads, strict=True)}
-        if channel.attention == "own" or (tp > 1 and channel.num_key_value_heads < 4):
-            sizes |= extra
-        else:
-            sizes |= {"v'": extra["v'"]}
-    cuts = np.cumsum(list(sizes.values()))[:-1]
+    """Undo ``[Wq; Wk; Wv; Aq; Ak; Av]`` by rank, and the output projection."""
+    held = rows_of_qkv(channel, len(ranks))
+    divided = channel is not None and channel.num_key_value_heads % len(ranks) == 0
+    used = ranks if divided else ranks[:1]
+    inserted = [] if channel is None else ["v"] if channel.attention == "shared" else list("qkv")
     found = {}
     for part, suffix in (("weight", "from_base"), ("bias", "bias")):
-        name = f"{to}.attention.qkv.{part}"
-        split = [dict(zip(sizes, np.split(r[name], cuts), strict=True)) for r in ranks]
+        cuts = np.cumsum(list(held.values()))[:-1]
+        split = [np.split(r[f"{to}.attention.qkv.{part}"], cuts) for r in ranks]
+        whole = {n: np.concatenate(p) for n, p in zip(held, zip(*split, strict=True), strict=True)}
         for letter in "qkv":
             stem = f"{source}.self_attn.{letter}_proj"
-            whole = np.concatenate([s[letter] for s in split])
-            found[f"{stem}.{part}"] = whole
-            if f"{letter}'" not in sizes:
-                continue
-            inserted = np.concatenate([s[f"{letter}'"] for s in split[: len(used)]])
-            if channel is not None and channel.attention == "shared" and letter != "v":
-                assert inserted.tobytes() == whole[: len(inserted)].tobytes()
+            found[f"{stem}.{part}"] = whole[letter]
+            extra = whole.get(f"{letter}'", whole[letter][:0])
+            extra = extra[: held.get(f"{letter}'", 0) * len(used)]  # one rank's, if all have all
+            if letter in inserted:
+                found[f"{stem}.otter.{suffix}"] = extra
             else:
-                found[f"{stem}.otter.{suffix}"] = inserted
-    if channel is not None:
-        letters = "v" if channel.attention == "shared" else "qkv"
-        cuts = np.cumsum([extra[f"{letter}'"] for letter in letters])[:-1]
+                assert extra.tobytes() == whole[letter][: len(extra)].tobytes()
+    if inserted:
+        cuts = np.cumsum([held[f"{letter}'"] for letter in inserted])[:-1]
         split = [np.split(r[f"{to}.attention.qkv.channel.weight"], cuts) for r in used]
-        for letter, parts in zip(letters, zip(*split, strict=True), strict=True):
-            stem = f"{source}.self_attn.{letter}_proj"
-            found[f"{stem}.otter.from_channel"] = np.concatenate(parts)
+        for letter, parts in zip(inserted, zip(*split, strict=True), strict=True):
+            found[f"{source}.self_attn.{letter}_proj.otter.from_channel"] = np.concatenate(parts)
     to, source = f"{to}.attention.dense", f"{source}.self_attn.o_proj"
     return found | columns(ranks, to, source, channel is not None, divided)
 
