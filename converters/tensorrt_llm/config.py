@@ -89,7 +89,8 @@ def check_model(base: BaseModel, config: OtterConfig, where: str = "target trtll
             "first_layer 0 and own attention. Use target onnx or trt"
         )
     d = base.dimensions
-    if config.num_attention_heads * d.num_key_value_heads != (
+    is_probe = config.first_layer == d.num_hidden_layers  # whose heads no layer has
+    if not is_probe and config.num_attention_heads * d.num_key_value_heads != (
         d.num_attention_heads * config.num_key_value_heads
     ):
         raise UnsupportedError(
@@ -127,8 +128,8 @@ def checkpoint_config(
     """``config.json`` of the checkpoint; one for all ranks.
 
     ``max_candidates`` is 0 for an engine without tree inputs.
-    Head counts are those of base and channel together, since they size TensorRT-LLM's attention
-    layers and KV cache. What the emitted model file needs to know of the channel is in ``otter``.
+    Head counts are the base's; ``num_kv_heads_per_layer``, which sizes the KV cache, has those of
+    base and channel. What the emitted model file needs to know of the channel is in ``otter``.
     """
     base, config = checkpoint.base, checkpoint.config
     d, turning = base.dimensions, rotary(checkpoint.base)
@@ -141,8 +142,12 @@ def checkpoint_config(
         "hidden_size": d.hidden_size,
         "intermediate_size": d.intermediate_size,
         "num_hidden_layers": d.num_hidden_layers,
-        "num_attention_heads": layout.attention_heads,
-        "num_key_value_heads": layout.key_value_heads,
+        "num_attention_heads": d.num_attention_heads,
+        "num_key_value_heads": d.num_key_value_heads,
+        "num_kv_heads_per_layer": [
+            layout.key_value_heads if layer >= config.first_layer else d.num_key_value_heads
+            for layer in range(d.num_hidden_layers)
+        ],
         "head_size": d.head_dim,
         "hidden_act": "silu",
         "norm_epsilon": norm_epsilon(base),
@@ -157,11 +162,11 @@ def checkpoint_config(
         "quantization": {"quant_algo": None, "kv_cache_quant_algo": None},
         **({"max_draft_len": max_candidates} if max_candidates else {}),
         "otter": {
-            **channel_sizes(checkpoint),
+            **channel_shape(config),
             "heads_divided": layout.heads_divided,
             "inner_divided": layout.inner_divided,
+            "heads_stored": layout.heads_stored,
             "dense_bias": base.has(f"{first}.self_attn.o_proj.bias"),
-            "embedding": config.embedding,
             "signals": [
                 {"name": s.name, "kind": s.kind, "activation": s.activation} for s in config.signals
             ],
@@ -169,16 +174,16 @@ def checkpoint_config(
     }
 
 
-def channel_sizes(checkpoint: Checkpoint) -> dict[str, int]:
-    """Widths of the channel, and the heads of the base apart from it."""
-    config, d = checkpoint.config, checkpoint.base.dimensions
+def channel_shape(config: OtterConfig) -> dict[str, Any]:
+    """The channel's widths, where it begins, and whose attention it has."""
     return {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "num_attention_heads": config.num_attention_heads,
         "num_key_value_heads": config.num_key_value_heads,
-        "base_attention_heads": d.num_attention_heads,
-        "base_key_value_heads": d.num_key_value_heads,
+        "embedding": config.embedding,
+        "first_layer": config.first_layer,
+        "attention": config.attention,
     }
 
 

@@ -7,6 +7,9 @@ and the signal heads are the same on all ranks.
 A channel is small: by default it has one key/value head, which no two ranks can share. Where its
 heads (or its inner neurons) cannot be divided evenly, every rank holds all of them, and adds their
 part after the all-reduce instead of before.
+
+A channel that shares the base's attention weights has the base's q and k in its extra heads. The
+model repeats them where they lie on the rank of those heads; elsewhere their rows are stored again.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ class Layout:
         tp_size: Number of ranks.
         heads_divided: The channel's heads are divided; else every rank holds all of them.
         inner_divided: The channel's inner neurons are divided; else every rank holds all of them.
+        heads_stored: The channel shares the attention weights of base heads that some rank lacks,
+            so that their rows of q and k are stored once more.
     """
 
     base: BaseDimensions
@@ -38,6 +43,7 @@ class Layout:
     tp_size: int
     heads_divided: bool
     inner_divided: bool
+    heads_stored: bool
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, tp_size: int) -> Layout:
@@ -55,6 +61,11 @@ class Layout:
             tp_size=tp_size,
             heads_divided=config.num_key_value_heads % tp_size == 0,
             inner_divided=config.intermediate_size % tp_size == 0,
+            # The extra heads stand for the base's first ones: a rank has the same part of both
+            # where there are as many of both, and all of both where it is the only one.
+            heads_stored=config.attention == "shared"
+            and tp_size > 1
+            and config.num_key_value_heads != d.num_key_value_heads,
         )
 
     def channel_divided(self, space: Space) -> bool:
@@ -74,14 +85,11 @@ class Layout:
         return self._part(width, rank) if self.channel_divided(space) else slice(0, width)
 
     @property
-    def attention_heads(self) -> int:
-        """Query heads of all ranks together, base and channel; what sizes an attention layer."""
-        return self._all_ranks(Space.QUERY)
-
-    @property
     def key_value_heads(self) -> int:
-        """Key/value heads of all ranks together, base and channel; what sizes the KV cache."""
-        return self._all_ranks(Space.VALUE)
+        """Key/value heads of all ranks in a layer with a channel; what sizes its KV cache."""
+        parts = (self.base_part(Space.VALUE, 0), self.channel_part(Space.VALUE, 0))
+        width = sum(int(part.stop) - int(part.start) for part in parts)
+        return width * self.tp_size // self.base.head_dim
 
     @property
     def vocabulary_rows(self) -> int:
@@ -91,11 +99,6 @@ class Layout:
     def _part(self, width: int, rank: int) -> slice:
         size = width // self.tp_size
         return slice(rank * size, (rank + 1) * size)
-
-    def _all_ranks(self, space: Space) -> int:
-        parts = (self.base_part(space, 0), self.channel_part(space, 0))
-        width = sum(int(part.stop) - int(part.start) for part in parts)
-        return width * self.tp_size // self.base.head_dim
 
 
 def _check_divisible(d: BaseDimensions, tp_size: int) -> None:

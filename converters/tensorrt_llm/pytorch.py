@@ -26,7 +26,7 @@ from otter_export.converters.target import (
 )
 from otter_export.converters.tensorrt_llm.config import (
     ARCHITECTURE,
-    channel_sizes,
+    channel_shape,
     check_supported,
     norm_epsilon,
     rotary,
@@ -42,7 +42,9 @@ from otter_export.safetensors_io import PlannedTensor, TensorStore
 from otter_export.shards import in_shards, write_shards
 
 PACKAGE = "otter_trtllm"
-EMITTED = tuple(f"{PACKAGE}/{name}.py" for name in ("__init__", "model", "weights", "client"))
+EMITTED = tuple(
+    f"{PACKAGE}/{name}.py" for name in ("__init__", "layers", "model", "weights", "client")
+)
 CONFIG_FILE = "config.json"
 _WHERE = "target trtllm"
 #: TensorRT-LLM's attention kernels.
@@ -149,11 +151,12 @@ def hub_config(checkpoint: Checkpoint, precision: Precision) -> dict[str, Any]:
         "tie_word_embeddings": d.tie_word_embeddings,
         "eos_token_id": list(eos) if len(eos) > 1 else next(iter(eos), None),
         "otter": {
-            **channel_sizes(checkpoint),
+            **channel_shape(config),
+            "base_attention_heads": d.num_attention_heads,
+            "base_key_value_heads": d.num_key_value_heads,
             "qkv_bias": base.has(f"{first}.self_attn.q_proj.bias"),
             "dense_bias": base.has(f"{first}.self_attn.o_proj.bias"),
             "mlp_bias": base.has(f"{first}.mlp.gate_proj.bias"),
-            "embedding": config.embedding,
             "signals": config.to_json()["signals"],
         },
     }

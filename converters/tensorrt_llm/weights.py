@@ -2,7 +2,8 @@
 
 Names follow TensorRT-LLM's own Llama (``transformer.layers.N.attention.qkv.weight``); what the
 channel adds lies beside them. Stacked weights read the base state once: ``[W; A]``, rows of the
-base first. For attention that is ``[Wq; Wk; Wv; Aq; Ak; Av]``, each the rank's own part.
+base first. For attention that is ``[Wq; Wk; Wv; Aq; Ak; Av]``, each the rank's own part. Which
+inserted tensors there are is the channel's shape: a layer below its first one is Llama's own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from otter_export.channel import channel_sites
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.tensorrt_llm.layout import Layout
 from otter_export.errors import CheckpointError
@@ -83,11 +85,9 @@ class RankTensors:
         base, config = self.checkpoint.base, self.checkpoint.config
         embedding = base.sites.embeddings[0][0]
         yield self._whole("transformer.vocab_embedding.weight", self._base(f"{embedding}.weight"))
-        kind = "projection" if config.embedding == "projection" else "table"
-        inserted = self._inserted(f"{embedding}.otter.{kind}")
-        yield self._whole("transformer.channel_embedding.weight", inserted)
+        yield self._start()
         for layer in range(base.dimensions.num_hidden_layers):
-            yield from self._layer(f"transformer.layers.{layer}", f"{base.family.layers}.{layer}")
+            yield from self._layer(layer)
         yield from self._norm("transformer.ln_f", base.family.final_norm)
         yield self._output_head()
         for i, signal in enumerate(config.signals):
@@ -95,65 +95,95 @@ class RankTensors:
                 stored = self._inserted(f"signals.{signal.name}.{part}")
                 yield self._whole(f"signals.{i}.{part}", stored)
 
-    def _layer(self, target: str, source: str) -> Iterator[PlannedTensor]:
-        """One decoder layer; ``source`` is its Hugging Face path."""
-        sites = {
-            s.name.removeprefix(f"{source}."): s
-            for s in self.checkpoint.base.sites.projections
-            if s.name.startswith(f"{source}.")
+    def _start(self) -> PlannedTensor:
+        """What the channel begins with, where it begins."""
+        base, config = self.checkpoint.base, self.checkpoint.config
+        (stem,) = channel_sites(config, base.sites).starts
+        places = {0: "channel_embedding", base.dimensions.num_hidden_layers: "channel_start"}
+        place = places.get(config.first_layer, f"layers.{config.first_layer}.channel_start")
+        inserted = self._inserted(f"{stem}.otter.{config.embedding}")
+        return self._whole(f"transformer.{place}.weight", inserted)
+
+    def _layer(self, layer: int) -> Iterator[PlannedTensor]:
+        """One decoder layer."""
+        sites = self.checkpoint.base.sites
+        target, source = f"transformer.layers.{layer}", sites.layers[layer]
+        named = {
+            s.name.removeprefix(f"{source}."): s for s in sites.projections if s.layer == layer
         }
-        attention = [sites[f"self_attn.{name}_proj"] for name in "qkv"]
+        attention = [named[f"self_attn.{name}_proj"] for name in "qkv"]
+        is_stored = self.layout.heads_stored and layer >= self.checkpoint.config.first_layer
         yield from self._norm(f"{target}.input_layernorm", f"{source}.input_layernorm")
-        yield from self._column(f"{target}.attention.qkv", attention)
-        yield from self._row(f"{target}.attention.dense", sites["self_attn.o_proj"])
+        yield from self._column(
+            f"{target}.attention.qkv", attention, again=attention[:2] if is_stored else ()
+        )
+        yield from self._row(f"{target}.attention.dense", named["self_attn.o_proj"])
         yield from self._norm(f"{target}.post_layernorm", f"{source}.post_attention_layernorm")
-        yield from self._column(f"{target}.mlp.fc", [sites["mlp.gate_proj"]])
-        yield from self._column(f"{target}.mlp.gate", [sites["mlp.up_proj"]])
-        yield from self._row(f"{target}.mlp.proj", sites["mlp.down_proj"])
+        yield from self._column(f"{target}.mlp.fc", [named["mlp.gate_proj"]])
+        yield from self._column(f"{target}.mlp.gate", [named["mlp.up_proj"]])
+        yield from self._row(f"{target}.mlp.proj", named["mlp.down_proj"])
 
     def _norm(self, target: str, source: str) -> Iterator[PlannedTensor]:
         yield self._whole(f"{target}.weight", self._base(f"{source}.weight"))
-        yield self._whole(f"{target}.channel_weight", self._inserted(f"{source}.otter.weight"))
+        name = f"{source}.otter.weight"
+        if name in self.checkpoint.tensors:
+            yield self._whole(f"{target}.channel_weight", self._inserted(name))
 
-    def _column(self, target: str, sites: Sequence[ProjectionSite]) -> Iterator[PlannedTensor]:
-        """Projections whose outputs are divided: rows of W, A and B, and their biases."""
-        rows = [self.layout.base_part(s.writes, self.rank) for s in sites]
-        extra = [self.layout.channel_part(s.writes, self.rank) for s in sites]
-        named = list(zip(sites, rows, extra, strict=True))
+    def _column(
+        self,
+        target: str,
+        sites: Sequence[ProjectionSite],
+        again: Sequence[ProjectionSite] = (),
+    ) -> Iterator[PlannedTensor]:
+        """Projections whose outputs are divided: rows of W, A and B, and their biases.
+
+        Of those in ``again`` the base's rows are stored a second time, for the channel's heads.
+        """
+        rows = [(s, self.layout.base_part(s.writes, self.rank)) for s in sites]
+        rows += [(s, self.layout.channel_part(s.writes, self.rank)) for s in again]
+        extra = [
+            (s, self.layout.channel_part(s.writes, self.rank)) for s in sites if self._widened(s)
+        ]
         yield self._joined(
             f"{target}.weight",
-            [self._base(f"{s.name}.weight", r) for s, r, _ in named]
-            + [self._inserted(f"{s.name}.otter.from_base", e) for s, _, e in named],
+            [self._base(f"{s.name}.weight", r) for s, r in rows]
+            + [self._inserted(f"{s.name}.otter.from_base", e) for s, e in extra],
         )
         if self.checkpoint.base.has(f"{sites[0].name}.bias"):
             yield self._joined(
                 f"{target}.bias",
-                [self._base(f"{s.name}.bias", r) for s, r, _ in named]
-                + [self._inserted(f"{s.name}.otter.bias", e) for s, _, e in named],
+                [self._base(f"{s.name}.bias", r) for s, r in rows]
+                + [self._inserted(f"{s.name}.otter.bias", e) for s, e in extra],
             )
-        yield self._joined(
-            f"{target}.channel.weight",
-            [self._inserted(f"{s.name}.otter.from_channel", e) for s, _, e in named],
-        )
+        if extra:
+            yield self._joined(
+                f"{target}.channel.weight",
+                [self._inserted(f"{s.name}.otter.from_channel", e) for s, e in extra],
+            )
 
     def _row(self, target: str, site: ProjectionSite) -> Iterator[PlannedTensor]:
         """A projection whose inputs are divided: columns of W, A and B; its bias is whole."""
         columns = (slice(None), self.layout.base_part(site.reads, self.rank))
+        weight = self._base(f"{site.name}.weight", *columns)
+        has_bias = self.checkpoint.base.has(f"{site.name}.bias")
+        if not self._widened(site):
+            yield self._whole(f"{target}.weight", weight)
+            if has_bias:
+                yield self._whole(f"{target}.bias", self._base(f"{site.name}.bias"))
+            return
+        inserted = self._inserted(f"{site.name}.otter.from_base", *columns)
+        yield self._joined(f"{target}.weight", [weight, inserted])
         extra = (slice(None), self.layout.channel_part(site.reads, self.rank))
-        yield self._joined(
-            f"{target}.weight",
-            [
-                self._base(f"{site.name}.weight", *columns),
-                self._inserted(f"{site.name}.otter.from_base", *columns),
-            ],
-        )
         part = self._inserted(f"{site.name}.otter.from_channel", *extra)
         yield self._whole(f"{target}.channel.weight", part)
-        if self.checkpoint.base.has(f"{site.name}.bias"):
+        if has_bias:
             yield self._joined(
                 f"{target}.output_bias",
                 [self._base(f"{site.name}.bias"), self._inserted(f"{site.name}.otter.bias")],
             )
+
+    def _widened(self, site: ProjectionSite) -> bool:
+        return f"{site.name}.otter.from_base" in self.checkpoint.tensors
 
     def _output_head(self) -> PlannedTensor:
         """The rank's rows of the language model head; rows that pad the vocabulary are zero."""

@@ -7,7 +7,8 @@ Written by otter-export beside a TensorRT-LLM checkpoint. Importing this file re
 The state is a pair ``(x, x')``, each ``[tokens, width]`` (padding removed). Base values come from
 base values only. No zero block is multiplied: ``weight`` is ``[W; A]`` and reads x once,
 ``channel.weight`` is B. Base and channel heads share one attention layer and one KV cache, base
-heads first on every rank.
+heads first on every rank. Layers below the channel's first one are TensorRT-LLM's own Llama layers,
+and the state there is x.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 from tensorrt_llm import functional as f
 from tensorrt_llm._common import default_net
 from tensorrt_llm.functional import Tensor
-from tensorrt_llm.layers import Attention, AttentionMaskType, ColumnLinear, Embedding
+from tensorrt_llm.layers import Attention, AttentionMaskType, ColumnLinear, Embedding, RowLinear
 from tensorrt_llm.models import MODEL_MAP
 from tensorrt_llm.models.llama.config import LLaMAConfig
+from tensorrt_llm.models.llama.model import LLaMADecoderLayer
 from tensorrt_llm.models.modeling_utils import DecoderLayerList, DecoderModelForCausalLM
 from tensorrt_llm.module import Module, ModuleList
 from tensorrt_llm.parameter import Parameter
@@ -30,10 +32,17 @@ ACTIVATIONS = {"identity": lambda z: z, "tanh": f.tanh, "sigmoid": f.sigmoid}
 
 
 class OtterEngineConfig(LLaMAConfig):
-    """Llama's configuration, with the channel's widths and signals in ``otter``."""
+    """Llama's configuration, with the channel's shape and signals in ``otter``.
 
-    def __init__(self, *, otter: dict[str, Any], **kwargs: Any) -> None:
-        self.otter = otter
+    ``num_kv_heads_per_layer`` counts base and channel heads of all ranks. TensorRT-LLM's runtime
+    sizes the KV cache of each layer by the field of this name (cpp/tensorrt_llm/runtime/
+    gptJsonConfig.cpp), as for its Nemotron-NAS (tensorrt_llm/models/nemotron_nas/config.py, 1.0).
+    """
+
+    def __init__(
+        self, *, otter: dict[str, Any], num_kv_heads_per_layer: list[int], **kwargs: Any
+    ) -> None:
+        self.otter, self.num_kv_heads_per_layer = otter, num_kv_heads_per_layer
         super().__init__(**kwargs)
 
 
@@ -47,8 +56,8 @@ class Widths:
         self.hidden = (config.hidden_size, otter["hidden_size"])
         self.inner = (config.intermediate_size // tp, otter["intermediate_size"] // inner_tp)
         self.query, self.key_value = (
-            (otter[f"base_{kind}"] * e // tp, otter[f"num_{kind}"] * e // heads_tp)
-            for kind in ("attention_heads", "key_value_heads")
+            (getattr(config, name) * e // tp, otter[name] * e // heads_tp)
+            for name in ("num_attention_heads", "num_key_value_heads")
         )
 
 
@@ -142,6 +151,30 @@ class QueryKeyValue(ColumnProjection):
         return f.concat(joined, dim=axis)
 
 
+class SharedQueryKeyValue(ColumnProjection):
+    """Gives ``[q, q', k, k', v, v']``, where q' and k' are those of base heads again.
+
+    The attention layer gives no weights away, so a channel that shares them computes them twice.
+    A rank that has these base heads repeats them; else their rows are stored in its weight:
+    ``[Wq; Wk; Wv; Wq'; Wk'; Av]``.
+    """
+
+    def __init__(self, config: OtterEngineConfig, widths: Widths) -> None:
+        self.query, self.key = widths.query, widths.key_value
+        self.parts = [self.query[0], self.key[0], self.key[0]]
+        if config.otter["heads_stored"]:
+            self.parts += [self.query[1], self.key[1]]
+        writes = (sum(self.parts), self.key[1])
+        super().__init__(widths.hidden, writes, config.dtype, bias=config.attn_bias)
+
+    def forward(self, state: State, *_: Any, **__: Any) -> Tensor:
+        axis = state[0].ndim() - 1
+        base, value = super().forward(state)
+        q, k, v, *stored = f.split(base, self.parts, dim=axis)
+        again = stored or [_first(q, self.query), _first(k, self.key)]
+        return f.concat([q, again[0], k, again[1], v, value], dim=axis)
+
+
 class AttentionOutput(RowProjection):
     """The output projection, reading ``[base heads, extra heads]`` of the attention layer."""
 
@@ -167,6 +200,25 @@ class OtterMLP(Module):
         return self.proj((f.silu(activated[0]) * factor[0], f.silu(activated[1]) * factor[1]))
 
 
+class BaseDecoderLayer(LLaMADecoderLayer):
+    """TensorRT-LLM's own layer, of one stream.
+
+    It has a bias in all four projections of its attention, or in none; Qwen2 has none in the last.
+    """
+
+    def __init__(self, config: OtterEngineConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        if config.attn_bias and not config.otter["dense_bias"]:
+            self.attention.dense = RowLinear(
+                config.num_attention_heads * config.head_size,
+                config.hidden_size,
+                bias=False,
+                dtype=config.dtype,
+                tp_group=config.mapping.tp_group,
+                tp_size=config.mapping.tp_size,
+            )
+
+
 class OtterDecoderLayer(Module):
     """One decoder layer on the pair of streams."""
 
@@ -178,8 +230,8 @@ class OtterDecoderLayer(Module):
             local_layer_idx=layer_idx - mapping.pp_layers(config.num_hidden_layers)[0],
             hidden_size=config.hidden_size,
             attention_head_size=config.head_size,
-            num_attention_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
+            num_attention_heads=sum(widths.query) // config.head_size * mapping.tp_size,
+            num_kv_heads=config.num_kv_heads_per_layer[layer_idx],
             max_position_embeddings=config.max_position_embeddings,
             dtype=config.dtype,
             attention_mask_type=AttentionMaskType.causal,
@@ -194,7 +246,8 @@ class OtterDecoderLayer(Module):
         )
         # The layer asks its `qkv` for [q, k, v] and hands its context to `dense`; what lies between
         # (rotary embedding, tree mask, paged cache) does not know which heads are extra.
-        self.attention.qkv = QueryKeyValue(config, widths)
+        is_shared = config.otter["attention"] == "shared"
+        self.attention.qkv = (SharedQueryKeyValue if is_shared else QueryKeyValue)(config, widths)
         divided, bias = config.otter["heads_divided"], config.otter["dense_bias"]
         self.attention.dense = AttentionOutput(
             widths.query, widths.hidden, config, divided=divided, bias=bias
@@ -214,31 +267,67 @@ class OtterDecoderLayer(Module):
         return (state, presents) if use_cache else state
 
 
+class ChannelStart(ColumnLinear):
+    """Where the channel begins inside the base: ``x`` to ``(x, P x)``."""
+
+    def __init__(self, config: OtterEngineConfig) -> None:
+        super().__init__(
+            config.hidden_size, config.otter["hidden_size"], bias=False, dtype=config.dtype
+        )
+
+    def forward(self, base: Tensor, *_: Any, **__: Any) -> State:
+        return base, super().forward(base)
+
+
+class FirstDecoderLayer(OtterDecoderLayer):
+    """The layer that the channel begins at, where that is not the first of all."""
+
+    def __init__(self, config: OtterEngineConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.channel_start = ChannelStart(config)
+
+    def forward(self, hidden_states: Tensor, use_cache: bool = False, **kwargs: Any) -> Any:
+        return super().forward(self.channel_start(hidden_states), use_cache, **kwargs)
+
+
+def decoder_layer(config: OtterEngineConfig, layer_idx: int) -> Module:
+    """The layer of that number: with or without the channel."""
+    first = config.otter["first_layer"]
+    if layer_idx < first:
+        return BaseDecoderLayer(config, layer_idx)
+    return (FirstDecoderLayer if 0 < layer_idx == first else OtterDecoderLayer)(config, layer_idx)
+
+
 class OtterTransformer(Module):
     """Embedding, decoder layers and final norm."""
 
     def __init__(self, config: OtterEngineConfig) -> None:
         super().__init__()
-        channel = config.otter["hidden_size"]
-        self.is_table = config.otter["embedding"] == "table"
+        otter, channel = config.otter, config.otter["hidden_size"]
         self.vocab_embedding = Embedding(config.vocab_size, config.hidden_size, dtype=config.dtype)
-        self.channel_embedding = (
-            Embedding(config.vocab_size, channel, dtype=config.dtype)
-            if self.is_table
-            else ColumnLinear(config.hidden_size, channel, bias=False, dtype=config.dtype)
-        )
-        self.layers = DecoderLayerList(OtterDecoderLayer, config)
+        self.is_table = otter["embedding"] == "table"
+        self.is_whole = otter["first_layer"] == 0
+        self.is_probe = otter["first_layer"] == config.num_hidden_layers
+        if self.is_whole:
+            self.channel_embedding = (
+                Embedding(config.vocab_size, channel, dtype=config.dtype)
+                if self.is_table
+                else ColumnLinear(config.hidden_size, channel, bias=False, dtype=config.dtype)
+            )
+        if self.is_probe:
+            self.channel_start = ChannelStart(config)
+        self.layers = DecoderLayerList(decoder_layer, config)
         self.ln_f = WidenedNorm(config)
 
     def forward(self, input_ids: Tensor, use_cache: bool = False, **kwargs: Any) -> Any:
-        base = self.vocab_embedding(input_ids)
-        channel = self.channel_embedding(input_ids if self.is_table else base)
+        state = base = self.vocab_embedding(input_ids)
+        if self.is_whole:
+            state = (base, self.channel_embedding(input_ids if self.is_table else base))
         # `forward`, as TensorRT-LLM's own models call it: a list of layers has no layer of its own.
-        state = self.layers.forward((base, channel), use_cache=use_cache, **kwargs)
-        if not use_cache:
-            return self.ln_f(state)
-        state, presents = state
-        return self.ln_f(state), tuple(presents)
+        output = self.layers.forward(state, use_cache=use_cache, **kwargs)
+        state, presents = output if use_cache else (output, ())
+        normed = self.ln_f(self.channel_start(state) if self.is_probe else state)
+        return (normed, tuple(presents)) if use_cache else normed
 
 
 class OtterForCausalLM(DecoderModelForCausalLM):
@@ -259,6 +348,11 @@ class OtterForCausalLM(DecoderModelForCausalLM):
         self.signals = ModuleList(
             ColumnLinear(channel, rows[s["kind"]], dtype=dtype) for s in config.otter["signals"]
         )
+
+    def prepare_attention_inputs(self, **kwargs: Any) -> Any:
+        """The cache's inputs: a pool for each number of heads (models/generation_mixin.py, 1.0)."""
+        kwargs["num_kv_heads_per_layer"] = self.config.num_kv_heads_per_layer
+        return super().prepare_attention_inputs(**kwargs)
 
     def forward(
         self,
@@ -289,6 +383,14 @@ class OtterForCausalLM(DecoderModelForCausalLM):
             for i, present in enumerate(presents):
                 present.mark_output(f"present_key_value_{i}", self.config.kv_dtype)
         return logits
+
+
+def _first(x: Tensor, widths: Width) -> Tensor:
+    """Of a base's heads the first ones, as many as the channel has."""
+    base, channel = widths
+    if base == channel:
+        return x
+    return f.split(x, [channel, base - channel], dim=x.ndim() - 1)[0]
 
 
 def _add(left: State, right: State) -> State:

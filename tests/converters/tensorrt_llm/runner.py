@@ -40,12 +40,13 @@ class Runner:
 
     def new_cache(self, batch: int) -> list[list[list[Any]]]:
         """Empty rows, by rank, layer and sequence."""
-        model = self.models[0]
-        attention = model.transformer.layers[0].attention
-        dtype = model.lm_head.weight.dtype
-        empty = torch.zeros(0, attention.kv_heads, attention.size, dtype=dtype)
-        layers = range(self.config.num_hidden_layers)
-        return [[[(empty, empty)] * batch for _ in layers] for _ in self.models]
+        dtype, ranks = self.models[0].lm_head.weight.dtype, len(self.models)
+        # As TensorRT-LLM's runtime sizes its pools: by the configuration, not by the layers.
+        rows = [
+            torch.zeros(0, heads // ranks, self.config.head_size, dtype=dtype)
+            for heads in self.config.num_kv_heads_per_layer
+        ]
+        return [[[(empty, empty)] * batch for empty in rows] for _ in self.models]
 
     def prompts(
         self, prompts: Sequence[Sequence[int]], cache: list[Any], *, all_rows: bool = True

@@ -17,6 +17,7 @@ from tests import tiny
 from tests.built import random_checkpoint, relative
 from tests.converters.tensorrt_llm.build import WIDE, built, reference
 from tests.converters.tensorrt_llm.runner import Runner
+from tests.converters.tensorrt_llm.shapes import FAMILIES, RANKS, SHAPES, shaped
 
 pytestmark = pytest.mark.usefixtures("standin")
 #: float32; sums in another order, rotary angles by another route.
@@ -67,10 +68,8 @@ def checkpoint_of(case: str, directory: Path) -> tuple[Checkpoint, int]:
     return random_checkpoint(directory / "ck", family, base=base, **channel), ranks
 
 
-@pytest.mark.parametrize("case", list(CASES))
-def test_outputs_equal_the_reference(case: str, tmp_path: Path) -> None:
-    checkpoint, ranks = checkpoint_of(case, tmp_path)
-    runner = Runner.load(built(checkpoint, tmp_path / "engine", ranks))
+def assert_all_rows_equal(checkpoint: Checkpoint, runner: Runner) -> None:
+    """Every row of whole prompts, against the reference."""
     outputs = runner.prompts(PROMPTS, runner.new_cache(len(PROMPTS)))
     expected = [reference(checkpoint, prompt) for prompt in PROMPTS]
     for name in expected[0]:
@@ -85,10 +84,8 @@ def test_outputs_equal_the_reference(case: str, tmp_path: Path) -> None:
     assert set(outputs) == {"logits", *(s.name for s in checkpoint.config.signals)}
 
 
-@pytest.mark.parametrize("case", ["llama", "2 ranks, divided", "2 ranks, whole channel"])
-def test_candidates_of_a_step_equal_separate_forwards(case: str, tmp_path: Path) -> None:
-    checkpoint, ranks = checkpoint_of(case, tmp_path)
-    runner = Runner.load(built(checkpoint, tmp_path / "engine", ranks))
+def assert_candidates_equal(checkpoint: Checkpoint, runner: Runner) -> None:
+    """A tree step of all prompts, against a forward of the reference for each candidate."""
     cache = runner.new_cache(len(PROMPTS))
     runner.prompts([p[:-1] for p in PROMPTS], cache)
     candidates = [[10, 20, 30, 40], [60, 70, 80, 90], [2, 3, 4, 5]]
@@ -103,6 +100,45 @@ def test_candidates_of_a_step_equal_separate_forwards(case: str, tmp_path: Path)
     for name in ("logits", "reward"):
         expected = torch.stack([outputs[name][-1] for outputs in separate])
         assert relative(outputs[name].numpy(), expected.numpy()) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_outputs_equal_the_reference(case: str, tmp_path: Path) -> None:
+    checkpoint, ranks = checkpoint_of(case, tmp_path)
+    assert_all_rows_equal(checkpoint, Runner.load(built(checkpoint, tmp_path / "engine", ranks)))
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_every_shape_on_any_number_of_ranks(shape: str, family: str, tmp_path: Path) -> None:
+    checkpoint = shaped(shape, family, tmp_path)
+    for ranks in RANKS:
+        runner = Runner.load(built(checkpoint, tmp_path / f"engine{ranks}", ranks))
+        assert_all_rows_equal(checkpoint, runner)
+
+
+@pytest.mark.parametrize("case", ["llama", "2 ranks, divided", "2 ranks, whole channel"])
+def test_candidates_of_a_step_equal_separate_forwards(case: str, tmp_path: Path) -> None:
+    checkpoint, ranks = checkpoint_of(case, tmp_path)
+    assert_candidates_equal(checkpoint, Runner.load(built(checkpoint, tmp_path / "engine", ranks)))
+
+
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_candidates_with_every_shape(shape: str, tmp_path: Path) -> None:
+    checkpoint = shaped(shape, "llama", tmp_path)
+    assert_candidates_equal(checkpoint, Runner.load(built(checkpoint, tmp_path / "engine", 2)))
+
+
+@pytest.mark.parametrize(("shape", "pools"), [("half", 2), ("shared", 1), ("probe", 1)])
+def test_the_cache_has_a_pool_for_each_number_of_heads(
+    shape: str, pools: int, tmp_path: Path
+) -> None:
+    runner = Runner.load(built(shaped(shape, "llama", tmp_path), tmp_path / "engine"))
+    (model,) = runner.models
+    inputs = model.prepare_attention_inputs(num_kv_heads=runner.config.num_key_value_heads)
+    assert inputs["num_kv_cache_pools"] == pools
+    heads = [layer.attention.kv_heads for layer in model.transformer.layers]
+    assert runner.config.num_kv_heads_per_layer == heads
 
 
 def test_steps_continue_from_the_chosen_token(tmp_path: Path) -> None:
@@ -133,6 +169,12 @@ def test_two_all_reduces_a_layer_as_without_a_channel(case: str, tmp_path: Path)
     runner = Runner.load(built(checkpoint, tmp_path / "engine", ranks))
     runner.prompts([[1, 2]], runner.new_cache(1))
     assert runner.all_reduces == 2 * checkpoint.base.dimensions.num_hidden_layers
+
+
+def test_layers_below_the_channel_reduce_as_often(tmp_path: Path) -> None:
+    runner = Runner.load(built(shaped("half", "llama", tmp_path), tmp_path / "engine", 2))
+    runner.prompts([[1, 2]], runner.new_cache(1))
+    assert runner.all_reduces == 2 * 2
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 2e-2), ("bf16", 1e-1)])

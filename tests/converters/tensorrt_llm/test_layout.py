@@ -29,9 +29,7 @@ def test_what_is_divided(
     checkpoint = random_checkpoint(tmp_path / "ck", base=WIDE, heads=heads, intermediate_size=inner)
     layout = Layout.of(checkpoint, ranks)
     assert (layout.heads_divided, layout.inner_divided) == divided
-    # Attention works in groups of query heads, so both counts have to grow alike.
-    assert layout.attention_heads == 2 * layout.key_value_heads
-    assert layout.attention_heads == 8 + (heads if divided[0] else heads * ranks)
+    assert layout.key_value_heads == 4 + (heads // 2 if divided[0] else heads // 2 * ranks)
     for space in Space:
         base = [layout.base_part(space, rank) for rank in range(ranks)]
         whole = checkpoint.base.dimensions.width(space)

@@ -28,6 +28,7 @@ PROMPT = [5, 17, 99, 3, 42]
 TOLERANCE = 1e-1
 #: Attention kernels want heads of 64.
 BASE: dict[str, Any] = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}
+SHAPES: list[dict[str, Any]] = [{}, {"first_layer": 1, "attention": "shared"}, {"first_layer": 2}]
 
 
 def _version() -> tuple[int, ...]:
@@ -45,20 +46,21 @@ engines = pytest.mark.skipif(
 backend = pytest.mark.skipif(_version() < (1, 3), reason="needs tensorrt_llm 1.3 or later")
 
 
-def checkpoint_of(directory: Path) -> Checkpoint:
-    signals = (tiny.REWARD,)
-    return random_checkpoint(directory / "ck", base=BASE, signals=signals, hidden_size=64)
+def checkpoint_of(directory: Path, shape: dict[str, Any]) -> Checkpoint:
+    options = {"signals": (tiny.REWARD,), "hidden_size": 64, **shape}
+    return random_checkpoint(directory / "ck", base=BASE, **options)
 
 
 @pytest.mark.gpu
 @gpu
 @engines
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("candidates", [1, 4])
-def test_the_engine_is_built(candidates: int, tmp_path: Path) -> None:
+def test_the_engine_is_built(candidates: int, shape: dict[str, Any], tmp_path: Path) -> None:
     options = TensorRTOptions(max_candidates=candidates, max_batch_size=2)
     version = importlib.metadata.version("tensorrt_llm")
     here = Availability("tensorrt-llm", True, version, True, "")
-    plan = engine.plan(checkpoint_of(tmp_path), BuildRequest("bf16", None, options), here)
+    plan = engine.plan(checkpoint_of(tmp_path, shape), BuildRequest("bf16", None, options), here)
     (tmp_path / "engine").mkdir()
     plan.write(tmp_path / "engine", None)
     assert (tmp_path / "engine/rank0.engine").stat().st_size > 0
@@ -67,10 +69,11 @@ def test_the_engine_is_built(candidates: int, tmp_path: Path) -> None:
 @pytest.mark.gpu
 @gpu
 @backend
+@pytest.mark.parametrize("shape", SHAPES)
 def test_the_pytorch_backend_gives_the_references_outputs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shape: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = checkpoint_of(tmp_path)
+    checkpoint = checkpoint_of(tmp_path, shape)
     directory = tmp_path / "model"
     directory.mkdir()
     pytorch.plan_directory(checkpoint, BuildRequest("bf16")).write(directory, None)

@@ -11,11 +11,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from otter_export.checkpoint import Checkpoint
+from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError
 from otter_export.safetensors_io import TensorStore, from_float32
 from tests import tiny
 from tests.built import random_checkpoint
 from tests.converters.tensorrt_llm.build import WIDE, built, planned
+from tests.converters.tensorrt_llm.shapes import RANKS, SHAPES, shaped
 
 Array = np.ndarray[Any, Any]
 LAYER = "transformer.layers.0"
@@ -68,40 +70,70 @@ def test_names_and_shapes_of_one_rank(tmp_path: Path) -> None:
     assert {name: tensor.shape for name, tensor in tensors.items()} == expected
 
 
-@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_names_and_shapes_below_a_channel_and_where_it_begins(tmp_path: Path) -> None:
+    options = {"heads": 2, "first_layer": 1, "attention": "shared"}
+    checkpoint = random_checkpoint(tmp_path / "ck", base=BIASES, **options)
+    one, two = (
+        {n: t.shape for n, t in ranks_of(checkpoint, tmp_path / str(tp), tp)[0].items()}
+        for tp in (1, 2)
+    )
+    below = {n.removeprefix(f"{LAYER}."): s for n, s in one.items() if n.startswith(LAYER)}
+    assert below == {  # those of TensorRT-LLM's own Llama
+        "input_layernorm.weight": (64,),
+        "attention.qkv.weight": (128, 64),
+        "attention.qkv.bias": (128,),
+        "attention.dense.weight": (64, 64),
+        "attention.dense.bias": (64,),
+        "post_layernorm.weight": (64,),
+        "mlp.fc.weight": (96, 64),
+        "mlp.fc.bias": (96,),
+        "mlp.gate.weight": (96, 64),
+        "mlp.gate.bias": (96,),
+        "mlp.proj.weight": (64, 96),
+        "mlp.proj.bias": (64,),
+    }
+    assert "transformer.channel_embedding.weight" not in one
+    first = "transformer.layers.1"
+    assert one[f"{first}.channel_start.weight"] == (16, 64)
+    # One rank repeats the base's q' 16 and k' 8 rows; of two, which halve q, k and v, the second
+    # lacks them: both store them.
+    assert one[f"{first}.attention.qkv.weight"] == (128 + 8, 64)
+    assert two[f"{first}.attention.qkv.weight"] == (64 + 16 + 8 + 8, 64)
+    assert one[f"{first}.attention.qkv.channel.weight"] == (8, 16)
+    assert two[f"{first}.attention.qkv.channel.weight"] == (8, 16)
+
+
+@pytest.mark.parametrize("tp", RANKS)
 @pytest.mark.parametrize("channel_heads", [2, 4, 8])
 def test_ranks_reassemble_bit_for_bit(tp: int, channel_heads: int, tmp_path: Path) -> None:
     checkpoint = random_checkpoint(tmp_path / "ck", base=BIASES, heads=channel_heads)
-    ranks = ranks_of(checkpoint, tmp_path / "engine", tp)
+    assert_reassembled(checkpoint, ranks_of(checkpoint, tmp_path / "engine", tp))
+
+
+@pytest.mark.parametrize("tp", RANKS)
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_ranks_of_every_shape_reassemble_bit_for_bit(shape: str, tp: int, tmp_path: Path) -> None:
+    checkpoint = shaped(shape, "llama", tmp_path)
+    assert_reassembled(checkpoint, ranks_of(checkpoint, tmp_path / "engine", tp))
+
+
+def assert_reassembled(checkpoint: Checkpoint, ranks: list[dict[str, Array]]) -> None:
+    """The ranks hold every stored tensor."""
     base, channel = stored(checkpoint)
-    divided = (channel_heads // 2) % tp == 0
-    found: dict[str, Array] = {}
+    found, first = outside_the_layers(ranks), checkpoint.config.first_layer
+    places = ["channel_embedding", "layers.1.channel_start", "channel_start"]
+    name = ("embed_tokens", "layers.1", "norm")[first]
+    ours = f"transformer.{places[first]}.weight"
+    found |= same(ranks, ours, f"model.{name}.otter.projection")
     for layer in range(2):
         to, source = f"transformer.layers.{layer}", f"model.layers.{layer}"
-        found |= attention(ranks, to, source, channel_heads, divided)
-        for name, theirs in (("fc", "gate"), ("gate", "up")):
-            stem = f"{source}.mlp.{theirs}_proj"
-            for part in ("weight", "bias"):
-                rows = [np.split(r[f"{to}.mlp.{name}.{part}"], [96 // tp]) for r in ranks]
-                found[f"{stem}.{part}"] = np.concatenate([w for w, _ in rows])
-                suffix = {"weight": "from_base", "bias": "bias"}[part]
-                found[f"{stem}.otter.{suffix}"] = np.concatenate([a for _, a in rows])
-            parts = [r[f"{to}.mlp.{name}.channel.weight"] for r in ranks]
-            found[f"{stem}.otter.from_channel"] = np.concatenate(parts)
-        found |= columns(ranks, f"{to}.mlp.proj", f"{source}.mlp.down_proj", True)
+        widened = layer >= first
         for ours, theirs in (("input", "input"), ("post", "post_attention")):
-            found |= same(
-                ranks, f"{to}.{ours}_layernorm.weight", f"{source}.{theirs}_layernorm.weight"
-            )
-            name = f"{source}.{theirs}_layernorm.otter.weight"
-            found |= same(ranks, f"{to}.{ours}_layernorm.channel_weight", name)
-    found |= same(ranks, "transformer.vocab_embedding.weight", "model.embed_tokens.weight")
-    name = "model.embed_tokens.otter.projection"
-    found |= same(ranks, "transformer.channel_embedding.weight", name)
-    found |= same(ranks, "transformer.ln_f.weight", "model.norm.weight")
-    found |= same(ranks, "transformer.ln_f.channel_weight", "model.norm.otter.weight")
-    for part in ("weight", "bias"):
-        found |= same(ranks, f"signals.0.{part}", f"signals.reward.{part}")
+            found |= norm(ranks, f"{to}.{ours}_layernorm", f"{source}.{theirs}_layernorm", widened)
+        found |= attention(ranks, to, source, checkpoint.config if widened else None)
+        for ours, theirs in (("fc", "gate"), ("gate", "up")):
+            found |= rows(ranks, f"{to}.mlp.{ours}", f"{source}.mlp.{theirs}_proj", widened)
+        found |= columns(ranks, f"{to}.mlp.proj", f"{source}.mlp.down_proj", widened, True)
     assert set(found) == {*base, *channel}
     for name, values in {**base, **channel}.items():
         assert found[name].tobytes() == values.tobytes(), name
@@ -116,32 +148,91 @@ def stored(checkpoint: Checkpoint) -> tuple[dict[str, Array], dict[str, Array]]:
     return base, channel
 
 
+def outside_the_layers(ranks: list[dict[str, Array]]) -> dict[str, Array]:
+    found = same(ranks, "transformer.vocab_embedding.weight", "model.embed_tokens.weight")
+    found |= norm(ranks, "transformer.ln_f", "model.norm", True)
+    for part in ("weight", "bias"):
+        found |= same(ranks, f"signals.0.{part}", f"signals.reward.{part}")
+    return found
+
+
+def norm(ranks: list[dict[str, Array]], to: str, source: str, widened: bool) -> dict[str, Array]:
+    found = same(ranks, f"{to}.weight", f"{source}.weight")
+    if widened:
+        found |= same(ranks, f"{to}.channel_weight", f"{source}.otter.weight")
+    return found
+
+
+def rows_of_qkv(channel: OtterConfig | None, tp: int) -> dict[str, int]:
+    """What ``attention.qkv`` holds on a rank, in order; heads of size 8, 8 query over 4 key/value.
+
+    Of a channel that shares the base's attention q' and k' are the base's rows once more, unless
+    the rank can repeat them.
+    """
+    found = {"q": 64 // tp, "k": 32 // tp, "v": 32 // tp}
+    if channel is None:
+        return found
+    heads, key_values = channel.num_attention_heads, channel.num_key_value_heads
+    parts = tp if key_values % tp == 0 else 1
+    extra = {"q'": 8 * heads // parts, "k'": 8 * key_values // parts, "v'": 8 * key_values // parts}
+    is_repeated = channel.attention == "shared" and (tp == 1 or key_values == 4)
+    return found | ({"v'": extra["v'"]} if is_repeated else extra)
+
+
 def attention(
-    ranks: list[dict[str, Array]], to: str, source: str, channel_heads: int, divided: bool
+    ranks: list[dict[str, Array]], to: str, source: str, channel: OtterConfig | None
 ) -> dict[str, Array]:
-    """Undo ``[Wq; Wk; Wv; Aq; Ak; Av]`` by rank; heads of size 8, 8 query over 4 key/value."""
-    tp, found = len(ranks), {}
-    own = tp if divided else 1
-    base = [64 // tp, 32 // tp, 32 // tp]
-    extra = [8 * channel_heads // own, 4 * channel_heads // own, 4 * channel_heads // own]
-    cuts = np.cumsum(base + extra)[:-1]
+    """Undo ``[Wq; Wk; Wv; Aq; Ak; Av]`` by rank, and the output projection."""
+    held = rows_of_qkv(channel, len(ranks))
+    divided = channel is not None and channel.num_key_value_heads % len(ranks) == 0
     used = ranks if divided else ranks[:1]
-    for i, letter in enumerate("qkv"):
-        stem = f"{source}.self_attn.{letter}_proj"
-        for part, suffix in (("weight", "from_base"), ("bias", "bias")):
-            name = f"{to}.attention.qkv.{part}"
-            found[f"{stem}.{part}"] = np.concatenate([np.split(r[name], cuts)[i] for r in ranks])
-            rows = [np.split(r[name], cuts)[3 + i] for r in used]
-            found[f"{stem}.otter.{suffix}"] = np.concatenate(rows)
-        name = f"{to}.attention.qkv.channel.weight"
-        rows = [np.split(r[name], np.cumsum(extra)[:-1])[i] for r in used]
-        found[f"{stem}.otter.from_channel"] = np.concatenate(rows)
-    return found | columns(ranks, f"{to}.attention.dense", f"{source}.self_attn.o_proj", divided)
+    inserted = [] if channel is None else ["v"] if channel.attention == "shared" else list("qkv")
+    found = {}
+    for part, suffix in (("weight", "from_base"), ("bias", "bias")):
+        cuts = np.cumsum(list(held.values()))[:-1]
+        split = [np.split(r[f"{to}.attention.qkv.{part}"], cuts) for r in ranks]
+        whole = {n: np.concatenate(p) for n, p in zip(held, zip(*split, strict=True), strict=True)}
+        for letter in "qkv":
+            stem = f"{source}.self_attn.{letter}_proj"
+            found[f"{stem}.{part}"] = whole[letter]
+            extra = whole.get(f"{letter}'", whole[letter][:0])
+            extra = extra[: held.get(f"{letter}'", 0) * len(used)]  # one rank's, if all have all
+            if letter in inserted:
+                found[f"{stem}.otter.{suffix}"] = extra
+            else:
+                assert extra.tobytes() == whole[letter][: len(extra)].tobytes()
+    if inserted:
+        cuts = np.cumsum([held[f"{letter}'"] for letter in inserted])[:-1]
+        split = [np.split(r[f"{to}.attention.qkv.channel.weight"], cuts) for r in used]
+        for letter, parts in zip(inserted, zip(*split, strict=True), strict=True):
+            found[f"{source}.self_attn.{letter}_proj.otter.from_channel"] = np.concatenate(parts)
+    to, source = f"{to}.attention.dense", f"{source}.self_attn.o_proj"
+    return found | columns(ranks, to, source, channel is not None, divided)
 
 
-def columns(ranks: list[dict[str, Array]], to: str, source: str, divided: bool) -> dict[str, Array]:
+def rows(ranks: list[dict[str, Array]], to: str, source: str, widened: bool) -> dict[str, Array]:
+    """Undo a projection to the inner neurons, 96 of the base, by rank."""
+    found = {}
+    for part, suffix in (("weight", "from_base"), ("bias", "bias")):
+        split = [np.split(r[f"{to}.{part}"], [96 // len(ranks)]) for r in ranks]
+        found[f"{source}.{part}"] = np.concatenate([w for w, _ in split])
+        if widened:
+            found[f"{source}.otter.{suffix}"] = np.concatenate([a for _, a in split])
+        else:
+            assert not any(len(rest) for _, rest in split)
+    if widened:
+        parts = [r[f"{to}.channel.weight"] for r in ranks]
+        found[f"{source}.otter.from_channel"] = np.concatenate(parts)
+    return found
+
+
+def columns(
+    ranks: list[dict[str, Array]], to: str, source: str, widened: bool, divided: bool
+) -> dict[str, Array]:
     """Undo a projection whose inputs are divided: 64 rows of W over those of A."""
     joined = np.concatenate([r[f"{to}.weight"] for r in ranks], axis=1)
+    if not widened:
+        return {f"{source}.weight": joined, **same(ranks, f"{to}.bias", f"{source}.bias")}
     used = ranks if divided else ranks[:1]
     channel = np.concatenate([r[f"{to}.channel.weight"] for r in used], axis=1)
     found = same(ranks, f"{to}.output_bias", "bias")["bias"]

@@ -21,6 +21,7 @@ from otter_export.converters.tensorrt_llm.pytorch import plan_directory
 from tests import tiny
 from tests.built import random_checkpoint, relative
 from tests.converters.tensorrt_llm.build import WIDE, reference
+from tests.converters.tensorrt_llm.shapes import FAMILIES, RANKS, SHAPES, shaped
 from tests.converters.tensorrt_llm.test_engine_model import LLAMA3, PROMPTS
 
 pytestmark = pytest.mark.usefixtures("standin_torch")
@@ -59,13 +60,8 @@ def started(directory: Path, ranks: int, monkeypatch: pytest.MonkeyPatch) -> tup
     return module, module.LLM(str(directory), tensor_parallel_size=ranks)
 
 
-@pytest.mark.parametrize("case", list(CASES))
-def test_outputs_equal_the_reference(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    family, base, channel, ranks = CASES[case]
-    checkpoint = random_checkpoint(tmp_path / "ck", family, base=base, **channel)
-    module, llm = started(written(checkpoint, tmp_path / "model"), ranks, monkeypatch)
+def assert_equal(checkpoint: Checkpoint, module: Any, llm: Any) -> None:
+    """Logits and signals of each prompt's last row, against the reference."""
     expected = [reference(checkpoint, prompt) for prompt in PROMPTS]
     for signal in checkpoint.config.to_json()["signals"]:
         guidance = module.Guidance(signal)
@@ -75,6 +71,26 @@ def test_outputs_equal_the_reference(
         assert relative(np.stack([logits for logits, _ in found]), wanted) < TOLERANCE
         wanted = np.stack([np.atleast_1d(e[signal["name"]][-1].numpy()) for e in expected])
         assert relative(np.stack([values for _, values in found]), wanted) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_outputs_equal_the_reference(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, base, channel, ranks = CASES[case]
+    checkpoint = random_checkpoint(tmp_path / "ck", family, base=base, **channel)
+    assert_equal(checkpoint, *started(written(checkpoint, tmp_path / "model"), ranks, monkeypatch))
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_every_shape_on_any_number_of_ranks(
+    shape: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = shaped(shape, family, tmp_path)
+    directory = written(checkpoint, tmp_path / "model")
+    for ranks in RANKS:
+        assert_equal(checkpoint, *started(directory, ranks, monkeypatch))
 
 
 def guided(

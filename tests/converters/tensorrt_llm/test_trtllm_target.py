@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from otter_export import load_engine
 from otter_export.base_model import BaseModel
 from otter_export.checkpoint import Checkpoint
 from otter_export.cli import main
+from otter_export.config import OtterConfig
 from otter_export.converters.target import BuildRequest
 from otter_export.converters.tensorrt_llm.config import check_model
 from otter_export.converters.tensorrt_llm.pytorch import (
@@ -29,6 +31,7 @@ from otter_export.safetensors_io import TensorStore, from_float32
 from otter_export.shards import in_shards, write_shards
 from tests import tiny
 from tests.built import random_checkpoint
+from tests.converters.tensorrt_llm.shapes import SHAPES, shaped
 from tests.families import bases
 
 
@@ -48,6 +51,7 @@ def test_files_and_manifest(tmp_path: Path) -> None:
         "model.safetensors.index.json",
         "otter_trtllm/__init__.py",
         "otter_trtllm/client.py",
+        "otter_trtllm/layers.py",
         "otter_trtllm/model.py",
         "otter_trtllm/weights.py",
         "tokenizer.json",
@@ -85,7 +89,23 @@ def test_transformers_reads_the_configuration(rotary: dict[str, Any], tmp_path: 
 def test_every_tensor_is_there_once(precision: str, dtype: str, tmp_path: Path) -> None:
     signals = (tiny.REWARD, tiny.NEXT)
     checkpoint = random_checkpoint(tmp_path / "ck", "qwen2", signals=signals)
-    store = TensorStore.open(written(checkpoint, tmp_path / "model", precision), "model")
+    assert_complete(checkpoint, written(checkpoint, tmp_path / "model", precision), dtype)
+
+
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_every_tensor_of_a_shape_is_there_once(shape: str, tmp_path: Path) -> None:
+    """A channel that shares the base's attention stores none of the base's rows again."""
+    checkpoint = shaped(shape, "llama", tmp_path)
+    model = written(checkpoint, tmp_path / "model")
+    assert_complete(checkpoint, model, "BF16")
+    otter = json.loads((model / "config.json").read_text())["otter"]
+    channel = checkpoint.config
+    assert (otter["first_layer"], otter["attention"]) == (channel.first_layer, channel.attention)
+
+
+def assert_complete(checkpoint: Checkpoint, model: Path, dtype: str) -> None:
+    """The directory holds the tensors of base and channel, rounded to ``dtype``."""
+    store = TensorStore.open(model, "model")
     assert {info.dtype for info in store.values()} == {dtype}
     originals = {**dict(checkpoint.base.weights), **dict(checkpoint.tensors)}
     assert set(store) == set(originals)
@@ -130,6 +150,21 @@ def test_a_rotary_scaling_that_tensorrt_llm_reads_otherwise(tmp_path: Path) -> N
     base = BaseModel.open(tiny.write_base(tmp_path / "base", rope_scaling=scaling))
     with pytest.raises(UnsupportedError, match="scaling 'yarn' is not supported by target trtllm"):
         check_model(base, channel_config(base, ChannelOptions(hidden_size=16)))
+
+
+@pytest.mark.parametrize("attention", ["own", "shared"])
+def test_only_a_probe_may_have_heads_in_another_proportion(attention: str, tmp_path: Path) -> None:
+    """All heads of a layer are in one attention; a probe has no layer of its own."""
+    base = BaseModel.open(tiny.write_base(tmp_path / "base"))  # 4 heads over 2
+
+    def channel(first_layer: int) -> OtterConfig:
+        options = ChannelOptions(16, heads=2, key_value_heads=2, first_layer=first_layer)
+        return dataclasses.replace(channel_config(base, options), attention=attention)
+
+    check_model(base, channel(2))
+    for first_layer in (0, 1):
+        with pytest.raises(UnsupportedError, match="the base's proportion, 4 over 2"):
+            check_model(base, channel(first_layer))
 
 
 @pytest.mark.parametrize("equal", [True, False])

@@ -1,17 +1,23 @@
 """Llama, Mistral or Qwen2 with an Otter channel, for TensorRT-LLM's PyTorch backend (from 1.3).
 
-The state is a pair ``(x, x')``, each ``[tokens, width]``. Base values come from base values only,
-and no zero block is multiplied. Under tensor parallelism the base is divided among the ranks, while
-every rank holds the whole channel, which is small; its part is added after the all-reduce.
+The state is ``x``, ``[tokens, width]``, in the layers below the channel's first one, and the pair
+``(x, x')`` from there on.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from otter_trtllm.layers import (
+    BaseDecoderLayer,
+    OtterDecoderLayer,
+    State,
+    WidenedNorm,
+    heads_with_channel,
+    parameter,
+)
 from otter_trtllm.weights import load
 from tensorrt_llm._torch.models.modeling_utils import (
     DecoderModel,
@@ -19,27 +25,10 @@ from tensorrt_llm._torch.models.modeling_utils import (
     register_auto_model,
 )
 from tensorrt_llm._torch.modules.embedding import Embedding
-from tensorrt_llm._torch.modules.linear import Linear, TensorParallelMode
+from tensorrt_llm._torch.modules.linear import TensorParallelMode
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-def _first(*names: str) -> Any:
-    """The first of these modules that exists: some have moved between releases."""
-    for name in names[:-1]:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if not name.startswith(error.name or "?"):
-                raise
-    return importlib.import_module(names[-1])
-
-
-_TORCH = "tensorrt_llm._torch"
-Attention: Any = _first(f"{_TORCH}.attention.attention", f"{_TORCH}.modules.attention").Attention
-_ROTARY = _first(f"{_TORCH}.attention.backends.interface", f"{_TORCH}.attention_backend.interface")
-
-State = tuple[Tensor, Tensor]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda z: z,
     "tanh": torch.tanh,
@@ -47,136 +36,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class WidenedNorm(nn.Module):
-    """RMS norm of both streams by the base's statistics; float32 inside."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.weight = _parameter(config, config.hidden_size)
-        self.channel_weight = _parameter(config, config.otter["hidden_size"])
-        self.epsilon = float(config.rms_norm_eps)
-
-    def forward(self, state: State) -> State:
-        base, channel = state
-        wide = base.float()
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
-        normed = (wide * scale).to(base.dtype) * self.weight
-        return normed, (channel.float() * scale).to(channel.dtype) * self.channel_weight
-
-
-class WidenedColumns(Linear):
-    """Projections that read ``(x, x')``; gives ``[y1, y1', y2, y2', ..]``, the rank's own rows.
-
-    ``weight`` is ``[W1; W2; ..; A1; A2; ..]``, ``channel`` holds ``[B1; B2; ..]``.
-    """
-
-    def __init__(self, config: Any, parts: list[tuple[int, int]], *, bias: bool) -> None:
-        bases, extras = [base for base, _ in parts], [extra for _, extra in parts]
-        rows = sum(bases) + sum(extras)
-        super().__init__(config.hidden_size, rows, bias=bias, dtype=config.torch_dtype)
-        self.widths = bases, extras
-        self.channel = _parameter(config, sum(extras), config.otter["hidden_size"])
-
-    def forward(self, state: Any, **_: Any) -> Tensor:
-        base, channel = state
-        bases, extras = self.widths
-        y, extra = torch.split(super().forward(base), [sum(bases), sum(extras)], -1)
-        extra = extra + functional.linear(channel, self.channel)
-        pairs = zip(torch.split(y, bases, -1), torch.split(extra, extras, -1), strict=True)
-        return torch.cat([part for pair in pairs for part in pair], dim=-1)
-
-
-class WidenedRows(Linear):
-    """A projection that reads ``[x, x']`` joined, the rank's columns of x; gives the pair."""
-
-    def __init__(self, model_config: Any, reads: tuple[int, int], *, bias: bool) -> None:
-        config, mapping = model_config.pretrained_config, model_config.mapping
-        writes = [config.hidden_size, config.otter["hidden_size"]]
-        super().__init__(
-            reads[0],
-            sum(writes),
-            bias=bias,
-            dtype=config.torch_dtype,
-            mapping=mapping,
-            tensor_parallel_mode=TensorParallelMode.ROW,
-        )
-        self.writes, self.reads = writes, [reads[0] // mapping.tp_size, reads[1]]
-        self.channel = _parameter(config, writes[1], reads[1])
-
-    def forward(self, joined: Tensor, **arguments: Any) -> Any:
-        base, channel = torch.split(joined, self.reads, -1)
-        y, extra = torch.split(super().forward(base.contiguous(), **arguments), self.writes, -1)
-        return y, extra + functional.linear(channel, self.channel)
-
-
-class OtterAttention(Attention):
-    """One attention over base and extra heads, base heads first on every rank."""
-
-    def __init__(self, model_config: Any, layer_idx: int) -> None:
-        config, tp = model_config.pretrained_config, model_config.mapping.tp_size
-        otter, e = config.otter, config.head_dim
-        rotary = _ROTARY.PositionalEmbeddingParams(
-            type=_ROTARY.PositionEmbeddingType.rope_gpt_neox,
-            rope=_ROTARY.RopeParams.from_config(config),
-        )
-        super().__init__(
-            hidden_size=config.hidden_size,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            max_position_embeddings=config.max_position_embeddings,
-            bias=False,
-            pos_embd_params=rotary,
-            layer_idx=layer_idx,
-            dtype=config.torch_dtype,
-            config=model_config,
-        )
-        query = (otter["base_attention_heads"] * e, otter["num_attention_heads"] * e)
-        own = (otter["base_key_value_heads"] * e // tp, otter["num_key_value_heads"] * e)
-        parts = [(query[0] // tp, query[1]), own, own]
-        self.qkv_proj = WidenedColumns(config, parts, bias=otter["qkv_bias"])
-        self.o_proj = WidenedRows(model_config, query, bias=otter["dense_bias"])
-
-
-class OtterMLP(nn.Module):
-    """The gated feed-forward layer, with the channel's own neurons."""
-
-    def __init__(self, model_config: Any) -> None:
-        super().__init__()
-        config, tp = model_config.pretrained_config, model_config.mapping.tp_size
-        inner = (config.intermediate_size, config.otter["intermediate_size"])
-        own, bias = (inner[0] // tp, inner[1]), config.otter["mlp_bias"]
-        self.gate_up_proj = WidenedColumns(config, [own, own], bias=bias)
-        self.down_proj = WidenedRows(model_config, inner, bias=bias)
-
-    def forward(self, state: State) -> State:
-        gate, up = self.gate_up_proj(state).chunk(2, dim=-1)
-        return self.down_proj(functional.silu(gate) * up)
-
-
-class OtterDecoderLayer(nn.Module):
-    """One decoder layer on the pair of streams."""
-
-    def __init__(self, model_config: Any, layer_idx: int) -> None:
-        super().__init__()
-        config = model_config.pretrained_config
-        self.input_layernorm = WidenedNorm(config)
-        self.self_attn = OtterAttention(model_config, layer_idx)
-        self.post_attention_layernorm = WidenedNorm(config)
-        self.mlp = OtterMLP(model_config)
-
-    def forward(self, position_ids: Any, state: State, attn_metadata: Any) -> State:
-        attended = self.self_attn(
-            position_ids=position_ids,
-            hidden_states=self.input_layernorm(state),
-            attn_metadata=attn_metadata,
-        )
-        state = (state[0] + attended[0], state[1] + attended[1])
-        fed = self.mlp(self.post_attention_layernorm(state))
-        return state[0] + fed[0], state[1] + fed[1]
-
-
 class OtterModel(DecoderModel):
-    """Embedding, decoder layers and final norm."""
+    """Embedding, decoder layers and final norm; the channel begins before one of these."""
 
     def __init__(self, model_config: Any) -> None:
         super().__init__(model_config)
@@ -191,17 +52,21 @@ class OtterModel(DecoderModel):
         )
         self.is_table, width = channel["embedding"] == "table", channel["hidden_size"]
         shape = (config.vocab_size, width) if self.is_table else (width, config.hidden_size)
-        self.channel_embedding = _parameter(config, *shape)
+        self.channel_start = parameter(config, *shape)
+        self.first_layer = channel["first_layer"]
         self.layers = nn.ModuleList(
-            OtterDecoderLayer(model_config, i) for i in range(config.num_hidden_layers)
+            (BaseDecoderLayer if i < self.first_layer else OtterDecoderLayer)(model_config, i)
+            for i in range(config.num_hidden_layers)
         )
         self.norm = WidenedNorm(config)
 
     def forward(self, attn_metadata: Any, input_ids: Tensor, position_ids: Any) -> State:
-        base = self.embed_tokens(input_ids)
+        base, layers = self.embed_tokens(input_ids), list(self.layers)
+        for layer in layers[: self.first_layer]:
+            base = layer(position_ids, base, attn_metadata)
         read = functional.embedding if self.is_table else functional.linear
-        state = (base, read(input_ids if self.is_table else base, self.channel_embedding))
-        for layer in self.layers:
+        state = (base, read(input_ids if self.is_table else base, self.channel_start))
+        for layer in layers[self.first_layer :]:
             state = layer(position_ids, state, attn_metadata)
         return self.norm(state)
 
@@ -211,8 +76,8 @@ class SignalHead(nn.Module):
 
     def __init__(self, config: Any, rows: int) -> None:
         super().__init__()
-        self.weight = _parameter(config, rows, config.otter["hidden_size"])
-        self.bias = _parameter(config, rows)
+        self.weight = parameter(config, rows, config.otter["hidden_size"])
+        self.bias = parameter(config, rows)
 
     def forward(self, channel: Tensor) -> Tensor:
         return functional.linear(channel, self.weight, self.bias).float()
@@ -230,13 +95,22 @@ class OtterForCausalLM(DecoderModelForCausalLM):
         config, mapping = model_config.pretrained_config, model_config.mapping
         if mapping.pp_size > 1 or mapping.enable_attention_dp:
             raise ValueError("OtterForCausalLM supports tensor parallelism only (--tp_size)")
-        otter = config.otter
-        # What sizes the KV cache: every rank holds all of the channel's heads beside its own.
+        otter, tp = config.otter, mapping.tp_size
         for kind in ("attention_heads", "key_value_heads"):
-            if otter[f"base_{kind}"] % mapping.tp_size:
-                raise ValueError(f"{otter[f'base_{kind}']} {kind} on {mapping.tp_size} ranks")
-            total = otter[f"base_{kind}"] + mapping.tp_size * otter[f"num_{kind}"]
-            setattr(config, f"num_{kind}", total)
+            if otter[f"base_{kind}"] % tp:
+                raise ValueError(f"{otter[f'base_{kind}']} {kind} on {tp} ranks")
+        # What sizes the KV cache: a number, or one for each layer, as TensorRT-LLM's Nemotron-NAS
+        # sets it (_torch/models/modeling_nemotron_nas.py) for the cache manager to read
+        # (_torch/pyexecutor/resource_manager.py), both in 1.3.
+        layers, first = config.num_hidden_layers, otter["first_layer"]
+        base = (otter["base_attention_heads"], otter["base_key_value_heads"])
+        heads = [base] * first + [heads_with_channel(otter, tp)] * (layers - first)
+        key_values = [count for _, count in heads]
+        # Past transformers 5's own checks, which want an integer here and no list.
+        vars(config).update(
+            num_attention_heads=heads[0][0],  # with the first count the proportion of all layers
+            num_key_value_heads=key_values if len(set(key_values)) > 1 else key_values[0],
+        )
         super().__init__(
             OtterModel(model_config),
             config=model_config,
@@ -270,8 +144,3 @@ class OtterForCausalLM(DecoderModelForCausalLM):
     def load_weights(self, weights: Any, *_: Any, **__: Any) -> None:
         """Take every tensor of the directory; see `otter_trtllm.weights.load`."""
         load(self, weights)
-
-
-def _parameter(config: Any, *shape: int) -> nn.Parameter:
-    """Memory for a weight; `torch.empty`, so that TensorRT-LLM can put off its allocation."""
-    return nn.Parameter(torch.empty(shape, dtype=config.torch_dtype), requires_grad=False)

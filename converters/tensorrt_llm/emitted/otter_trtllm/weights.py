@@ -39,7 +39,18 @@ class Source:
 
     def part(self, name: str, axis: int) -> Tensor:
         """The rank's part of a tensor along ``axis``."""
-        return self.take(name).chunk(self._ranks, axis)[self._rank]
+        return self.own(self.take(name), axis)
+
+    def own(self, whole: Tensor, axis: int) -> Tensor:
+        """The rank's part of ``whole`` along ``axis``."""
+        return whole.chunk(self._ranks, axis)[self._rank]
+
+    def linear(self, stem: str) -> dict[str, Tensor]:
+        """A linear layer's weight, and its bias where it has one."""
+        found = {"weight": self.take(f"{stem}.weight")}
+        if f"{stem}.bias" in self._left:
+            found["bias"] = self.take(f"{stem}.bias")
+        return found
 
     def check_used(self) -> None:
         """Raise ValueError if a tensor was not used."""
@@ -61,17 +72,13 @@ def load(model: Any, weights: Mapping[str, Any]) -> None:
     inner = model.model
     # TensorRT-LLM's own modules divide and pad the vocabulary themselves.
     inner.embed_tokens.load_weights([{"weight": source.take("model.embed_tokens.weight")}])
+    first = inner.first_layer
+    places = {0: "embed_tokens", len(inner.layers): "norm"}
     kind = "table" if inner.is_table else "projection"
-    _copy(inner.channel_embedding, source.take(f"model.embed_tokens.otter.{kind}"))
+    start = f"model.{places.get(first, f'layers.{first}')}.otter.{kind}"
+    _copy(inner.channel_start, source.take(start))
     for i, layer in enumerate(inner.layers):
-        stem = f"model.layers.{i}"
-        _norm(source, layer.input_layernorm, f"{stem}.input_layernorm")
-        attention = [f"{stem}.self_attn.{letter}_proj" for letter in "qkv"]
-        _columns(source, layer.self_attn.qkv_proj, attention)
-        _rows(source, layer.self_attn.o_proj, f"{stem}.self_attn.o_proj")
-        _norm(source, layer.post_attention_layernorm, f"{stem}.post_attention_layernorm")
-        _columns(source, layer.mlp.gate_up_proj, [f"{stem}.mlp.{n}_proj" for n in ("gate", "up")])
-        _rows(source, layer.mlp.down_proj, f"{stem}.mlp.down_proj")
+        (_base_layer if i < first else _layer)(source, layer, f"model.layers.{i}")
     _norm(source, inner.norm, "model.norm")
     if not model.config.tie_word_embeddings:
         model.lm_head.load_weights([{"weight": source.take("lm_head.weight")}])
@@ -81,19 +88,53 @@ def load(model: Any, weights: Mapping[str, Any]) -> None:
     source.check_used()
 
 
+def _base_layer(source: Source, layer: Any, stem: str) -> None:
+    """A layer below the channel; TensorRT-LLM's own modules divide what they are given."""
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        _copy(getattr(layer, norm).weight, source.take(f"{stem}.{norm}.weight"))
+    for module, names in (
+        (layer.self_attn.qkv_proj, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        (layer.self_attn.o_proj, ("self_attn.o_proj",)),
+        (layer.mlp.gate_up_proj, ("mlp.gate_proj", "mlp.up_proj")),
+        (layer.mlp.down_proj, ("mlp.down_proj",)),
+    ):
+        module.load_weights([source.linear(f"{stem}.{name}") for name in names])
+
+
+def _layer(source: Source, layer: Any, stem: str) -> None:
+    """A layer with a channel."""
+    _norm(source, layer.input_layernorm, f"{stem}.input_layernorm")
+    attention = [f"{stem}.self_attn.{letter}_proj" for letter in "qkv"]
+    _columns(source, layer.self_attn.qkv_proj, attention)
+    _rows(source, layer.self_attn.o_proj, f"{stem}.self_attn.o_proj")
+    _norm(source, layer.post_attention_layernorm, f"{stem}.post_attention_layernorm")
+    _columns(source, layer.mlp.gate_up_proj, [f"{stem}.mlp.{n}_proj" for n in ("gate", "up")])
+    _rows(source, layer.mlp.down_proj, f"{stem}.mlp.down_proj")
+
+
 def _norm(source: Source, module: Any, stem: str) -> None:
     _copy(module.weight, source.take(f"{stem}.weight"))
     _copy(module.channel_weight, source.take(f"{stem}.otter.weight"))
 
 
 def _columns(source: Source, module: Any, stems: Sequence[str]) -> None:
-    """``[W1; W2; ..; A1; A2; ..]``, their biases, and ``[B1; B2; ..]``."""
+    """``[W1; W2; ..; A1; A2; ..]``, their biases, and ``[B1; B2; ..]``.
+
+    Of a channel that shares the base's attention only the last, v, has A and B; the base's first
+    rows of the others come again where the module has a place for them. A channel has the base's
+    proportion of query to key/value heads, so these are the heads that its own stand for.
+    """
+    widened = stems[-len(module.extras) :]
+    again = module.bases[len(stems) :]
     for part, inserted in (("weight", "from_base"), ("bias", "bias")):
         parameter = getattr(module, part)
         if parameter is not None:
-            own = [source.part(f"{stem}.{part}", 0) for stem in stems]
-            _copy(parameter, torch.cat(own + [source.take(f"{s}.otter.{inserted}") for s in stems]))
-    _copy(module.channel, torch.cat([source.take(f"{s}.otter.from_channel") for s in stems]))
+            whole = [source.take(f"{stem}.{part}") for stem in stems]
+            rows = [source.own(tensor, 0) for tensor in whole]
+            rows += [tensor[:count] for tensor, count in zip(whole, again, strict=False)]
+            rows += [source.take(f"{stem}.otter.{inserted}") for stem in widened]
+            _copy(parameter, torch.cat(rows))
+    _copy(module.channel, torch.cat([source.take(f"{s}.otter.from_channel") for s in widened]))
 
 
 def _rows(source: Source, module: Any, stem: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tensorrt_llm._common import default_net
-from tensorrt_llm.functional import Tensor, allgather
+from tensorrt_llm.functional import Tensor, allgather, allreduce, cast, silu
 from tensorrt_llm.module import Module
 from tensorrt_llm.parameter import Parameter
 
@@ -52,6 +52,70 @@ class Linear(Module):
 
 
 ColumnLinear = Linear
+
+
+class RowLinear(Module):
+    """The rank's columns; the sum of all ranks, and the bias once."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        dtype: str | None = None,
+        tp_group: list[int] | None = None,
+        tp_size: int = 1,
+    ) -> None:
+        super().__init__()
+        self.weight = Parameter(shape=(out_features, in_features // tp_size), dtype=dtype)
+        self.register_parameter(
+            "bias", Parameter(shape=(out_features,), dtype=dtype) if bias else None
+        )
+        self.group = tp_group if tp_size > 1 else None
+
+    def forward(
+        self, x: Tensor, lora_runtime_params: Any = None, all_reduce_params: Any = None
+    ) -> Tensor:
+        y = Tensor(x.data @ self.weight.value.data.T)
+        y = y if self.group is None else allreduce(y, self.group)
+        return y if self.bias is None else y + self.bias.value
+
+
+class RmsNorm(Module):
+    def __init__(self, normalized_shape: int, eps: float, dtype: str) -> None:
+        super().__init__()
+        self.weight = Parameter(shape=(normalized_shape,), dtype=dtype)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = cast(x, "float32")
+        root = ((wide * wide).mean(dim=-1, keepdim=True) + self.eps).sqrt()
+        return cast(wide / root, x.dtype) * self.weight.value
+
+
+class GatedMLP(Module):
+    """``proj(silu(fc x) * gate x)``."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        ffn_hidden_size: int,
+        hidden_act: str,
+        bias: bool,
+        dtype: str,
+        tp_group: list[int],
+        tp_size: int,
+    ) -> None:
+        super().__init__()
+        assert hidden_act == "silu"
+        parallel: dict[str, Any] = {"tp_group": tp_group, "tp_size": tp_size}
+        column = {"bias": bias, "dtype": dtype, "gather_output": False, **parallel}
+        self.fc = ColumnLinear(hidden_size, ffn_hidden_size, **column)
+        self.gate = ColumnLinear(hidden_size, ffn_hidden_size, **column)
+        self.proj = RowLinear(ffn_hidden_size, hidden_size, bias, dtype, **parallel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(silu(self.fc(x)) * self.gate(x))  # type: ignore[no-any-return]
 
 
 class Embedding(Module):
@@ -111,7 +175,6 @@ class Attention(Module):
         enable_qkv: bool = True,
     ) -> None:
         super().__init__()
-        assert not enable_qkv and not bias
         assert attention_mask_type is AttentionMaskType.causal
         assert str(position_embedding_type) == "rope_gpt_neox"
         assert num_attention_heads % tp_size == 0 and num_kv_heads % tp_size == 0
@@ -119,7 +182,13 @@ class Attention(Module):
         self.heads, self.kv_heads = num_attention_heads // tp_size, num_kv_heads // tp_size
         assert self.heads % self.kv_heads == 0
         self.size = attention_head_size
-        self.dense = Linear(tp_size * self.heads * self.size, hidden_size, bias, dtype)
+        parallel: dict[str, Any] = {"tp_group": tp_group, "tp_size": tp_size}
+        if enable_qkv:
+            rows = tp_size * (self.heads + 2 * self.kv_heads) * self.size
+            self.qkv = ColumnLinear(hidden_size, rows, bias, dtype, gather_output=False, **parallel)
+        self.dense = RowLinear(
+            tp_size * self.heads * self.size, hidden_size, bias, dtype, **parallel
+        )
 
     @staticmethod
     def create_attention_const_params(model: Any, config: Any) -> None:

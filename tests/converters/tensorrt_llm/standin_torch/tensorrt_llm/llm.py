@@ -55,8 +55,13 @@ class LLM:
             loaded = MODEL_CLASS_MAPPING[architecture](settings)
             loaded.load_weights(weights, weight_mapper=None)
             # The KV cache is sized from this, so it has to be what the layers have.
-            attention = loaded.model.layers[0].self_attn
-            assert own.num_key_value_heads == attention.num_key_value_heads * tensor_parallel_size
+            heads = [layer.self_attn.num_key_value_heads for layer in loaded.model.layers]
+            found = own.num_key_value_heads
+            found = found if isinstance(found, list) else [found] * len(heads)
+            assert found == [n * tensor_parallel_size for n in heads]
+            # As the cache manager computes the queries of a key/value head.
+            fewest = loaded.model.layers[0].self_attn.num_heads * tensor_parallel_size
+            assert own.num_attention_heads == fewest
             return loaded
 
         self.models = on_all(tensor_parallel_size, start)

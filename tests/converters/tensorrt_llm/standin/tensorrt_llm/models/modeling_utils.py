@@ -108,6 +108,12 @@ class DecoderModelForCausalLM(Module):
         self.lm_head = lm_head
         Attention.create_attention_const_params(self, config)
 
+    def prepare_attention_inputs(
+        self, *, num_kv_heads: int, num_kv_heads_per_layer: list[int] | None = None
+    ) -> dict[str, int]:
+        """Of the real inputs only how many pools the paged cache has."""
+        return {"num_kv_cache_pools": len(set(num_kv_heads_per_layer or [num_kv_heads]))}
+
     @classmethod
     def from_checkpoint(cls, directory: Path, config: Any) -> Any:
         """Load a rank; a tensor too few or too many is an error, and so are shape and dtype."""

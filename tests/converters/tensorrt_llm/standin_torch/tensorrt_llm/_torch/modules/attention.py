@@ -48,7 +48,11 @@ class Attention(nn.Module):
             hidden_size, rows, bias=bias, tensor_parallel_mode=column, **parallel
         )
         self.o_proj = Linear(
-            tp * self.q_size, hidden_size, bias=bias, tensor_parallel_mode=row, **parallel
+            tp * self.q_size,
+            hidden_size,
+            bias=bias if dense_bias is None else dense_bias,
+            tensor_parallel_mode=row,
+            **parallel,
         )
 
     def create_weights(self) -> None:

@@ -50,12 +50,19 @@ class Linear(nn.Module):
         """Already made."""
 
     def load_weights(self, weights: list[dict[str, torch.Tensor]]) -> None:
-        (given,) = weights
-        part = given["weight"]
+        """Whole tensors, each divided in its own right and joined if there are several."""
+        self.weight.data.copy_(torch.cat([self._part(given["weight"]) for given in weights]))
+        assert all(("bias" in given) is (self.bias is not None) for given in weights)
+        if self.bias is not None:
+            self.bias.data.copy_(torch.cat([self._part(given["bias"]) for given in weights]))
+
+    def _part(self, whole: torch.Tensor) -> torch.Tensor:
         if self.tp_mode is TensorParallelMode.COLUMN:
-            missing = -len(part) % self.tp_size
-            part = functional.pad(part, (0, 0, 0, missing)).chunk(self.tp_size)[self.tp_rank]
-        self.weight.data.copy_(part)
+            padding = [0, 0] * (whole.ndim - 1) + [0, -len(whole) % self.tp_size]
+            return functional.pad(whole, padding).chunk(self.tp_size)[self.tp_rank]
+        if self.tp_mode is TensorParallelMode.ROW and whole.ndim == 2:
+            return whole.chunk(self.tp_size, dim=1)[self.tp_rank]
+        return whole
 
     def forward(
         self,
