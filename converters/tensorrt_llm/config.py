@@ -82,12 +82,6 @@ def check_model(base: BaseModel, config: OtterConfig, where: str = "target trtll
         raise UnsupportedError(
             f"{source}: hidden_act = {activation!r} is not supported by {where}; accepted: 'silu'"
         )
-    if (config.first_layer, config.attention) != (0, "own"):
-        raise UnsupportedError(
-            f"the channel begins at layer {config.first_layer} with {config.attention} attention; "
-            f"{where} computes base and channel in one attention in every layer, so it needs "
-            "first_layer 0 and own attention. Use target onnx or trt"
-        )
     d = base.dimensions
     is_probe = config.first_layer == d.num_hidden_layers  # whose heads no layer has
     if not is_probe and config.num_attention_heads * d.num_key_value_heads != (

@@ -14,12 +14,10 @@ import pytest
 
 from otter_export import ArgsGreedy, Plain, Request, generate, load_engine
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters import TARGETS
 from otter_export.converters.onnx import OnnxOptions
 from otter_export.converters.target import BuildRequest
 from otter_export.converters.tensorrt.options import TensorRTOptions
 from otter_export.converters.tensorrt.target import TARGET as TRT
-from otter_export.errors import UnsupportedError
 from otter_export.evaluation.subject import Options
 from otter_export.evaluation.verification import verify
 from otter_export.inspection import inspect
@@ -132,12 +130,6 @@ def test_the_cuda_form_equals_the_cpu_form(root: Path, name: str, tmp_path: Path
     expected = built.Graph.load(root / f"{name} fp32")(ids)
     for output in ("logits", "reward", "next"):
         assert built.relative(found[output], expected[output]) < 1e-4
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_target_trtllm_refuses_shapes(root: Path, name: str) -> None:
-    with pytest.raises(UnsupportedError, match="needs first_layer 0 and own attention"):
-        TARGETS.load("trtllm").plan(Checkpoint.open(root / name), BuildRequest("fp16"))
 
 
 @pytest.mark.parametrize("heads", [2, 4], ids=["some keys", "all keys"])
