@@ -1,8 +1,9 @@
-"""``model.onnx`` and its weights beside it: linked where they lie, or made on every core.
+"""``model.onnx`` and its weights beside it: files of the checkpoint, and what is made of others.
 
-The weights of one data file are made block by block, a few blocks ahead, and written and hashed in
-the file's order by one thread: memory holds some blocks, whatever the size of a weight. Files of
-the checkpoint whose bytes are what the graph reads are linked into the engine, and only read.
+Where a file of the checkpoint holds the bytes that the graph reads, it becomes a file of the engine
+as it is: cloned, linked or copied. All other weights go into one data file. The blocks of a file
+are made on every core, a few of them ahead, and written and hashed in the file's order by one
+thread: memory holds some blocks, whatever the size of a weight.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +26,7 @@ import onnx_ir as ir
 from otter_export.boundary import errors_as
 from otter_export.converters.target import Progress
 from otter_export.errors import CheckpointError, OtterError
-from otter_export.files import link_regular, writing
+from otter_export.files import clone_regular, hard_link, writing
 from otter_export.graph.emit import not_finite
 from otter_export.graph.row_tensor import RowTensor
 from otter_export.manifest import EngineFile, describe_file
@@ -34,14 +36,14 @@ MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 #: Tensors below this size stay inside the protobuf.
 _EXTERNAL_BYTES = 1024
-#: Of a linked file, read at a time.
+#: Of a file that is there, read at a time.
 _BLOCK_BYTES = 4 << 20
 #: Blocks that wait for each core.
 _AHEAD = 4
 #: Of tensors in the data file: a line of a cache.
 _ALIGNMENT = 64
-#: A file is linked if the graph reads at least this share of its bytes: an engine in int8 does not
-#: keep gigabytes for the sake of its norms.
+#: A file is taken as it is if the graph reads at least this share of its bytes: an engine in int8
+#: does not keep gigabytes for the sake of its norms.
 _READ_SHARE = 0.5
 #: Bytes of a file.
 Buffer = bytes | memoryview
@@ -89,14 +91,13 @@ def save_model(
     *,
     link: bool = False,
 ) -> tuple[EngineFile, ...]:
-    """Write ``model.onnx``, and its weights into ``model.onnx.data`` or into links.
+    """Write ``model.onnx``, and its weights into files beside it.
 
     Args:
         model: Unchanged afterwards.
         directory: Where to; it holds none of these files.
         progress: Called with numbers of bytes, which add up to those of all weights.
-        link: Whether files of the checkpoint may get a second name in ``directory``. Where the
-            system cannot link, their bytes are written as all others are.
+        link: Whether files of the checkpoint are linked, where the system can, and not copied.
 
     Returns:
         The files, ``model.onnx`` first.
@@ -112,13 +113,14 @@ def save_model(
         errors_as(OtterError, f"onnx_ir cannot write {directory / MODEL_FILE}"),
         writing(directory / DATA_FILE),
     ):
-        linked = list(_linked(outside, directory)) if link else []
-        rest = {id(v): v for v in outside if id(v) not in {id(w.value) for w in linked}}
-        written = list(_laid_out(rest.values()))
-        files = [_hashed(directory / name, group, advance) for name, group in _by_file(linked)]
-        files.append(_written(directory / DATA_FILE, written, advance))
-        _write_graph(model, directory / MODEL_FILE, [*linked, *written])
-    advance(sum(_tensor(v).nbytes for v in values) - sum(w.tensor.nbytes for w in linked + written))
+        taken = dict(_taken(outside))
+        elsewhere = {id(w.value) for weights in taken.values() for w in weights}
+        made = list(_laid_out(v for v in outside if id(v) not in elsewhere))
+        files = [_take(source, directory, w, advance, link) for source, w in taken.items()]
+        files.append(_written(directory / DATA_FILE, made, advance))
+        weights = [*itertools.chain.from_iterable(taken.values()), *made]
+        _write_graph(model, directory / MODEL_FILE, weights)
+    advance(sum(_tensor(v).nbytes for v in values) - sum(w.tensor.nbytes for w in weights))
     return (describe_file(directory, MODEL_FILE), *files)
 
 
@@ -135,32 +137,22 @@ def _as_stored(tensor: ir.TensorProtocol) -> TensorInfo | None:
     return info
 
 
-def _linked(values: Iterable[ir.Value], directory: Path) -> Iterator[_Weight]:
-    """Link the files whose bytes are mostly read as they are; the weights in them."""
-    groups: dict[Path, list[tuple[ir.Value, TensorInfo]]] = {}
+def _taken(values: Iterable[ir.Value]) -> Iterator[tuple[Path, list[_Weight]]]:
+    """The files of the checkpoint that are taken as they are, and the weights in them, in order."""
+    groups: dict[Path, list[tuple[TensorInfo, ir.Value]]] = {}
     for value in values:
         info = _as_stored(_tensor(value))
         # Headers of some writers are not padded, and a runtime reads numbers in place.
         if info is not None and info.begin % _tensor(value).dtype.itemsize == 0:
-            groups.setdefault(info.file, []).append((value, info))
+            groups.setdefault(info.file, []).append((info, value))
     number = 0
     for source, group in sorted(groups.items()):
-        read = sum(info.nbytes for _, info in group)
-        name = f"base-{number + 1}.safetensors"
-        if read < _READ_SHARE * source.stat().st_size:
-            continue
-        if not link_regular(source, directory / name):
+        if sum(info.nbytes for info, _ in group) < _READ_SHARE * source.stat().st_size:
             continue
         number += 1
-        for value, info in sorted(group, key=lambda one: one[1].begin):
-            yield _Weight(value, _tensor(value), name, info.begin)
-
-
-def _by_file(weights: Iterable[_Weight]) -> Iterator[tuple[str, list[_Weight]]]:
-    groups: dict[str, list[_Weight]] = {}
-    for weight in weights:
-        groups.setdefault(weight.file, []).append(weight)
-    yield from groups.items()
+        name = f"base-{number}.safetensors"
+        ordered = sorted(group, key=lambda one: one[0].begin)
+        yield source, [_Weight(value, _tensor(value), name, info.begin) for info, value in ordered]
 
 
 def _laid_out(values: Iterable[ir.Value]) -> Iterator[_Weight]:
@@ -194,11 +186,17 @@ def _written(path: Path, weights: Sequence[_Weight], advance: Progress) -> Engin
         return _in_order(path.name, _made(weights), advance, file.write)
 
 
-def _hashed(path: Path, weights: Sequence[_Weight], advance: Progress) -> EngineFile:
-    """Read a linked file once, for its hash and to see that its weights are finite."""
-    with path.open("rb") as file:
-        blocks = _found(file.fileno(), path.stat().st_size, weights)
-        return _in_order(path.name, blocks, advance, lambda data: None)
+def _take(
+    source: Path, directory: Path, weights: Sequence[_Weight], advance: Progress, link: bool
+) -> EngineFile:
+    """Take a file of the checkpoint; it is read once, for its hash and to see finite weights."""
+    path = directory / weights[0].file
+    with source.open("rb") as file:
+        blocks = _found(file.fileno(), os.fstat(file.fileno()).st_size, weights)
+        if (link and hard_link(source, path)) or clone_regular(source, path):
+            return _in_order(path.name, blocks, advance, len)
+        with path.open("xb") as copy:
+            return _in_order(path.name, blocks, advance, copy.write)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +250,7 @@ def _bytes(array: npt.NDArray[Any]) -> Buffer:
 
 
 def _found(descriptor: int, size: int, weights: Iterable[_Weight]) -> Iterator[_Block]:
-    """The blocks of a linked file: its weights, and what lies between them."""
+    """The blocks of a file that is there: its weights, and what lies between them."""
     end = 0
     for weight in weights:
         info = _as_stored(weight.tensor)
@@ -287,7 +285,7 @@ def _read(descriptor: int, info: TensorInfo, name: str) -> Buffer:
 def _read_bytes(descriptor: int, begin: int, size: int) -> Buffer:
     data = os.pread(descriptor, size, begin)
     if len(data) != size:
-        raise CheckpointError("a file of the checkpoint has become shorter while it was read")
+        raise CheckpointError("a file of the checkpoint became shorter while it was read")
     return data
 
 

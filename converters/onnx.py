@@ -38,11 +38,13 @@ class OnnxOptions:
 
     Args:
         execution_provider: ``cpu`` or ``cuda``: where the engine is meant to run.
-        copy: Whether weights are copied also where the checkpoint's files could be linked.
+        link: Whether files whose weights need no cast are linked to the checkpoint's.
     """
 
     execution_provider: str = option("cpu", "Execution provider: cpu or cuda.", flag="--ep")
-    copy: bool = option(False, "Copy all weights; link no file of the checkpoint.", flag="--copy")
+    link: bool = option(
+        False, "Hard-link files whose weights need no cast, instead of copying.", flag="--link"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +63,14 @@ class OnnxTarget:
     def plan(self, checkpoint: Checkpoint, request: BuildRequest) -> BuildPlan:
         """Build the graph, lower it, and leave the weights to be streamed by ``write``."""
         length = max_sequence_length(checkpoint, request)
-        provider = request.options_as(OnnxOptions).execution_provider
+        options = request.options_as(OnnxOptions)
+        provider = options.execution_provider
         model = lower(checkpoint, onnxruntime(provider), request.precision, positions=length)
         inputs, outputs = tensor_specs(model.graph.inputs), tensor_specs(model.graph.outputs)
 
         def write(directory: Path, progress: Progress | None) -> EngineManifest:
             names = copy_tokenizer(checkpoint, directory)
-            link = not request.options_as(OnnxOptions).copy
-            files = save_model(model, directory, progress, link=link)
+            files = save_model(model, directory, progress, link=options.link)
             return engine_manifest(
                 checkpoint,
                 directory,

@@ -157,30 +157,45 @@ def copy_regular(
         raise error(f"{source} does not exist") from None
 
 
-def link_regular(source: Path, destination: Path) -> bool:
-    """Give the bytes of a regular file a second name, without copying them.
+def clone_regular(source: Path, destination: Path) -> bool:
+    """Copy a regular file without copying its bytes, where the file system can share them.
 
-    A file system that shares blocks gives the name a file of its own; elsewhere it is a hard link,
-    and whoever writes into one of the two writes into both.
+    Later changes of one of the two are not seen in the other.
 
     Args:
         source: The file; links are followed.
         destination: A name that does not exist yet.
 
     Returns:
-        Whether that was possible: not from one file system to another.
+        Whether it could; if not, ``destination`` still does not exist.
     """
-    source = source.resolve()
-    with contextlib.suppress(OSError):
+    try:
         with source.open("rb") as old, destination.open("xb") as new:
             try:
                 fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
-                return True
             except OSError:
                 destination.unlink()
-        os.link(source, destination)
-        return True
-    return False
+                return False
+    except OSError:
+        return False
+    return True
+
+
+def hard_link(source: Path, destination: Path) -> bool:
+    """Give a regular file a second name; whoever writes into one of the two writes into both.
+
+    Args:
+        source: The file; links are followed.
+        destination: A name that does not exist yet.
+
+    Returns:
+        Whether the system could: not from one file system to another.
+    """
+    try:
+        os.link(source.resolve(), destination)
+    except OSError:
+        return False
+    return True
 
 
 def write_json(path: Path, data: object) -> None:

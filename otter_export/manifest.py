@@ -367,7 +367,7 @@ class EngineManifest:
             if status.st_nlink > 1 and status.st_mtime_ns > built:
                 raise EngineError(
                     f"{actual} is a link to weights that were written again after the engine was "
-                    "built; build it again, with --copy if they are to change"
+                    "built; build it again, without --link if they are to change"
                 )
         if self.model_file not in {f.path for f in self.files}:
             raise EngineError(

@@ -1,4 +1,4 @@
-"""L2: weights beside the graph: linked or made block by block, whole, hashed, counted."""
+"""L2: weights beside the graph: taken as they are or made block by block, hashed, counted."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -27,7 +28,8 @@ from otter_export.manifest import EngineManifest
 from otter_export.safetensors_io import PlannedTensor, from_float32, write_safetensors
 from tests import built, tiny
 
-LINK = "base-1.safetensors"
+TAKEN = "base-1.safetensors"
+LINKED = OnnxOptions(link=True)
 #: The type of the checkpoint's weights, and the precision that stores them as they are.
 SAME = [("F32", "fp32"), ("F16", "fp16")]
 
@@ -54,15 +56,6 @@ def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.fcntl, "ioctl", refused)
 
 
-def hard_links_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a file system that cannot share blocks."""
-
-    def refused(*_: object) -> None:
-        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-
-    monkeypatch.setattr(files.fcntl, "ioctl", refused)
-
-
 def check(engine: Path, opened: Checkpoint) -> None:
     """Every weight is the checkpoint's, and every hash the file's."""
     stored = StoredWeights(engine / "model.onnx", frozenset(checkpoint_weights(opened)))
@@ -73,39 +66,66 @@ def check(engine: Path, opened: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "precision"), SAME)
-def test_weights_that_need_no_cast_are_linked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, precision: str
+def test_weights_that_need_no_cast_can_be_linked(
+    tmp_path: Path, dtype: str, precision: str
 ) -> None:
-    hard_links_only(monkeypatch)
     opened = checkpoint(tmp_path, dtype)
-    engine = built.build(opened, tmp_path / "engine", precision=precision)
-    assert (engine / LINK).samefile(tmp_path / "ck" / "model.safetensors")
+    engine = built.build(opened, tmp_path / "engine", precision=precision, options=LINKED)
+    assert (engine / TAKEN).samefile(tmp_path / "ck" / "model.safetensors")
     channel = sum(info.nbytes for info in opened.tensors.values())
     assert (engine / DATA_FILE).stat().st_size < 2 * channel
     check(engine, opened)
 
 
 @pytest.mark.parametrize(("dtype", "precision"), SAME)
-def test_where_nothing_can_be_linked_bytes_are_copied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, precision: str
+@pytest.mark.parametrize("link", [False, True])
+def test_where_nothing_can_be_linked_the_file_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, precision: str, link: bool
 ) -> None:
     opened = checkpoint(tmp_path, dtype)
-    options = OnnxOptions(copy=True)
-    asked = built.build(opened, tmp_path / "asked", precision=precision, options=options)
+    linked = built.build(opened, tmp_path / "linked", precision=precision, options=LINKED)
     no_links(monkeypatch)
-    forced = built.build(opened, tmp_path / "forced", precision=precision)
-    for engine in (asked, forced):
-        assert not (engine / LINK).exists()
-        assert all(path.stat().st_nlink == 1 for path in engine.iterdir())
-        check(engine, opened)
-    assert (asked / DATA_FILE).read_bytes() == (forced / DATA_FILE).read_bytes()
+    engine = built.build(
+        opened, tmp_path / "engine", precision=precision, options=OnnxOptions(link=link)
+    )
+    assert all(path.stat().st_nlink == 1 for path in engine.iterdir())
+    check(engine, opened)
+    for name in (TAKEN, DATA_FILE):
+        assert (engine / name).read_bytes() == (linked / name).read_bytes()
+
+
+def test_the_system_is_asked_to_share_the_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where it can: the file's bytes come from the system alone."""
+    opened = checkpoint(tmp_path)
+    source = tmp_path / "ck" / "model.safetensors"
+
+    def clone(new: int, request: int, old: int) -> int:
+        assert request == 0x40049409  # FICLONE of linux/fs.h
+        assert os.path.samestat(os.fstat(old), source.stat())
+        return os.write(new, source.read_bytes())
+
+    monkeypatch.setattr(files.fcntl, "ioctl", clone)
+    engine = built.build(opened, tmp_path / "engine")
+    assert (engine / TAKEN).stat().st_nlink == 1
+    check(engine, opened)
+
+
+def test_the_onnx_package_reads_engines_with_files_of_their_own(tmp_path: Path) -> None:
+    """It takes hard links for an attack, which is why they are not the default."""
+    opened = checkpoint(tmp_path)
+    onnx.load(built.build(opened, tmp_path / "own") / "model.onnx")
+    linked = built.build(opened, tmp_path / "linked", options=LINKED)
+    with pytest.raises(onnx.checker.ValidationError, match="hard links"):
+        onnx.load(linked / "model.onnx")
 
 
 def test_linked_and_copied_engines_give_the_same_outputs(tmp_path: Path) -> None:
     opened = checkpoint(tmp_path)
     engines = [
-        built.build(opened, tmp_path / name, options=OnnxOptions(copy=copy))
-        for name, copy in (("linked", False), ("copied", True))
+        built.build(opened, tmp_path / str(link), options=OnnxOptions(link=link))
+        for link in (True, False)
     ]
     ids = np.arange(3, 9)[None]
     linked, copied = (built.Graph.load(engine)(ids) for engine in engines)
@@ -116,17 +136,17 @@ def test_linked_and_copied_engines_give_the_same_outputs(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("dtype", "precision"), [("F32", "int8"), ("F16", "fp32"), ("BF16", "fp32"), ("F32", "fp16")]
 )
-def test_a_file_is_not_linked_for_a_few_of_its_bytes(
+def test_a_file_is_not_taken_for_a_few_of_its_bytes(
     tmp_path: Path, dtype: str, precision: str
 ) -> None:
     """Norms of an int8 engine are stored as they are; they are no reason to keep the base."""
     opened = checkpoint(tmp_path, dtype)
     engine = built.build(opened, tmp_path / "engine", precision=precision)
-    assert not (engine / LINK).exists()
+    assert not (engine / TAKEN).exists()
     check(engine, opened)
 
 
-def test_every_shard_is_linked_under_a_name_of_its_own(tmp_path: Path) -> None:
+def test_every_shard_is_taken_under_a_name_of_its_own(tmp_path: Path) -> None:
     base = tmp_path / "ck-base"
     opened = built.random_checkpoint(tmp_path / "ck", base={"shards": 2})
     shards = sorted(base.glob("model-*.safetensors"))
@@ -137,13 +157,10 @@ def test_every_shard_is_linked_under_a_name_of_its_own(tmp_path: Path) -> None:
     check(engine, opened)
 
 
-def test_weights_that_change_after_the_build_are_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hard_links_only(monkeypatch)
+def test_linked_weights_that_change_after_the_build_are_noticed(tmp_path: Path) -> None:
     opened = checkpoint(tmp_path)
-    linked = built.build(opened, tmp_path / "linked")
-    copied = built.build(opened, tmp_path / "copied", options=OnnxOptions(copy=True))
+    linked = built.build(opened, tmp_path / "linked", options=LINKED)
+    copied = built.build(opened, tmp_path / "copied")
     moved = Path(shutil.copytree(linked, tmp_path / "moved", copy_function=shutil.copyfile))
     for file in (moved / "engine.json", copied / "engine.json"):
         os.utime(file, ns=(0, 0))  # a copy has any times
@@ -163,18 +180,18 @@ def test_weights_that_change_after_the_build_are_noticed(
 
 def test_weights_that_get_a_new_file_leave_the_engine_alone(tmp_path: Path) -> None:
     opened = checkpoint(tmp_path)
-    engine = built.build(opened, tmp_path / "engine")
-    before = (engine / LINK).read_bytes()
+    engine = built.build(opened, tmp_path / "engine", options=LINKED)
+    before = (engine / TAKEN).read_bytes()
     with files.replacing(tmp_path / "ck" / "model.safetensors") as file:
         file.write(bytes(len(before)))
-    assert (engine / LINK).read_bytes() == before
+    assert (engine / TAKEN).read_bytes() == before
     EngineManifest.load(engine)
 
 
-@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize("link", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
-def test_progress_adds_up_to_all_weights(tmp_path: Path, precision: str, copy: bool) -> None:
-    request = BuildRequest(precision=precision, options=OnnxOptions(copy=copy))
+def test_progress_adds_up_to_all_weights(tmp_path: Path, precision: str, link: bool) -> None:
+    request = BuildRequest(precision=precision, options=OnnxOptions(link=link))
     plan = TARGET.plan(checkpoint(tmp_path), request)
     counts: list[int] = []
     (tmp_path / "engine").mkdir()
