@@ -113,7 +113,13 @@ class TensorStore(Mapping[str, TensorInfo]):
 
     def raw(self, name: str) -> npt.NDArray[Any]:
         """Memory-mapped view of a tensor's bits; bfloat16 comes as uint16."""
-        info, dtype = self._infos[name], self._dtype(name)
+        info = self._infos[name]
+        if info.dtype not in WEIGHT_DTYPES:
+            raise CheckpointError(
+                f"{info.file}: tensor {name} has dtype {info.dtype}; "
+                f"accepted: {', '.join(WEIGHT_DTYPES)}"
+            )
+        dtype = np.dtype(WEIGHT_DTYPES[info.dtype])
         if info.nbytes == 0:
             return np.zeros(info.shape, dtype)
         return np.memmap(info.file, dtype, "r", offset=info.begin, shape=info.shape)
@@ -123,32 +129,11 @@ class TensorStore(Mapping[str, TensorInfo]):
 
         Args:
             name: Which tensor.
-            index: A numpy index. Rows of a slice are read; any other index is applied to the mapped
-                bits, so that only what it selects takes memory.
+            index: A numpy index. It is applied to the mapped bits, so that only what it selects
+                takes memory.
         """
-        if isinstance(index, slice) and index.step in (None, 1):
-            raw = self._rows(name, index)
-        else:
-            raw = self.raw(name) if index is None else self.raw(name)[index]
-        return to_float32(raw, self._infos[name].dtype)
-
-    def _rows(self, name: str, rows: slice) -> npt.NDArray[Any]:
-        """Bits of some rows. From a disk, one large request is faster than many faulted pages."""
-        info = self._infos[name].rows(rows)
-        values = np.fromfile(info.file, self._dtype(name), info.elements, offset=info.begin)
-        if values.size != info.elements:
-            raise CheckpointError(f"{info.file} became shorter while it was read")
-        return values.reshape(info.shape)
-
-    def _dtype(self, name: str) -> np.dtype[Any]:
-        info = self._infos[name]
-        if info.dtype not in WEIGHT_DTYPES:
-            raise CheckpointError(
-                f"{info.file}: tensor {name} has dtype {info.dtype}; "
-                f"accepted: {', '.join(WEIGHT_DTYPES)}"
-            )
-        dtype: np.dtype[Any] = np.dtype(WEIGHT_DTYPES[info.dtype])
-        return dtype
+        raw = self.raw(name)
+        return to_float32(raw if index is None else raw[index], self._infos[name].dtype)
 
 
 def same_values(store: TensorStore, one: str, other: str) -> bool:
