@@ -43,20 +43,24 @@ def quantize(weight: FloatArray, stored: WeightFormat) -> Packed:
         # The last value again, so that it changes no block's range.
         weight = np.pad(weight, ((0, 0), (0, blocks * block - columns)), mode="edge")
     values = weight.reshape(rows, blocks, block)
-    low, high = values.min(2), values.max(2)
+    # `reduceat` over all of them takes half the time of `reduce` along short rows.
+    starts = np.arange(0, values.size, block)
+    low: FloatArray = np.minimum.reduceat(values.reshape(-1), starts).reshape(rows, blocks)
+    high: FloatArray = np.maximum.reduceat(values.reshape(-1), starts).reshape(rows, blocks)
+    scales: FloatArray
     if stored.symmetric:
         middle = np.float32(2 ** (stored.bits - 1))
-        scales = np.where(np.abs(high) > np.abs(low), high, low) / -middle
-        zeros = np.full_like(scales, middle)
+        scales = np.where(np.abs(high) > np.abs(low), high, low).astype(np.float32) / -middle
+        zeros: FloatArray = np.full_like(scales, middle)
     else:
         low, high = np.minimum(low, 0), np.maximum(high, 0)
-        scales = (high - low) / largest
+        scales = np.divide(high - low, largest, dtype=np.float32)
         at_zero = np.divide(-low, scales, out=np.zeros_like(low), where=scales != 0)
         zeros = _rounded(at_zero, largest)
     steps = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)
-    codes = values * steps[:, :, None]
-    codes += zeros[:, :, None]
-    codes = _rounded(codes, largest).astype(np.uint8)
+    scaled = values * steps[:, :, None]
+    scaled += zeros[:, :, None]
+    codes = _rounded(scaled, largest).astype(np.uint8)
     codes.reshape(rows, -1)[:, columns:] = 0
     points = None if stored.symmetric else _packed(zeros.astype(np.uint8), stored.bits)
     return _packed(codes, stored.bits), scales, points
