@@ -28,7 +28,7 @@ import onnxruntime as ort
 from benchmarks.alternative_forms import AttentionOp, JoinedBase
 from benchmarks.stack_siblings import StackSiblings
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters.onnx import save_model
+from otter_export.converters.external_data import save_model
 from otter_export.engine_io import is_cache, present_of
 from otter_export.graph.base import base_graph
 from otter_export.graph.passes.flatten_tokens import FlattenTokens

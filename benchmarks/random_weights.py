@@ -11,8 +11,8 @@ from otter_export.base_model import BaseModel
 from otter_export.safetensors_io import PlannedTensor, from_float32, write_safetensors
 
 
-def write_random_weights(directory: Path) -> None:
-    """Write ``model.safetensors`` beside a ``config.json``, in bfloat16.
+def write_random_weights(directory: Path, dtype: str = "BF16") -> None:
+    """Write ``model.safetensors`` beside a ``config.json``, in bfloat16 or another type.
 
     A block of random values is repeated; its length is prime, so that no two rows are the same.
     """
@@ -23,7 +23,7 @@ def write_random_weights(directory: Path) -> None:
     def planned() -> Iterator[PlannedTensor]:
         for name, shape in base.tensors.items():
             values = 1 + 0.1 * block if name in norms else shape[-1] ** -0.5 * block
-            bits = from_float32(values, "BF16")
-            yield PlannedTensor(name, "BF16", shape, lambda b=bits, s=shape: np.resize(b, s))
+            bits = from_float32(values, dtype)
+            yield PlannedTensor(name, dtype, shape, lambda b=bits, s=shape: np.resize(b, s))
 
     write_safetensors(directory / "model.safetensors", planned(), {"format": "pt"})

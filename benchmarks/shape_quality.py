@@ -33,7 +33,8 @@ from examples.sentiment.prompts import PROMPTS
 from otter_export import ArgsStochastic, Plain, generate, insert, load_engine
 from otter_export.base_model import BaseModel
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters.onnx import MODEL_FILE, TARGET, save_model
+from otter_export.converters.external_data import MODEL_FILE, save_model
+from otter_export.converters.onnx import TARGET
 from otter_export.converters.target import BuildRequest
 from otter_export.evaluation.text_metrics import bootstrap_paired_difference
 from otter_export.files import write_json

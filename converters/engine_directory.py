@@ -13,7 +13,7 @@ from otter_export.checkpoint import Checkpoint
 from otter_export.errors import CheckpointError, ConfigError
 from otter_export.files import SETTINGS_LIMIT, copy_regular, is_file
 from otter_export.hub import TOKENIZER_FILES
-from otter_export.manifest import EngineManifest, describe_file
+from otter_export.manifest import EngineFile, EngineManifest, describe_file
 from otter_export.tokenizer_file import read_tokenizer
 
 #: What ``engine.json`` has of the channel.
@@ -53,7 +53,7 @@ def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> list[str]:
 def engine_manifest(
     checkpoint: Checkpoint,
     directory: Path,
-    files: Sequence[str],
+    files: Sequence[str | EngineFile],
     *,
     libraries: Mapping[str, str] | None = None,
     **fields: Any,
@@ -63,7 +63,7 @@ def engine_manifest(
     Args:
         checkpoint: What was built.
         directory: The engine directory.
-        files: Names of everything in it.
+        files: Everything in it; those named alone are read for their hashes.
         libraries: Versions of what built it.
         fields: The fields of `EngineManifest` that are the target's own.
     """
@@ -75,7 +75,10 @@ def engine_manifest(
         signals=config.signals,
         bos_token_id=bos,
         eos_token_ids=eos,
-        files=tuple(describe_file(directory, name) for name in files),
+        files=tuple(
+            file if isinstance(file, EngineFile) else describe_file(directory, file)
+            for file in files
+        ),
         builder={"name": "otter-export", "version": __version__, **(libraries or {})},
         source=source_of(checkpoint),
         **fields,

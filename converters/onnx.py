@@ -10,9 +10,9 @@ from typing import Any
 import mobius
 import onnx_ir as ir
 
-from otter_export.boundary import errors_as
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.engine_directory import copy_tokenizer, engine_manifest
+from otter_export.converters.external_data import MODEL_FILE, save_model
 from otter_export.converters.target import (
     Availability,
     BuildPlan,
@@ -22,20 +22,14 @@ from otter_export.converters.target import (
     option,
 )
 from otter_export.engine_io import READ_ONLY, TensorSpec
-from otter_export.errors import OtterError
-from otter_export.files import writing
 from otter_export.graph.base import mends_of
 from otter_export.graph.emit import static_shape
 from otter_export.graph.pipeline import lower, onnxruntime
 from otter_export.manifest import EngineManifest
 from otter_export.precision import ONNX_RUNTIME
 
-MODEL_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
 #: What builds graphs.
 LIBRARIES = {"mobius_onnx": mobius.__version__, "onnx_ir": ir.__version__}
-#: Tensors below this size stay inside the protobuf.
-_EXTERNAL_BYTES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +38,13 @@ class OnnxOptions:
 
     Args:
         execution_provider: ``cpu`` or ``cuda``: where the engine is meant to run.
+        link: Whether files whose weights need no cast are linked to the checkpoint's.
     """
 
     execution_provider: str = option("cpu", "Execution provider: cpu or cuda.", flag="--ep")
+    link: bool = option(
+        False, "Hard-link files whose weights need no cast, instead of copying.", flag="--link"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +63,18 @@ class OnnxTarget:
     def plan(self, checkpoint: Checkpoint, request: BuildRequest) -> BuildPlan:
         """Build the graph, lower it, and leave the weights to be streamed by ``write``."""
         length = max_sequence_length(checkpoint, request)
-        provider = request.options_as(OnnxOptions).execution_provider
+        options = request.options_as(OnnxOptions)
+        provider = options.execution_provider
         model = lower(checkpoint, onnxruntime(provider), request.precision, positions=length)
         inputs, outputs = tensor_specs(model.graph.inputs), tensor_specs(model.graph.outputs)
 
         def write(directory: Path, progress: Progress | None) -> EngineManifest:
             names = copy_tokenizer(checkpoint, directory)
-            save_model(model, directory, progress)
+            files = save_model(model, directory, progress, link=options.link)
             return engine_manifest(
                 checkpoint,
                 directory,
-                [MODEL_FILE, DATA_FILE, *names],
+                [*files, *names],
                 libraries=LIBRARIES,
                 target=self.name,
                 precision=request.precision,
@@ -92,32 +91,6 @@ class OnnxTarget:
 
 
 TARGET = OnnxTarget()
-
-
-def save_model(model: ir.Model, directory: Path, progress: Progress | None = None) -> None:
-    """Write ``model.onnx`` and stream its weights into ``model.onnx.data``, one at a time.
-
-    Raises:
-        OtterError: They cannot be written.
-    """
-
-    def report(tensor: ir.TensorProtocol, _: Any) -> None:
-        if progress is not None:
-            progress(tensor.nbytes)
-
-    # onnx_ir puts its own error around what a weight is refused for.
-    with (
-        errors_as(OtterError, f"onnx_ir cannot write {directory / MODEL_FILE}"),
-        writing(directory / DATA_FILE, sum(row[-1] for row in weight_rows(model))),
-    ):
-        ir.save(
-            model,
-            directory / MODEL_FILE,
-            external_data=DATA_FILE,
-            size_threshold_bytes=_EXTERNAL_BYTES,
-            callback=report,
-            max_workers=1,
-        )
 
 
 def tensor_specs(values: Any) -> tuple[TensorSpec, ...]:

@@ -37,7 +37,13 @@ from otter_export.family import (
 )
 from otter_export.files import is_directory, is_file, open_regular
 from otter_export.hub import BASE_STEM, TOKENIZER_FILES
-from otter_export.safetensors_io import WEIGHT_DTYPES, FloatArray, TensorStore, same_values
+from otter_export.safetensors_io import (
+    WEIGHT_DTYPES,
+    FloatArray,
+    TensorInfo,
+    TensorStore,
+    same_values,
+)
 from otter_export.wrappers import WRAPPERS, check_bypassed
 
 
@@ -169,8 +175,13 @@ class BaseModel:
             raise CheckpointError(f"{self.directory}: base tensor {name} is missing")
         return self.weights.float32(stored, index)
 
+    def stored(self, name: str) -> TensorInfo | None:
+        """Where a base tensor lies in its file; None if it is missing."""
+        stored = self.stored_name(name)
+        return None if stored is None else self.weights[stored]
+
     def projection(
-        self, site: ProjectionSite, rows: npt.NDArray[np.int64] | None = None
+        self, site: ProjectionSite, rows: npt.NDArray[np.int64] | slice | None = None
     ) -> FloatArray:
         """The base weight of one logical projection, ``[out, in]``, float32.
 
@@ -178,11 +189,21 @@ class BaseModel:
             site: The projection.
             rows: Output rows to read; None reads all.
         """
-        part: Any = self._rows(site) if rows is None else site.rows(rows)
+        part = site.rows(rows) if isinstance(rows, np.ndarray) else self._rows(site, rows)
         name = f"{site.parameter}.weight"
         if site.transposed:
             return np.ascontiguousarray(self.float32(name, np.s_[:, part]).T)
         return self.float32(name, part)
+
+    def stored_projection(self, site: ProjectionSite) -> TensorInfo | None:
+        """Where the weight of one logical projection lies in its file, row after row.
+
+        None if it is stored transposed, or its rows lie between those of others.
+        """
+        info = self.stored(f"{site.parameter}.weight")
+        if info is None or site.transposed or site.head is not None:
+            return None
+        return info.rows(self._rows(site))
 
     def projection_bias(self, site: ProjectionSite) -> FloatArray | None:
         """The base bias of one logical projection, ``[out]``, or None."""
@@ -193,12 +214,12 @@ class BaseModel:
         """What a norm multiplies by: its stored weight and the family's offset, float32."""
         return self.float32(f"{norm.name}.weight", index) + np.float32(self.family.norm_offset)
 
-    def _rows(self, site: ProjectionSite) -> Any:
+    def _rows(self, site: ProjectionSite, rows: slice | None = None) -> Any:
         """A slice where the rows of a part lie together, which is read without the others."""
-        width = self.dimensions.width(site.writes)
+        begin, end, _ = (rows or slice(None)).indices(self.dimensions.width(site.writes))
         if site.head is not None:
-            return site.rows(np.arange(width))
-        return slice(site.offset, site.offset + width)
+            return site.rows(np.arange(begin, end))
+        return slice(site.offset + begin, site.offset + end)
 
     @functools.cached_property
     def tensors(self) -> Mapping[str, tuple[int, ...]]:

@@ -27,6 +27,8 @@ from otter_export.errors import OtterError
 #: Of texts and settings that no caller knows a tighter limit for.
 SETTINGS_LIMIT = 256 << 20
 _BLOCK_BYTES = 4 << 20
+#: Linux's request to share the blocks of another file.
+_FICLONE = 0x4004_9409
 #: The file that is written cannot grow.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -153,6 +155,47 @@ def copy_regular(
                     progress(len(block))
     except FileNotFoundError:
         raise error(f"{source} does not exist") from None
+
+
+def clone_regular(source: Path, destination: Path) -> bool:
+    """Copy a regular file without copying its bytes, where the file system can share them.
+
+    Later changes of one of the two are not seen in the other.
+
+    Args:
+        source: The file; links are followed.
+        destination: A name that does not exist yet.
+
+    Returns:
+        Whether it could; if not, ``destination`` still does not exist.
+    """
+    try:
+        with source.open("rb") as old, destination.open("xb") as new:
+            try:
+                fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
+            except OSError:
+                destination.unlink()
+                return False
+    except OSError:
+        return False
+    return True
+
+
+def hard_link(source: Path, destination: Path) -> bool:
+    """Give a regular file a second name; whoever writes into one of the two writes into both.
+
+    Args:
+        source: The file; links are followed.
+        destination: A name that does not exist yet.
+
+    Returns:
+        Whether the system could: not from one file system to another.
+    """
+    try:
+        os.link(source.resolve(), destination)
+    except OSError:
+        return False
+    return True
 
 
 def write_json(path: Path, data: object) -> None:

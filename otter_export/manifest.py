@@ -344,6 +344,7 @@ class EngineManifest:
             raise TypeError("bos_token_id must be an integer or null")
 
     def _check_files(self, directory: Path) -> None:
+        built = (directory / FILE_NAME).stat().st_mtime_ns
         for file in self.files:
             path = PurePosixPath(file.path)
             if path.is_absolute() or ".." in path.parts or "\\" in file.path:
@@ -356,10 +357,17 @@ class EngineManifest:
             # Libraries name another file of the engine, or none.
             if not os.access(actual, os.R_OK):
                 raise EngineError(f"{actual} cannot be read; check its permissions")
-            if actual.stat().st_size != file.size:
+            status = actual.stat()
+            if status.st_size != file.size:
                 raise EngineError(
-                    f"{actual} has {actual.stat().st_size} bytes, {FILE_NAME} says {file.size}: "
+                    f"{actual} has {status.st_size} bytes, {FILE_NAME} says {file.size}: "
                     "the engine is damaged; build it again"
+                )
+            # A copy of an engine has no links, and times of its own.
+            if status.st_nlink > 1 and status.st_mtime_ns > built:
+                raise EngineError(
+                    f"{actual} is a link to weights that were written again after the engine was "
+                    "built; build it again, without --link if they are to change"
                 )
         if self.model_file not in {f.path for f in self.files}:
             raise EngineError(

@@ -27,6 +27,12 @@ FloatArray = npt.NDArray[np.float32]
 
 #: safetensors dtype names of the accepted weights, with the numpy type that holds their bits.
 WEIGHT_DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+#: Bits that are all set in NaN and infinity.
+_EXPONENTS: dict[str, Any] = {
+    "F32": (np.uint32, np.uint32(0x7F80_0000)),
+    "F16": (np.uint16, np.uint16(0x7C00)),
+    "BF16": (np.uint16, np.uint16(0x7F80)),
+}
 _BLOCK_BYTES = 4 << 20
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -50,6 +56,15 @@ class TensorInfo:
     def elements(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    def rows(self, rows: slice) -> TensorInfo:
+        """Where some of its rows lie."""
+        size = self.nbytes // max(1, self.shape[0])
+        first, last, _ = rows.indices(self.shape[0])
+        begin, end = self.begin + first * size, self.begin + last * size
+        return dataclasses.replace(
+            self, shape=(last - first, *self.shape[1:]), begin=begin, end=end
+        )
 
 
 class TensorStore(Mapping[str, TensorInfo]):
@@ -131,6 +146,13 @@ def same_values(store: TensorStore, one: str, other: str) -> bool:
         np.array_equal(first[i : i + _BLOCK_BYTES], second[i : i + _BLOCK_BYTES])
         for i in range(0, len(first), _BLOCK_BYTES)
     )
+
+
+def all_finite(data: npt.NDArray[np.uint8], dtype: str) -> bool:
+    """Whether the bytes of an F32, F16 or BF16 tensor are finite numbers."""
+    kind, exponent = _EXPONENTS[dtype]
+    bits = data.view(kind)
+    return not bits.size or bool((bits & exponent).max() != exponent)
 
 
 def to_float32(raw: npt.NDArray[Any], dtype: str) -> FloatArray:

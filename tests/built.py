@@ -12,7 +12,8 @@ import onnxruntime as ort
 from safetensors.numpy import load_file, save_file
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters.onnx import TARGET, save_model
+from otter_export.converters.external_data import save_model
+from otter_export.converters.onnx import TARGET
 from otter_export.converters.target import BuildRequest
 from otter_export.engine_io import CACHES, is_cache
 from tests import tiny

@@ -9,9 +9,8 @@ import onnx_ir as ir
 
 from otter_export import engine_io
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters.onnx import save_model
+from otter_export.converters.external_data import save_model
 from otter_export.graph.base import base_graph
-from otter_export.graph.passes.tie_embedding import TieEmbedding
 from otter_export.graph.pipeline import lower, onnxruntime, run_passes
 from otter_export.precision import choose_precision
 
@@ -30,11 +29,7 @@ def write_reward_model(checkpoint: Checkpoint, precision: str, directory: Path) 
     chosen = choose_precision(pipeline.precisions, precision, pipeline.where)
     model = base_graph(checkpoint.base, chosen.dtype.hub)
     _replace_head(model, checkpoint.base.dimensions.hidden_size)
-    # The embedding is no head's any more.
-    passes = [
-        one for one in pipeline.passes(checkpoint.base, chosen) if not isinstance(one, TieEmbedding)
-    ]
-    save_model(run_passes(model, passes), directory)
+    save_model(run_passes(model, pipeline.passes(checkpoint.base, chosen)), directory)
 
 
 def _replace_head(model: ir.Model, width: int) -> None:

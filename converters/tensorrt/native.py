@@ -13,15 +13,8 @@ import onnx_ir as ir
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.engine_directory import copy_tokenizer, engine_manifest
-from otter_export.converters.onnx import (
-    DATA_FILE,
-    LIBRARIES,
-    MODEL_FILE,
-    node_counts,
-    save_model,
-    tensor_specs,
-    weight_rows,
-)
+from otter_export.converters.external_data import DATA_FILE, MODEL_FILE, save_model
+from otter_export.converters.onnx import LIBRARIES, node_counts, tensor_specs, weight_rows
 from otter_export.converters.target import BuildPlan, BuildRequest, Progress
 from otter_export.converters.tensorrt import process
 from otter_export.converters.tensorrt.builders import NativeBuilder

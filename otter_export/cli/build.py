@@ -60,7 +60,7 @@ def build(
 ) -> None:
     """Build the engine DIR from the checkpoint CKPT.
 
-    Weights are streamed: memory stays near that of the largest tensor. A killed build leaves
+    Weights are streamed in blocks: memory does not grow with the model. A killed build leaves
     nothing under DIR.
     """
     started = time.perf_counter()

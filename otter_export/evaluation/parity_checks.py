@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from otter_export.converters.onnx import MODEL_FILE, save_model
+from otter_export.converters.external_data import MODEL_FILE, save_model
 from otter_export.engine_io import LOGITS
 from otter_export.evaluation import limits, parity
 from otter_export.evaluation.check import CheckResult, Limit, decide, not_run, shortened

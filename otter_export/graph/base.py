@@ -28,12 +28,14 @@ from otter_export.base_model import BaseModel
 from otter_export.boundary import errors_as
 from otter_export.errors import UnsupportedError
 from otter_export.family import ProjectionSite
-from otter_export.graph.emit import Make, lazy_tensor, static_shape
+from otter_export.graph.emit import static_shape
 from otter_export.graph.mends import mend
 from otter_export.graph.rotary import set_rotations
+from otter_export.graph.row_tensor import MakeRows, row_tensor
 from otter_export.graph.unfuse import unfuse
 from otter_export.graph.windows import set_windows
 from otter_export.layer_attention import layer_attention
+from otter_export.safetensors_io import TensorInfo
 
 #: Key of a model's metadata: names of the mends that changed it.
 MENDS = "otter.mends"
@@ -129,43 +131,41 @@ def _share_tied_head(model: ir.Model, base: BaseModel) -> None:
 
 def _attach_weights(model: ir.Model, base: BaseModel, dtype: ir.DataType) -> None:
     """Give every empty initializer a lazy tensor that reads the base's safetensors."""
-    projections = {site.graph_name: site for site in base.sites.projections}
-    norms = {f"{norm.name}.weight": norm for norm in base.sites.norms}
+    readers = dict(_readers(base))
     for name, value in model.graph.initializers.items():
         if value.const_value is not None:
             continue
-        stem, _, kind = name.rpartition(".")
-        site = projections.get(stem)
-        make = _reader(base, name) if site is None else _projection_reader(base, site, kind)
-        if name in norms:
-            make = functools.partial(base.norm_weight, norms[name])
-        if make is None or value.shape is None:
+        if name not in readers and base.has(name):
+            readers[name] = functools.partial(base.float32, name), base.stored(name)
+        if name not in readers or value.shape is None:
             raise UnsupportedError(
                 f"the base graph of {base.directory} has the weight {name}, which its safetensors "
                 "lack; the family table and mobius-onnx disagree about this base"
             )
-        value.const_value = lazy_tensor(name, dtype, static_shape(value), make)
+        make, stored = readers[name]
+        value.const_value = row_tensor(name, dtype, static_shape(value), make, stored)
 
 
-def _reader(base: BaseModel, name: str) -> Make | None:
-    """Reads a parameter that the graph names as the base does."""
-    return (lambda: base.float32(name)) if base.has(name) else None
+def _readers(base: BaseModel) -> Iterator[tuple[str, tuple[MakeRows, TensorInfo | None]]]:
+    """What reads the parameters that the graph names or stores otherwise than the base does."""
+    for norm in base.sites.norms:
+        name = f"{norm.name}.weight"
+        stored = None if base.family.norm_offset else base.stored(name)
+        yield name, (functools.partial(base.norm_weight, norm), stored)
+    for site in base.sites.projections:
+        if base.has(f"{site.parameter}.weight"):
+            reader = functools.partial(base.projection, site)
+            yield f"{site.graph_name}.weight", (reader, base.stored_projection(site))
+        if base.has(f"{site.parameter}.bias"):
+            yield f"{site.graph_name}.bias", (functools.partial(_bias, base, site), None)
 
 
-def _projection_reader(base: BaseModel, site: ProjectionSite, kind: str) -> Make | None:
-    """Reads one logical projection, ``[out, in]`` however it is stored, or its bias."""
-    if not base.has(f"{site.parameter}.{kind}"):
-        return None
-    if kind == "weight":
-        return lambda: base.projection(site)
-
-    def bias() -> npt.NDArray[np.float32]:
-        values = base.projection_bias(site)
-        if values is None:
-            raise ValueError(f"{site.parameter} has no bias")
-        return values
-
-    return bias
+def _bias(base: BaseModel, site: ProjectionSite, rows: slice) -> npt.NDArray[np.float32]:
+    """Some rows of the bias of one logical projection."""
+    values = base.projection_bias(site)
+    if values is None:
+        raise ValueError(f"{site.parameter} has no bias")
+    return values[rows]
 
 
 @contextlib.contextmanager

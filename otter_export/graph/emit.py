@@ -110,7 +110,7 @@ def lazy_tensor(name: str, dtype: ir.DataType, shape: Sequence[int], make: Make)
         array = np.ascontiguousarray(make())
         if array.shape != tuple(shape):
             raise ValueError(f"{name}: made {array.shape}, declared {tuple(shape)}")
-        return ir.tensor(_rounded(name, array, dtype), dtype=dtype, name=name)
+        return ir.tensor(rounded(name, array, dtype), dtype=dtype, name=name)
 
     return ir.LazyTensor(evaluate, dtype, ir.Shape(shape), name=name)
 
@@ -129,14 +129,17 @@ def value_of(value: ir.Value) -> ir.TensorProtocol:
     return value.const_value
 
 
-def _rounded(name: str, array: npt.NDArray[Any], dtype: ir.DataType) -> npt.NDArray[Any]:
-    """Cast to ``dtype``; a weight that is not finite before or after is an error."""
+def rounded(name: str, array: npt.NDArray[Any], dtype: ir.DataType) -> npt.NDArray[Any]:
+    """Cast to ``dtype``; a weight that is not finite before or after is an error.
+
+    Raises:
+        CheckpointError: The values hold NaN or infinity.
+        UnsupportedError: ``dtype`` cannot hold them.
+    """
     # min and max need no temporary of the array's size, and NaN spreads through both.
     low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise CheckpointError(
-            f"tensor {name} holds NaN or infinity; an engine needs finite weights"
-        )
+        raise not_finite(name)
     # numpy.finfo knows no bfloat16.
     limit = float(ml_dtypes.finfo(dtype.numpy()).max)  # type: ignore[no-untyped-call]
     largest = max(-low, high)
@@ -146,3 +149,8 @@ def _rounded(name: str, array: npt.NDArray[Any], dtype: ir.DataType) -> npt.NDAr
             f"({limit:.6g}); build with a precision of wider range: fp32, or bf16 for --target trt"
         )
     return array.astype(dtype.numpy(), copy=False)
+
+
+def not_finite(name: str) -> CheckpointError:
+    """What is raised for a weight that holds NaN or infinity."""
+    return CheckpointError(f"tensor {name} holds NaN or infinity; an engine needs finite weights")

@@ -21,6 +21,7 @@ from otter_export.graph.passes.flatten_tokens import FlattenTokens
 from otter_export.graph.passes.float_logits import FloatLogits
 from otter_export.graph.passes.fold_transposes import FoldTransposes
 from otter_export.graph.passes.fuse_projections import FuseProjections
+from otter_export.graph.passes.gemm_weights import GemmWeights
 from otter_export.graph.passes.half_storage import HalfStorage
 from otter_export.graph.passes.in_place_cache import InPlaceCache
 from otter_export.graph.passes.keep_rows import KeepLastLogits, KeepRows
@@ -29,7 +30,6 @@ from otter_export.graph.passes.quantize_weights import QuantizeWeights
 from otter_export.graph.passes.read_only_cache import ReadOnlyCache
 from otter_export.graph.passes.reuse_statistics import ReuseStatistics
 from otter_export.graph.passes.separate_masks import SeparateMasks
-from otter_export.graph.passes.tie_embedding import TieEmbedding
 from otter_export.graph.passes.weight_only import WeightOnly
 from otter_export.graph.passes.write_out_norms import WriteOutNorms
 from otter_export.graph.widen import widen
@@ -105,7 +105,6 @@ def onnxruntime(provider: str = "cpu") -> Pipeline:
 
 
 def _onnxruntime_passes(base: BaseModel, precision: Precision, *, on_cpu: bool) -> Passes:
-    embedding = base.embedding_name
     # 1. What is computed: logits of the rows that are wanted; caches read, not copied.
     passes: Passes = [KeepLastLogits(), FloatLogits(), ReadOnlyCache()]
     # 2. Statistics before flattening, while residual Adds are still recognisable.
@@ -123,13 +122,11 @@ def _onnxruntime_passes(base: BaseModel, precision: Precision, *, on_cpu: bool) 
     # 4. Precision: before transposes are folded, since quantisation reads [out, in].
     if precision.projections is not None:
         passes.append(QuantizeWeights(_formats(base, precision)))
-    passes.append(FoldTransposes())
-    if base.dimensions.tie_word_embeddings:
-        passes.append(TieEmbedding(embedding, f"{embedding}_t"))
+    passes += [GemmWeights(_is_base_matrix), FoldTransposes()]
     if precision.half == "matrices":
         passes.append(HalfStorage(_is_base_matrix))
     elif precision.half == "embedding":  # it is gathered, not multiplied
-        passes.append(HalfStorage(embedding.__eq__))
+        passes.append(HalfStorage(base.embedding_name.__eq__))
     # 5. What the passes left behind.
     return passes + _without_what_is_unused()
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from otter_export import output_directory
-from otter_export.converters.onnx import MODEL_FILE
+from otter_export.converters.external_data import MODEL_FILE
 from otter_export.manifest import EngineManifest
 from tests import faults, tiny
 from tests.faults import KILLED, Fault, otter, tree

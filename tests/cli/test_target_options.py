@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import re
 
 import pytest
@@ -79,3 +80,9 @@ def test_options_of_another_target_are_a_bug_of_the_caller() -> None:
     assert BuildRequest().options_as(_Example) == _Example()
     with pytest.raises(TypeError, match="expected _Example, got NoOptions"):
         BuildRequest(options=NoOptions()).options_as(_Example)
+
+
+@pytest.mark.parametrize("arguments", [("missing",), ("missing", "--target", "none"), ("--help",)])
+def test_garbage_is_collected_again_after_a_build(cli: Cli, arguments: tuple[str, ...]) -> None:
+    cli("build", *arguments)
+    assert gc.isenabled()

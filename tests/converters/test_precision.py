@@ -119,10 +119,10 @@ def test_base_matrices_shrink_and_the_channel_does_not(
     precision: str, base_bytes: float, wide: Checkpoint
 ) -> None:
     model = lower(wide, onnxruntime(), precision)
-    name = {"fp16": "weight_t_half"}.get(precision, f"weight_{precision}")
+    name = {"fp16": "weight_half"}.get(precision, f"weight_{precision}")
     weight = model.graph.initializers[f"model.layers.0.mlp.down_proj.{name}"].const_value
     assert weight is not None and weight.nbytes == 128 * 256 * base_bytes
-    head = f"lm_head.{'weight_t_half' if precision == 'fp16' else 'weight_int8'}"
+    head = f"lm_head.{'weight_half' if precision == 'fp16' else 'weight_int8'}"
     assert head in model.graph.initializers
     channel = [v for n, v in model.graph.initializers.items() if ".otter." in n]
     assert channel and all(v.dtype is not None and v.dtype.name == "FLOAT" for v in channel)

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from otter_export import insert
+from otter_export import files, insert
 from otter_export.base_model import BaseModel
 from otter_export.config import read_json
 from otter_export.errors import CheckpointError, ConfigError, EngineError, OtterError
 from otter_export.files import (
+    clone_regular,
     copy_regular,
     create_partial,
     exclusive,
+    hard_link,
     is_directory,
     is_file,
     read_regular,
@@ -249,3 +251,27 @@ def test_a_name_that_is_too_long_is_not_there(tmp_path: Path) -> None:
         BaseModel.open(long)
     with pytest.raises(CheckpointError, match="neither a directory nor a hub id"):
         find_base("x" * 5000)
+
+
+def test_a_hard_link_follows_links_and_replaces_nothing(tmp_path: Path) -> None:
+    source, link, taken = (tmp_path / name for name in ("blob", "link", "taken"))
+    source.write_bytes(b"weights")
+    link.symlink_to(source)
+    assert hard_link(link, tmp_path / "new")
+    assert (tmp_path / "new").samefile(source) and not (tmp_path / "new").is_symlink()
+    taken.write_bytes(b"other")
+    assert not hard_link(source, taken)
+    assert not clone_regular(source, taken)
+    assert taken.read_bytes() == b"other"
+
+
+def test_a_clone_leaves_nothing_where_it_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(files.fcntl, "ioctl", refused)
+    (tmp_path / "blob").write_bytes(b"weights")
+    assert not clone_regular(tmp_path / "blob", tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["blob"]

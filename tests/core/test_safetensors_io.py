@@ -19,6 +19,7 @@ from otter_export.safetensors_io import (
     WEIGHT_DTYPES,
     PlannedTensor,
     TensorStore,
+    all_finite,
     from_float32,
     read_header,
     to_float32,
@@ -281,3 +282,18 @@ def test_integer_tensors_are_listed_and_not_read(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="dtype I64; accepted: F32, F16, BF16"):
         store.raw("w")
     assert list(load_file(tmp_path / "model.safetensors")) == ["w"]
+
+
+@given(dtype=st.sampled_from(["F32", "F16", "BF16"]), words=st.lists(bits, max_size=6))
+def test_finite_numbers_are_told_by_their_bits(dtype: str, words: list[np.uint32]) -> None:
+    raw = np.array(words, np.uint32).astype(np.uint32 if dtype == "F32" else np.uint16)
+    stored = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}[dtype]
+    values = to_float32(raw.view(stored), dtype)
+    assert all_finite(raw.view(np.uint8), dtype) == bool(np.isfinite(values).all())
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 0.0, -1e-40, 6e4])
+def test_infinity_and_nan_are_told_from_other_numbers(dtype: str, value: float) -> None:
+    raw = from_float32(np.array([1.0, value], np.float32), dtype)
+    assert all_finite(raw.view(np.uint8), dtype) == np.isfinite(value)

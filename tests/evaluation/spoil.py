@@ -29,9 +29,10 @@ def rehash(engine: Path) -> None:
 
 
 def flip_byte(path: Path, offset: int = 4096) -> None:
-    """Change one byte in place."""
+    """Change one byte of a file, and of none that it is linked to."""
     data = bytearray(path.read_bytes())
     data[offset] ^= 0x10
+    path.unlink()
     path.write_bytes(data)
 
 
@@ -45,6 +46,7 @@ def edit_weight(engine: Path, name: str, edit: Edit) -> None:
     edit(array)
     start = tensor.offset or 0
     data[start : start + array.nbytes] = array.tobytes()
+    location.unlink()  # it may be a link to the checkpoint's
     location.write_bytes(data)
     rehash(engine)
 

@@ -142,7 +142,7 @@ def test_weights_two_channel_tensors_exchanged(copied: Build) -> None:
 def test_weights_and_base_one_unit_in_the_last_place(copied: Build) -> None:
     """Too little for any tolerance; the two checks that compare bits see it."""
     engine = copied()
-    spoil.edit_weight(engine, "model.layers.0.mlp.gate_proj.weight_t", nudge)
+    spoil.edit_weight(engine, "model.layers.0.mlp.gate_proj.weight", nudge)
     subject = subject_of(engine)
     assert parity_checks.logits(subject).passed
     fails(file_checks.weights(subject), "1 of 6144 values differ")
@@ -155,7 +155,7 @@ def test_logits_a_perturbed_weight(copied: Build) -> None:
     def perturb(array: np.ndarray) -> None:
         array[:, :8] += 0.5
 
-    spoil.edit_weight(engine, f"{Q}_t", perturb)
+    spoil.edit_weight(engine, Q, perturb)
     subject = subject_of(engine)
     fails(parity_checks.logits(subject))
     fails(file_checks.weights(subject), Q)

@@ -16,7 +16,7 @@ from tests.command_line import Cli
 from tests.evaluation.conftest import PROMPTS, Build, subject_of
 
 QUICK = ("--quick", "--prompt", PROMPTS[0], "--max-tokens", 2)
-MODEL, DATA = "model.onnx", "model.onnx.data"
+MODEL, DATA, BASE = "model.onnx", "model.onnx.data", "base-1.safetensors"
 
 
 def link_away(engine: Path, *names: str) -> None:
@@ -28,7 +28,9 @@ def link_away(engine: Path, *names: str) -> None:
         (engine / name).symlink_to(f"../blobs{index % 2}/{index}")
 
 
-@pytest.mark.parametrize("names", [(DATA,), (MODEL,), (MODEL, DATA), (DATA, "-", MODEL)])
+@pytest.mark.parametrize(
+    "names", [(DATA,), (BASE,), (MODEL,), (MODEL, DATA, BASE), (DATA, "-", MODEL)]
+)
 def test_an_engine_of_links_loads_and_verifies(
     cli: Cli, copied: Build, names: tuple[str, ...]
 ) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.evaluation.stored_weights import StoredWeights, checkpoint_weights, mismatches
-from otter_export.graph.passes.quantize_weights import quantize
+from otter_export.graph.block_codes import quantize
 from otter_export.precision import WeightFormat
 from tests.evaluation.conftest import Build
 from tests.evaluation.spoil import Edit, edit_graph, edit_weight
@@ -93,10 +93,10 @@ def double(array: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("precision", "name", "edit"),
     [
-        ("fp32", f"{Q}_t", next_up),
-        ("fp32", f"{Q}_t", zero_last),
+        ("fp32", Q, next_up),
+        ("fp32", Q, zero_last),
         ("fp32", "model.layers.0.mlp.down_proj.otter.from_base_t", swap_rows),
-        ("fp16", f"{Q}_t_half", next_up),
+        ("fp16", f"{Q}_half", next_up),
         ("int8", f"{Q}_int8", other_code),
         ("int8", f"{Q}_int8", swap_rows),
         ("int4", f"{Q}_int4", other_code),
@@ -129,7 +129,7 @@ def test_wrong_scales_and_zero_points_are_found(copied: Build, part: str) -> Non
 
 def test_a_weight_that_is_not_there_is_named(engine: Build) -> None:
     stored, checkpoint = opened(engine())
-    stored.weights = tuple(w for w in stored.weights if w.name != f"{Q}_t")
+    stored.weights = tuple(w for w in stored.weights if w.name != Q)
     assert list(mismatches(stored, checkpoint)) == [(Q, "is not in the engine")]
 
 
@@ -181,11 +181,9 @@ def test_a_wrong_shape_is_named(engine: Build, monkeypatch: pytest.MonkeyPatch) 
 
     def shorter(self: StoredWeights, weight: object, columns: int) -> object:
         found = read(self, weight, columns)
-        if getattr(weight, "name", "") == f"{Q}_t":
+        if getattr(weight, "name", "") == Q:
             object.__setattr__(found, "values", found.values[1:])  # type: ignore[attr-defined]
         return found
 
     monkeypatch.setattr(StoredWeights, "read", shorter)
-    assert list(mismatches(stored, checkpoint)) == [
-        (f"{Q}_t", "has shape [63, 64], expected [64, 64]")
-    ]
+    assert list(mismatches(stored, checkpoint)) == [(Q, "has shape [63, 64], expected [64, 64]")]

@@ -135,7 +135,7 @@ def perturbed_weight(engine: Path) -> None:
     def perturb(array: np.ndarray) -> None:
         array[:, :8] += 0.5
 
-    spoil.edit_weight(engine, "model.layers.1.mlp.gate_proj.weight_t", perturb)
+    spoil.edit_weight(engine, "model.layers.1.mlp.gate_proj.weight", perturb)
 
 
 @pytest.mark.parametrize(
@@ -147,8 +147,8 @@ def perturbed_weight(engine: Path) -> None:
         (other_channel, ["source"], "otter.safetensors of"),
         (exchanged_channel, ["source"], "otter.safetensors of"),
         (nan_in_base, ["finite"], "model.norm.weight holds NaN"),
-        (other_base, ["weights", "logits", "base"], "up_proj.weight_t 1 of 6144 values differ"),
-        (perturbed_weight, ["weights", "logits", "base"], "gate_proj.weight_t"),
+        (other_base, ["weights", "logits", "base"], "up_proj.weight 1 of 6144 values differ"),
+        (perturbed_weight, ["weights", "logits", "base"], "gate_proj.weight"),
     ],
 )
 def test_damage_fails_the_right_check(

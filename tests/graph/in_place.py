@@ -16,7 +16,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 
-from otter_export.converters.onnx import save_model
+from otter_export.converters.external_data import save_model
 from otter_export.engine_io import is_cache, present_of
 
 Array = np.ndarray[Any, Any]

@@ -18,7 +18,7 @@ import onnx_ir as ir
 import pytest
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters.onnx import save_model
+from otter_export.converters.external_data import save_model
 from otter_export.graph.pipeline import lower, tensorrt
 from otter_export.precision import TENSORRT
 from tests import built, tiny

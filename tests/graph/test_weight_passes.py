@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnxruntime.quantization.matmul_nbits_quantizer import (
+    DefaultWeightOnlyQuantConfig,
+    DefaultWeightOnlyQuantizer,
+)
 
 from otter_export.errors import CheckpointError, UnsupportedError
+from otter_export.graph.block_codes import quantize
 from otter_export.graph.emit import lazy_tensor
-from otter_export.graph.passes import quantize_weights
 from otter_export.graph.passes.fold_transposes import FoldTransposes
+from otter_export.graph.passes.gemm_weights import GemmWeights
 from otter_export.graph.passes.half_storage import HalfStorage
-from otter_export.graph.passes.quantize_weights import (
-    QuantizeWeights,
-    quantize,
-)
-from otter_export.graph.passes.tie_embedding import TieEmbedding
+from otter_export.graph.passes.quantize_weights import QuantizeWeights
 from otter_export.precision import WeightFormat
 from tests.graph.text import ops, parse, randn, run
 
@@ -55,6 +58,70 @@ def test_fold_transposes_leaves_activations_alone() -> None:
     model = parse("g (float[A, B] x) => (float[B, A] y) { y = Transpose <perm = [1, 0]> (x) }")
     assert not FoldTransposes()(model).modified
     assert ops(model) == ["Transpose"]
+
+
+def test_gemm_weights_reads_them_as_they_are_stored() -> None:
+    """Bit for bit: ONNX Runtime packs both layouts to the same bytes."""
+    model = parse(PROJECTION, w=randn(6, 256))
+    x = randn(3, 256, seed=1)
+    before = run(model, x=x)
+    assert GemmWeights("w".__eq__)(model).modified
+    assert ops(model) == ["Gemm"]
+    assert list(model.graph.initializers) == ["w"]
+    np.testing.assert_array_equal(run(model, x=x), before)
+    assert not GemmWeights("w".__eq__)(model).modified
+
+
+BIASED = """g (float[T, 8] x, float[6, 8] w, float[6] b, float[T, 6] z) => (float[T, 6] y)
+    {{ t = Transpose <perm = [1, 0]> (w) p = MatMul (x, t) {rest} }}"""
+
+
+def test_gemm_weights_takes_the_bias_in() -> None:
+    model = parse(BIASED.format(rest="y = Add (b, p)"), w=randn(6, 8), b=randn(6, seed=2))
+    feeds = {"x": randn(3, 8, seed=1), "z": randn(3, 6, seed=3)}
+    before = run(model, **feeds)
+    assert GemmWeights("w".__eq__)(model).modified
+    assert ops(model) == ["Gemm"]
+    np.testing.assert_array_equal(run(model, **feeds), before)
+
+
+@pytest.mark.parametrize(
+    "rest", ["y = Add (p, z)", "s = Add (p, b) y = Mul (s, p)"], ids=["a state", "read twice"]
+)
+def test_gemm_weights_leaves_other_sums(rest: str) -> None:
+    model = parse(BIASED.format(rest=rest), w=randn(6, 8), b=randn(6, seed=2))
+    feeds = {"x": randn(3, 8, seed=1), "z": randn(3, 6, seed=3)}
+    before = run(model, **feeds)
+    assert GemmWeights("w".__eq__)(model).modified
+    assert ops(model)[:2] == ["Gemm", "Add"]
+    np.testing.assert_allclose(run(model, **feeds)[0], before[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("x", ["float[B, S, 256] x", "float[256] x"])
+def test_gemm_weights_needs_two_dimensions(x: str) -> None:
+    y = "float[B, S, 6] y" if "B" in x else "float[6] y"
+    model = parse(
+        PROJECTION.replace("float[T, 256] x", x).replace("float[T, 6] y", y), w=randn(6, 256)
+    )
+    assert not GemmWeights("w".__eq__)(model).modified
+
+
+def test_gemm_weights_leaves_what_it_is_not_told_to_take() -> None:
+    model = parse(PROJECTION, w=randn(6, 256))
+    assert not GemmWeights("v".__eq__)(model).modified
+    assert ops(model) == ["Transpose", "MatMul"]
+
+
+def test_gemm_weights_shares_a_tied_embedding() -> None:
+    model = parse(
+        """g (int64[T] i, float[6, 8] w) => (float[T, 6] y)
+           { x = Gather (w, i) t = Transpose <perm = [1, 0]> (w) y = MatMul (x, t) }""",
+        w=randn(6, 8),
+    )
+    model.graph[0].outputs[0].shape = ir.Shape(["T", 8])
+    GemmWeights("w".__eq__)(model)
+    assert ops(model) == ["Gather", "Gemm"]
+    assert list(model.graph.initializers) == ["w"]
 
 
 def test_half_storage_casts_matrices_and_gathered_rows() -> None:
@@ -151,39 +218,36 @@ def test_quantize_packs_zero_points_low_half_first() -> None:
     assert zero_points[0, 1] & 0x0F == 12
 
 
-@pytest.mark.parametrize("stored", FORMATS, ids=str)
-def test_rows_quantised_some_at_a_time_have_the_same_codes(
-    stored: WeightFormat, monkeypatch: pytest.MonkeyPatch
+def onnxruntimes_codes(weight: Array, stored: WeightFormat) -> list[Array | None]:
+    """What ONNX Runtime's own quantizer makes of a weight ``[out, in]``."""
+    config = DefaultWeightOnlyQuantConfig(
+        block_size=stored.block, is_symmetric=stored.symmetric, accuracy_level=4, bits=stored.bits
+    )
+    codes, scales, points = DefaultWeightOnlyQuantizer(config).qbits_block_quant(
+        np.ascontiguousarray(weight.T, np.float32)
+    )
+    return [codes, scales, None if stored.symmetric else points]
+
+
+@given(
+    stored=st.sampled_from([*FORMATS, WeightFormat(8, 32), WeightFormat(4, 16, symmetric=False)]),
+    rows=st.integers(1, 4),
+    columns=st.integers(1, 200).map(lambda half: 2 * half),
+    scale=st.floats(2**-10, 2**13, width=32),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_codes_are_those_of_onnxruntimes_quantizer(
+    stored: WeightFormat, rows: int, columns: int, scale: float, seed: int
 ) -> None:
-    weight = randn(37, 2 * BLOCK_SIZE + 5)
-    whole = quantize(weight, stored)
-    monkeypatch.setattr(quantize_weights, "_VALUES", 5 * weight.shape[1])
-    for found, expected in zip(quantize(weight, stored), whole, strict=True):
+    """Multiples of a quarter lie just between two codes; one row is of one value, one all zeros."""
+    generator = np.random.default_rng(seed)
+    weight = generator.standard_normal((rows, columns)).astype(np.float32) * np.float32(scale)
+    weight[0] = np.round(4 * weight[0]) / 4
+    weight[1:2], weight[2:3] = scale, 0
+    for found, expected in zip(
+        quantize(weight, stored), onnxruntimes_codes(weight, stored), strict=True
+    ):
         np.testing.assert_equal(found, expected)
-
-
-TIED = """g (int64[T] ids, float[9, 4] E, float[4, 9] H) => (float[T, 9] y)
-    { x = Gather (E, ids) y = MatMul (x, H) }"""
-
-
-def test_tie_embedding_gathers_from_the_heads_columns() -> None:
-    table = randn(9, 4)
-    model = parse(TIED, E=table, H=np.ascontiguousarray(table.T))
-    model.graph[0].outputs[0].shape = ir.Shape(["T", 4])
-    ids = np.array([0, 8, 3])
-    before = run(model, ids=ids)
-    assert TieEmbedding("E", "H")(model).modified
-    assert list(model.graph.initializers) == ["H"]
-    np.testing.assert_array_equal(run(model, ids=ids), before)
-    assert not TieEmbedding("E", "H")(model).modified
-
-
-def test_tie_embedding_needs_flat_ids_and_both_weights() -> None:
-    table = randn(9, 4)
-    model = parse(TIED, E=table, H=np.ascontiguousarray(table.T))
-    model.graph[0].outputs[0].shape = ir.Shape(["B", "S", 4])
-    assert not TieEmbedding("E", "H")(model).modified
-    assert not TieEmbedding("E", "missing")(model).modified
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

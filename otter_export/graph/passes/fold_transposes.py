@@ -12,7 +12,7 @@ class FoldTransposes(ir.passes.InPlacePass):
     """Transpose weights when they are written, not when the model runs.
 
     ONNX Runtime would fold the Transpose itself, at every start and with a second copy of the
-    weight in memory. (Gemm with ``transB`` reads ``[out, in]``, no faster: docs/performance.md.)
+    weight in memory. Base weights of target ``onnx`` stay ``[out, in]``: see `GemmWeights`.
 
     Before::
 

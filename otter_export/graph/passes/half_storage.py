@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from otter_export.graph.emit import Emitter, add_initializer, lazy_tensor, static_shape, value_of
+from otter_export.graph.emit import Emitter, add_initializer, static_shape, value_of
+from otter_export.graph.row_tensor import row_tensor, rows_of
 
 
 class HalfStorage(ir.passes.InPlacePass):
@@ -58,8 +59,14 @@ class HalfStorage(ir.passes.InPlacePass):
 def _half(graph: ir.Graph, value: ir.Value) -> ir.Value:
     name = f"{value.name}_half"
     tensor = value_of(value)
-    lazy = lazy_tensor(name, ir.DataType.FLOAT16, static_shape(tensor), tensor.numpy)
-    return add_initializer(graph, name, lazy)
+    half = row_tensor(
+        name,
+        ir.DataType.FLOAT16,
+        static_shape(tensor),
+        lambda rows: rows_of(tensor, rows),
+        getattr(tensor, "stored", None),
+    )
+    return add_initializer(graph, name, half)
 
 
 def _cast_rows(graph: ir.Graph, gather: ir.Node, half: ir.Value) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from otter_export.graph.block_codes import quantize
 from otter_export.graph.emit import Emitter, static_shape, value_of
-from otter_export.graph.weights import PartSpec, add_parts, drop_unused, multiplied_weight
+from otter_export.graph.row_tensor import rows_of
+from otter_export.graph.weights import PartSpec, add_row_parts, drop_unused, multiplied_weight
 from otter_export.precision import WeightFormat
 
 _ACCURACY_LEVEL = 4  # int8 activations inside the kernel; without it int4 is four times as slow
-#: Values that are quantised at a time: 64 MiB in float32.
-_VALUES = 1 << 24
-
-Packed = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]
 
 
 class QuantizeWeights(ir.passes.InPlacePass):
@@ -86,35 +84,9 @@ def _codes(graph: ir.Graph, weight: ir.Value, stored: WeightFormat) -> list[ir.V
     ]
     if not stored.symmetric:
         parts.append(("_zero_points", ir.DataType.UINT8, (rows, -(-blocks * bits // 8))))
-    stem = f"{weight.name}_int{bits}"
-    return add_parts(graph, stem, parts, lambda: quantize(tensor.numpy(), stored))
 
+    def make(rows: slice) -> list[npt.NDArray[Any]]:
+        packed = quantize(rows_of(tensor, rows), stored)
+        return [part for part in packed if part is not None]
 
-def quantize(weight: npt.NDArray[np.float32], stored: WeightFormat) -> Packed:
-    """Quantise ``[out, in]`` by ONNX Runtime's own kernels.
-
-    Returns:
-        Packed weights ``[out, blocks, bytes]``, scales ``[out, blocks]`` and, unless symmetric,
-        zero points ``[out, ceil(blocks * bits / 8)]``, as MatMulNBits (com.microsoft, version 1)
-        reads them: of two 4-bit values in a byte, the low half comes first.
-    """
-    from onnxruntime.quantization.matmul_nbits_quantizer import (
-        DefaultWeightOnlyQuantConfig,
-        DefaultWeightOnlyQuantizer,
-    )
-
-    config = DefaultWeightOnlyQuantConfig(
-        block_size=stored.block or weight.shape[1],
-        is_symmetric=stored.symmetric,
-        accuracy_level=_ACCURACY_LEVEL,
-        bits=stored.bits,
-    )
-    quantizer, rows = DefaultWeightOnlyQuantizer(config), max(1, _VALUES // weight.shape[1])
-    # Blocks lie within a row, so rows can be quantised some at a time: an embedding is too large
-    # to be held three times over.
-    parts = [
-        quantizer.qbits_block_quant(np.ascontiguousarray(weight[i : i + rows].T, np.float32))
-        for i in range(0, len(weight), rows)
-    ]
-    packed, scales, zeros = map(np.concatenate, zip(*parts, strict=True))
-    return packed, scales, None if stored.symmetric else zeros
+    return add_row_parts(graph, f"{weight.name}_int{bits}", parts, make)

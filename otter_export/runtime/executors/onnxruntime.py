@@ -147,10 +147,11 @@ def open_session(
 def linked_data(
     directory: Path, manifest: EngineManifest, model: Path | None = None
 ) -> dict[str, Path]:
-    """The engine's files of external data that ONNX Runtime does not open by itself.
+    """The engine's files, if ONNX Runtime does not open all of its external data by itself.
 
     It refuses data that a link leads out of the model's directory. A cache of downloads is made of
     such links, and what an engine's own ``engine.json`` lists is the engine's, wherever it lies.
+    Where one file is given to ONNX Runtime, all have to be.
 
     Args:
         directory: The engine directory.
@@ -162,15 +163,14 @@ def linked_data(
     """
     beside = directory if model is None else model.parent
     allowed = {beside.resolve(), *([] if model is None else [model.resolve().parent])}
-    found = {}
-    for file in manifest.files:
-        path = directory / file.path
-        if path.parent != beside or path == model or not file.size or not path.is_symlink():
-            continue
-        resolved = path.resolve()
-        if not allowed & set(resolved.parents):
-            found[path.name] = resolved
-    return found
+    paths = [directory / file.path for file in manifest.files if file.size]
+    files = {p.name: p.resolve() for p in paths if p.parent == beside and p != model}
+    leads_out = any(
+        path.is_symlink() and not allowed & set(files[path.name].parents)
+        for path in paths
+        if path.name in files
+    )
+    return files if leads_out else {}
 
 
 @contextlib.contextmanager

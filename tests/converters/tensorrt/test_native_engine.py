@@ -14,7 +14,8 @@ import onnx_ir as ir
 import pytest
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.converters.onnx import MODEL_FILE, save_model, tensor_specs
+from otter_export.converters.external_data import MODEL_FILE, save_model
+from otter_export.converters.onnx import tensor_specs
 from otter_export.converters.target import BuildRequest
 from otter_export.converters.tensorrt import process
 from otter_export.converters.tensorrt.check import check_built

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from otter_export import load_engine
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.engine_directory import copy_tokenizer, engine_manifest
-from otter_export.converters.onnx import DATA_FILE, MODEL_FILE, save_model, tensor_specs
+from otter_export.converters.external_data import DATA_FILE, MODEL_FILE, save_model
+from otter_export.converters.onnx import tensor_specs
 from otter_export.engine_io import IN_PLACE
 from otter_export.graph.base import base_graph
 from otter_export.graph.pipeline import run_passes, tensorrt
