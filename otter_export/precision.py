@@ -8,7 +8,7 @@ any library that builds graphs. The channel and the signal heads are never quant
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, NamedTuple
 
 from otter_export.errors import UnsupportedError
@@ -41,6 +41,18 @@ class WeightFormat:
     bits: int
     block: int | None
     symmetric: bool = True
+
+    def dividing(self, widths: Collection[int]) -> WeightFormat:
+        """With a block that divides all widths, if one of half its size does.
+
+        A block that does not divide a width is padded. And of blocks of 64, ONNX Runtime's int8
+        kernels treat every row alike, so a step of one row needs no second one; of 128 they do not.
+        """
+        whole = self.block is not None and not any(width % self.block for width in widths)
+        if self.bits != 8 or self.block is None or whole:
+            return self
+        half = self.block // 2
+        return dataclasses.replace(self, block=self.block if any(w % half for w in widths) else half)
 
     def block_of(self, columns: int) -> int | None:
         """The largest halved block, at least 16, that divides a width; None if there is none.
@@ -76,6 +88,15 @@ class Precision:
     inner: WeightFormat | None = None
     head: WeightFormat | None = None
     half: Literal["matrices", "embedding"] | None = None
+
+
+    def dividing(self, widths: Collection[int]) -> Precision:
+        """With the blocks of `WeightFormat.dividing` for these widths."""
+        names = ("projections", "inner", "head")
+        stored = {name: getattr(self, name) for name in names}
+        return dataclasses.replace(
+            self, **{name: form and form.dividing(widths) for name, form in stored.items()}
+        )
 
 
 Precisions = Mapping[str, Precision]

@@ -122,7 +122,8 @@ def _onnxruntime_passes(base: BaseModel, precision: Precision, *, on_cpu: bool) 
         passes.append(common.InlinePass())
     # 4. Precision: before transposes are folded, since quantisation reads [out, in].
     if precision.projections is not None:
-        passes.append(QuantizeWeights(_formats(base, precision)))
+        widths = {base.dimensions.width(site.reads) for site in base.sites.projections}
+        passes.append(QuantizeWeights(_formats(base, precision.dividing(widths))))
     passes.append(FoldTransposes())
     if base.dimensions.tie_word_embeddings:
         passes.append(TieEmbedding(embedding, f"{embedding}_t"))

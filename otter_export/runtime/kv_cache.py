@@ -159,7 +159,7 @@ class KVCache:
     def _rounded(self, places: int) -> int:
         """At least one place, and room for a pair of rows, of which one may be nobody's."""
         places = max(places, 1)
-        return places + places % 2 if self._executor.pairs_rows else places
+        return places + places % 2 if self._executor.row_rule.pairs else places
 
     def _check_batch(self, batch: int) -> None:
         limit = self._executor.max_batch_size

@@ -9,6 +9,7 @@ the whole capacity in every step.
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import sys
 import threading
@@ -26,11 +27,12 @@ from otter_export.engine_io import TensorSpec
 from otter_export.errors import EngineError, MissingDependencyError, UnsupportedError
 from otter_export.manifest import EngineManifest
 from otter_export.runtime.engine import FloatArray
-from otter_export.runtime.executor import Blocks, StepInputs, cache_blocks
+from otter_export.runtime.executor import Blocks, RowRule, StepInputs, cache_blocks
 from otter_export.runtime.memory.block import Memory
 from otter_export.runtime.memory.cuda import cuda_memory
 from otter_export.runtime.memory.host import KEEP, host_memory
 from otter_export.runtime.recent import Recent
+from otter_export.runtime.row_trial import try_rows
 from otter_export.runtime.step_engine import StepEngine
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -38,8 +40,6 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 #: also a multiple of every vector's lanes, so that a token adds up the same numbers in the same
 #: order whatever the capacity is.
 SLOTS = 32
-#: Precisions whose CPU kernels take rows in pairs and treat an odd last row differently.
-_PAIRED = ("int8", "int4")
 #: ONNX Runtime's names of element types.
 _TYPES = {
     "tensor(float)": "float32",
@@ -206,11 +206,6 @@ class OnnxRuntimeExecutor:
         if "bfloat16" in [cache.dtype for cache in io.caches]:
             raise UnsupportedError("bfloat16 caches cannot be run on the CPU; build with fp16")
         self.cache_form = manifest.cache_form
-        self.pairs_rows = (
-            self.cache_form == engine_io.READ_ONLY
-            and provider == "cpu"
-            and manifest.precision in _PAIRED
-        )
         self._limits = manifest.built_for.limits
         self._most_slots = _rounded(manifest.max_sequence_length)
         self._session = session
@@ -220,6 +215,17 @@ class OnnxRuntimeExecutor:
         size = sum(file.size for file in manifest.files)
         self._first_step_seconds: float | None = _FIRST_STEP_SECONDS + size / _BYTES_PER_SECOND
         self._bindings: Recent[tuple[int, ...], _Binding] = Recent(_BINDINGS)
+
+    @functools.cached_property
+    def row_rule(self) -> RowRule:
+        """As tried on this model and processor; only on the CPU is anything promised.
+
+        Raises:
+            EngineError: The model fails.
+        """
+        if self._device is None and self.cache_form == engine_io.READ_ONLY:
+            return try_rows(self)
+        return RowRule(pairs=False, even_steps=True)
 
     @property
     def max_batch_size(self) -> int:

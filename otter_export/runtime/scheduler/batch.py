@@ -84,9 +84,9 @@ class Batch:
         Padding comes last, so that a candidate is at the same place however wide the step is.
         """
         width = max(len(sequence.proposal.feed) for sequence in self.sequences)
-        # Even, and so never one where it may be more: some kernels treat pairs of rows, or a single
-        # row, in their own way, and a result must not depend on who else is here.
-        if not all(sequence.feeds_one for sequence in self.sequences):
+        # Even, and so never one where it may be more, for kernels that treat pairs of rows, or a
+        # single row, in their own way: a result must not depend on who else is here.
+        if self._engine.even_steps and not all(s.feeds_one for s in self.sequences):
             width += width % 2
         shape = (len(self.sequences), width)
         input_ids = np.zeros(shape, np.int64)
