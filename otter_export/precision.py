@@ -52,7 +52,9 @@ class WeightFormat:
         if self.bits != 8 or self.block is None or whole:
             return self
         half = self.block // 2
-        return dataclasses.replace(self, block=self.block if any(w % half for w in widths) else half)
+        return dataclasses.replace(
+            self, block=self.block if any(w % half for w in widths) else half
+        )
 
     def block_of(self, columns: int) -> int | None:
         """The largest halved block, at least 16, that divides a width; None if there is none.
@@ -88,7 +90,6 @@ class Precision:
     inner: WeightFormat | None = None
     head: WeightFormat | None = None
     half: Literal["matrices", "embedding"] | None = None
-
 
     def dividing(self, widths: Collection[int]) -> Precision:
         """With the blocks of `WeightFormat.dividing` for these widths."""

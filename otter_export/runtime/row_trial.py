@@ -7,6 +7,8 @@ it differs between processors, so the same token is run alone and beside copies 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from otter_export.runtime.engine import FloatArray
@@ -29,7 +31,7 @@ def try_rows(executor: Executor) -> RowRule:
         EngineError: The model fails.
     """
     slots = executor.slots(1)
-    caches = executor.blocks(_MOST, slots)
+    caches: Any = executor.blocks(_MOST, slots)  # arrays of the host
     generator = np.random.default_rng(0)
     for block in caches:
         block.array[:, :1] = _SCALE * generator.standard_normal(block.array[:, :1].shape)

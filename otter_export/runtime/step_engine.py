@@ -112,7 +112,7 @@ class StepEngine:
             padding = Padding.to_pairs(batch, step, kept)
         inputs = read_only_inputs(tokens, cache.lengths, cache.slots, padding)
         batch_padded, step_padded, _ = inputs.shape
-        blocks = self._executor.blocks(batch_padded, step_padded, zeroed=False)
+        blocks = cache.rows_apart(batch_padded, step_padded)
         outputs = self._executor.run(cache.blocks, inputs, blocks)
         asked = padding.asked(batch, kept)
         return {name: array[asked] for name, array in outputs.items()}, Rows(cache, step, blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 
 import numpy as np
@@ -95,5 +96,11 @@ class Batch:
             feed = sequence.proposal.feed
             input_ids[b, : len(feed)] = feed
             position_ids[b] = sequence.length
-        tree = np.broadcast_to(np.eye(width, dtype=np.bool_), (*shape, width))
-        return input_ids, position_ids, tree, width
+        return input_ids, position_ids, _each_alone(*shape), width
+
+
+@functools.lru_cache(maxsize=64)
+def _each_alone(batch: int, width: int) -> BoolArray:
+    """``[B, S, S]``: each token sees itself."""
+    tree = np.broadcast_to(np.eye(width, dtype=np.bool_), (batch, width, width))
+    return tree  # read-only, as what is cached must be
