@@ -111,6 +111,7 @@ def open_session(
     threads: int | None = None,
     entries: Mapping[str, str] | None = None,
     data: Mapping[str, Path] | None = None,
+    profile: Path | None = None,
 ) -> Any:
     """An ONNX Runtime session.
 
@@ -121,6 +122,7 @@ def open_session(
         entries: Session configuration.
         data: Files of external data, by the names that the model has for them, where ONNX Runtime
             would refuse to open them by itself; see `linked_data`.
+        profile: Beginning of the path of a profile, which ``end_profiling`` of the session writes.
 
     Raises:
         EngineError: ONNX Runtime cannot load the model.
@@ -128,6 +130,8 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     for key, value in (entries or {}).items():
         options.add_session_config_entry(key, value)
     source = str(model) if isinstance(model, Path) else model
