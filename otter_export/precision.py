@@ -2,7 +2,8 @@
 
 A value of a table below is all that a precision is. Targets offer their names to the command line,
 a pipeline looks the name up and hands each pass its part. A leaf: ``list targets`` reads it without
-any library that builds graphs. The channel and the signal heads are never quantised.
+any library that builds graphs. Of the channel only the parts that read the base are ever quantised:
+they are nearly all of it. What reads the channel, and the signal heads, never are.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ class Precision:
         inner: Codes of the projections that read the inner width.
         head: Codes of the language model head.
         half: What is stored in float16 and computed in ``dtype``.
+        from_base: Codes of the channel's parts that read the base, ``A``.
     """
 
     name: str
@@ -90,10 +92,11 @@ class Precision:
     inner: WeightFormat | None = None
     head: WeightFormat | None = None
     half: Literal["matrices", "embedding"] | None = None
+    from_base: WeightFormat | None = None
 
     def dividing(self, widths: Collection[int]) -> Precision:
         """With the blocks of `WeightFormat.dividing` for these widths."""
-        names = ("projections", "inner", "head")
+        names = ("projections", "inner", "head", "from_base")
         stored = {name: getattr(self, name) for name in names}
         return dataclasses.replace(
             self, **{name: form and form.dividing(widths) for name, form in stored.items()}
@@ -121,8 +124,8 @@ ONNX_RUNTIME: Mapping[str, Precisions] = {
     "cpu": _table(
         Precision("fp32", FLOAT32),
         Precision("fp16", FLOAT32, half="matrices"),
-        Precision("int8", FLOAT32, _ORT_8, _ORT_8, _ORT_8, half="embedding"),
-        Precision("int4", FLOAT32, _ORT_4, _ORT_4, _ORT_8, half="embedding"),
+        Precision("int8", FLOAT32, _ORT_8, _ORT_8, _ORT_8, "embedding", _ORT_8),
+        Precision("int4", FLOAT32, _ORT_4, _ORT_4, _ORT_8, "embedding", _ORT_8),
     ),
     "cuda": _table(Precision("fp32", FLOAT32), Precision("fp16", FLOAT16)),
 }

@@ -236,13 +236,14 @@ def _is_channel_matrix(name: str) -> bool:
 
 
 def _formats(base: BaseModel, precision: Precision) -> Callable[[str], WeightFormat | None]:
-    """The format of each base projection and of the head, by the name of its initializer."""
+    """The format of each projection's ``W`` and ``A`` and of the head, by its initializer."""
     formats = {
         f"{site.graph_name}.weight": (
             precision.inner if site.reads is Space.INNER else precision.projections
         )
         for site in base.sites.projections
     }
+    formats |= {name: precision.from_base for name in _base_weights(base)}
     formats[base.head_name] = precision.head
     return formats.get
 
