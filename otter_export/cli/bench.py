@@ -1,4 +1,4 @@
-"""``otter-export bench DIR``: what decoding with an engine costs on this machine."""
+"""``otter-export bench DIR``: the speed of decoding on this machine, and what limits it."""
 
 from __future__ import annotations
 

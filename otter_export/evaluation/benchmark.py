@@ -1,4 +1,4 @@
-"""What an engine's decoding costs on this machine: guided against plain, alone and in batches."""
+"""A benchmark of an engine's decoding: guided against plain, alone and in batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `benchmark.measure` found, as a picture: speed by the number of requests, and operators."""
+"""A picture of a benchmark: speed by the number of requests, and shares of operators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which operators a decoding step's time goes to, from ONNX Runtime's profile."""
+"""Shares of the operators in a decoding step's time, from ONNX Runtime's profile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from otter_export.runtime.request import Request
 from otter_export.runtime.step_engine import StepEngine
 
 #: The channel's operators are named after its tensors, or after the rows that it hands out.
-_CHANNEL = (".otter", "otter_present")
+CHANNEL_MARKS = (".otter", "otter_present")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def shares_of(profile: Iterable[Mapping[str, Any]], steps: int) -> list[Operator
         name, seconds = event["args"]["op_name"], float(event["dur"])
         spent[name] += seconds
         calls[name] += 1
-        if any(mark in event["name"] for mark in _CHANNEL):
+        if any(mark in event["name"] for mark in CHANNEL_MARKS):
             channel[name] += seconds
     total = sum(spent.values()) or 1.0
     counted = min(steps, len(begins))

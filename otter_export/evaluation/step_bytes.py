@@ -1,4 +1,4 @@
-"""What a decoding step has to read, and how fast this machine reads: the floor of a step's time."""
+"""The floor of a step's time: bytes that it has to read, and how fast this machine reads."""
 
 from __future__ import annotations
 

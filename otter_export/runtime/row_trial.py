@@ -1,4 +1,4 @@
-"""Whether a token gets the same numbers however many rows a step has: tried on the loaded model.
+"""A trial of the loaded model: does a token get the same numbers however many rows a step has?
 
 Kernels are chosen by the number of rows, and some add up in another order than others: of the CPUs'
 int8 products those with blocks of 128 do and those with 64 do not. No library promises either, and
