@@ -60,7 +60,7 @@ def _run(model: OtterModel, prompt: Sequence[int]) -> Outputs:
 
 @torch.no_grad()
 def use_stored_weights(model: OtterModel, checkpoint: Checkpoint, stored: StoredWeights) -> None:
-    """Give a reference the base weights that an engine stores, and what it quantised of the channel.
+    """Give a reference an engine's base weights, and what it quantised of the channel.
 
     Raises:
         EngineError: The engine stores no such weight.
