@@ -24,9 +24,9 @@ from typing import Any
 # ONNX Runtime looks at it once, when it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from benchmarks import record
 from benchmarks.graph_forms import prefilled, step
 from otter_export import ArgsGreedy, Plain, generate, load_engine
+from otter_export.cli.table import table
 from otter_export.evaluation.operator_shares import CHANNEL_MARKS
 from otter_export.evaluation.step_bytes import stream_bandwidth, weight_bytes
 from otter_export.runtime.executors.onnxruntime import open_session
@@ -44,8 +44,8 @@ METHODS: Mapping[str, DecodingMethod] = {
 }
 
 
-def operators(engine: Path, rows: int) -> list[dict[str, Any]]:
-    """Least microseconds and nodes of each part of a step of so many rows."""
+def operators(engine: Path, rows: int) -> list[tuple[str, ...]]:
+    """Rows, part, nodes and least milliseconds of each part of a step of so many rows."""
     least: dict[str, tuple[float, str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(engine / "model.onnx", "cpu", 1, profile=Path(folder) / "p")
@@ -64,7 +64,7 @@ def operators(engine: Path, rows: int) -> list[dict[str, Any]]:
         spent[part] += int(microseconds)
         nodes[part] += 1
     return [
-        {"rows": rows, "part": part, "nodes": nodes[part], "microseconds": spent[part]}
+        (str(rows), part, str(nodes[part]), f"{spent[part] / 1e3:.1f}")
         for part in sorted(spent, key=lambda one: -spent[one])
     ]
 
@@ -95,7 +95,7 @@ class TimedSession:
         self.seconds.append(time.thread_time() - started)
 
 
-def between(directory: Path, tokens: int) -> list[dict[str, Any]]:
+def between(directory: Path, tokens: int) -> list[tuple[str, ...]]:
     """Median milliseconds of a token by method, and Python's share of it."""
     engine: Any = load_engine(directory, threads=1)
     timed = engine._executor._session = TimedSession(engine._executor._session)
@@ -114,12 +114,12 @@ def between(directory: Path, tokens: int) -> list[dict[str, Any]]:
         whole = [after - before for before, after in itertools.pairwise(stamps)]
         outside = [a - b for a, b in zip(whole, timed.seconds[-len(whole) :], strict=True)]
         token, python = statistics.median(whole), statistics.median(outside)
-        rows.append({"method": name, "ms": 1e3 * token, "python": python / token})
+        rows.append((name, f"{1e3 * token:.1f}", f"{python / token:.1%}"))
     return rows
 
 
 def main() -> None:
-    """Print two Markdown tables for each engine, and what reading its weights would take."""
+    """Print two tables for each engine, and what reading its weights would take."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engines", nargs="+", type=Path)
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8])
@@ -134,8 +134,10 @@ def main() -> None:
             end="",
         )
         print(f"are {floor:.1f} ms\n")
-        print(record.table([row for rows in options.rows for row in operators(engine, rows)]))
-        print(record.table(between(engine, options.tokens)), flush=True)
+        parts = [row for rows in options.rows for row in operators(engine, rows)]
+        print(table(parts, ("rows", "part", "nodes", "ms")), end="\n\n")
+        methods = between(engine, options.tokens)
+        print(table(methods, ("a token", "ms", "of it Python")), flush=True)
 
 
 if __name__ == "__main__":

@@ -122,8 +122,7 @@ def _onnxruntime_passes(base: BaseModel, precision: Precision, *, on_cpu: bool) 
         passes.append(common.InlinePass())
     # 4. Precision: before transposes are folded, since quantisation reads [out, in].
     if precision.projections is not None:
-        widths = {base.dimensions.width(site.reads) for site in base.sites.projections}
-        passes.append(QuantizeWeights(_formats(base, precision.dividing(widths))))
+        passes.append(QuantizeWeights(_formats(base, precision)))
     passes.append(FoldTransposes())
     if base.dimensions.tie_word_embeddings:
         passes.append(TieEmbedding(embedding, f"{embedding}_t"))
@@ -237,6 +236,7 @@ def _is_channel_matrix(name: str) -> bool:
 
 def _formats(base: BaseModel, precision: Precision) -> Callable[[str], WeightFormat | None]:
     """The format of each projection's ``W`` and ``A`` and of the head, by its initializer."""
+    precision = precision.dividing({base.dimensions.width(s.reads) for s in base.sites.projections})
     formats = {
         f"{site.graph_name}.weight": (
             precision.inner if site.reads is Space.INNER else precision.projections

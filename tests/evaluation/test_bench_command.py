@@ -77,15 +77,12 @@ def test_fields_and_numbers_agree(engine_dir: Path, cli: Cli) -> None:
 def test_rows_are_those_that_generation_feeds(engine_dir: Path) -> None:
     """Counted against another count: the candidates of the same text."""
     engine = load_engine(engine_dir, threads=1)
-    method = ArgsGreedy(top_k=6, weight=4.0)
+    method = ArgsGreedy(top_k=6, weight=4.0, prune=False)
     events: list[Any] = []
     generate(engine, PROMPT, method, max_tokens=9, on_event=events.append)
-    timed = TimedEngine(engine)
-    found = run(timed, [Request(PROMPT, method, 30)], tokens=8, limit=60.0)
-    fed = [len(event.candidates) for event in events[1:9]]
-    even = engine.even_steps
+    found = run(TimedEngine(engine), [Request(PROMPT, method, 30)], tokens=8, limit=60.0)
     assert found.tokens == len(found.rounds) == 8
-    assert found.rows == sum(n + n % 2 if even else n for n in fed)
+    assert found.rows == sum(len(event.candidates) for event in events[1:9]) == 48
 
 
 def test_a_run_ends_with_the_engines_longest_sequence(tmp_path: Path) -> None:
