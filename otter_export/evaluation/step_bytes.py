@@ -59,8 +59,5 @@ def cache_bytes(manifest: EngineManifest, tokens: int) -> int:
     """Bytes of keys and values of a prefix, which a step reads once for each sequence."""
     sizes = {"float32": 4, "float16": 2, "bfloat16": 2}
     io = manifest.io
-    row = sum(
-        2 * io.num_layers * heads * io.head_dim * sizes[dtype]
-        for heads, dtype in zip(io.key_value_heads, io.cache_dtypes, strict=True)
-    )
+    row = sum(len(one.pasts()) * one.heads * io.head_dim * sizes[one.dtype] for one in io.caches)
     return row * tokens
