@@ -112,17 +112,15 @@ def _onnxruntime_passes(base: BaseModel, precision: Precision, *, on_cpu: bool) 
     if on_cpu:
         passes.append(ReuseStatistics())
     # 3. Products on two-dimensional states.
-    passes += [
-        FlattenTokens(_embedding_tables(base)),
-        MergeReshapes(),
-        ChainProducts(_is_channel_matrix),
-    ]
+    passes += [FlattenTokens(_embedding_tables(base)), MergeReshapes()]
+    # 4. Precision: before transposes are folded, since quantisation reads [out, in], and before
+    # products are chained, since one over codes adds to nothing.
+    if precision.projections is not None:
+        passes.append(QuantizeWeights(_formats(base, precision)))
+    passes.append(ChainProducts(_is_channel_matrix))
     if not on_cpu:
         # Functions of com.otter become their bodies; after flattening, which knows them by name.
         passes.append(common.InlinePass())
-    # 4. Precision: before transposes are folded, since quantisation reads [out, in].
-    if precision.projections is not None:
-        passes.append(QuantizeWeights(_formats(base, precision)))
     passes.append(FoldTransposes())
     if base.dimensions.tie_word_embeddings:
         passes.append(TieEmbedding(embedding, f"{embedding}_t"))

@@ -59,9 +59,9 @@ def test_fields_and_numbers_agree(engine_dir: Path, cli: Cli) -> None:
     ]
     assert [row["requests"] for row in report["batches"]] == [4, 4]
     for plain, guided in (report["alone"], report["batches"]):
-        # One row a token, and from one to k.
+        # One row a token, and from one to k, twice over where a step has to be repeated.
         assert plain["rows_per_token"] == 1 and plain["speed"] == 1
-        assert 1 <= guided["rows_per_token"] <= 6
+        assert 1 <= guided["rows_per_token"] <= 2 * 6
         assert guided["speed"] == guided["tokens_per_second"] / plain["tokens_per_second"]
         for row in (plain, guided):
             assert 0 < row["outside_the_model"] < 1 and row["step_seconds"] > 0
