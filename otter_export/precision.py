@@ -2,13 +2,14 @@
 
 A value of a table below is all that a precision is. Targets offer their names to the command line,
 a pipeline looks the name up and hands each pass its part. A leaf: ``list targets`` reads it without
-any library that builds graphs. The channel and the signal heads are never quantised.
+any library that builds graphs. Of the channel only the parts that read the base are ever quantised:
+they are nearly all of it. What reads the channel, and the signal heads, never are.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, NamedTuple
 
 from otter_export.errors import UnsupportedError
@@ -42,6 +43,20 @@ class WeightFormat:
     block: int | None
     symmetric: bool = True
 
+    def dividing(self, widths: Collection[int]) -> WeightFormat:
+        """With a block that divides all widths, if one of half its size does.
+
+        A block that does not divide a width is padded. And of blocks of 64, ONNX Runtime's int8
+        kernels treat every row alike, so a step of one row needs no second one; of 128 they do not.
+        """
+        whole = self.block is not None and not any(width % self.block for width in widths)
+        if self.bits != 8 or self.block is None or whole:
+            return self
+        half = self.block // 2
+        return dataclasses.replace(
+            self, block=self.block if any(w % half for w in widths) else half
+        )
+
     def block_of(self, columns: int) -> int | None:
         """The largest halved block, at least 16, that divides a width; None if there is none.
 
@@ -68,6 +83,7 @@ class Precision:
         inner: Codes of the projections that read the inner width.
         head: Codes of the language model head.
         half: What is stored in float16 and computed in ``dtype``.
+        from_base: Codes of the channel's parts that read the base, ``A``.
     """
 
     name: str
@@ -76,6 +92,15 @@ class Precision:
     inner: WeightFormat | None = None
     head: WeightFormat | None = None
     half: Literal["matrices", "embedding"] | None = None
+    from_base: WeightFormat | None = None
+
+    def dividing(self, widths: Collection[int]) -> Precision:
+        """With the blocks of `WeightFormat.dividing` for these widths."""
+        names = ("projections", "inner", "head", "from_base")
+        stored = {name: getattr(self, name) for name in names}
+        return dataclasses.replace(
+            self, **{name: form and form.dividing(widths) for name, form in stored.items()}
+        )
 
 
 Precisions = Mapping[str, Precision]
@@ -99,8 +124,8 @@ ONNX_RUNTIME: Mapping[str, Precisions] = {
     "cpu": _table(
         Precision("fp32", FLOAT32),
         Precision("fp16", FLOAT32, half="matrices"),
-        Precision("int8", FLOAT32, _ORT_8, _ORT_8, _ORT_8, half="embedding"),
-        Precision("int4", FLOAT32, _ORT_4, _ORT_4, _ORT_8, half="embedding"),
+        Precision("int8", FLOAT32, _ORT_8, _ORT_8, _ORT_8, "embedding", _ORT_8),
+        Precision("int4", FLOAT32, _ORT_4, _ORT_4, _ORT_8, "embedding", _ORT_8),
     ),
     "cuda": _table(Precision("fp32", FLOAT32), Precision("fp16", FLOAT16)),
 }

@@ -45,6 +45,9 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(
         "otter_export.cli.generate:generate", None, "Generate text, guided by a signal."
     ),
+    "bench": Command(
+        "otter_export.cli.bench:bench", None, "Time decoding: plain and guided, and why."
+    ),
     "triton": Command(
         "otter_export.cli.triton:triton", None, "Write a Triton model repository for an engine."
     ),

@@ -29,6 +29,11 @@ class CountingEngine:
         """See `Engine.tokenizer`."""
         return self._engine.tokenizer
 
+    @property
+    def even_steps(self) -> bool:
+        """See `Engine.even_steps`."""
+        return self._engine.even_steps
+
     def new_cache(self, batch_size: int) -> Cache:
         """See `Engine.new_cache`."""
         return self._engine.new_cache(batch_size)

@@ -60,7 +60,7 @@ def _run(model: OtterModel, prompt: Sequence[int]) -> Outputs:
 
 @torch.no_grad()
 def use_stored_weights(model: OtterModel, checkpoint: Checkpoint, stored: StoredWeights) -> None:
-    """Replace the base weights of a reference by those that an engine stores.
+    """Give a reference an engine's base weights, and what it quantised of the channel.
 
     Raises:
         EngineError: The engine stores no such weight.
@@ -106,3 +106,10 @@ def use_stored_weights(model: OtterModel, checkpoint: Checkpoint, stored: Stored
             part = whole[rows]
             copy(part, f"{site.graph_name}.{kind}")
             whole[rows] = part
+
+    def channel(name: str) -> FloatArray:
+        codes = stored.find(name, quantized=True)
+        original = checkpoint.float32(name)
+        return original if codes is None else stored.read(codes, original.shape[-1]).values
+
+    model.load_channel(channel)

@@ -111,17 +111,15 @@ def _onnxruntime_passes(base: BaseModel, precision: Precision, *, on_cpu: bool) 
     if on_cpu:
         passes.append(ReuseStatistics())
     # 3. Products on two-dimensional states.
-    passes += [
-        FlattenTokens(_embedding_tables(base)),
-        MergeReshapes(),
-        ChainProducts(_is_channel_matrix),
-    ]
+    passes += [FlattenTokens(_embedding_tables(base)), MergeReshapes()]
+    # 4. Precision: before transposes are folded, since quantisation reads [out, in], and before
+    # products are chained, since one over codes adds to nothing.
+    if precision.projections is not None:
+        passes.append(QuantizeWeights(_formats(base, precision)))
+    passes.append(ChainProducts(_is_channel_matrix))
     if not on_cpu:
         # Functions of com.otter become their bodies; after flattening, which knows them by name.
         passes.append(common.InlinePass())
-    # 4. Precision: before transposes are folded, since quantisation reads [out, in].
-    if precision.projections is not None:
-        passes.append(QuantizeWeights(_formats(base, precision)))
     passes += [GemmWeights(_is_base_matrix), FoldTransposes()]
     if precision.half == "matrices":
         passes.append(HalfStorage(_is_base_matrix))
@@ -232,13 +230,15 @@ def _is_channel_matrix(name: str) -> bool:
 
 
 def _formats(base: BaseModel, precision: Precision) -> Callable[[str], WeightFormat | None]:
-    """The format of each base projection and of the head, by the name of its initializer."""
+    """The format of each projection's ``W`` and ``A`` and of the head, by its initializer."""
+    precision = precision.dividing({base.dimensions.width(s.reads) for s in base.sites.projections})
     formats = {
         f"{site.graph_name}.weight": (
             precision.inner if site.reads is Space.INNER else precision.projections
         )
         for site in base.sites.projections
     }
+    formats |= {name: precision.from_base for name in _base_weights(base)}
     formats[base.head_name] = precision.head
     return formats.get
 

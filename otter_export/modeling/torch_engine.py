@@ -18,7 +18,7 @@ from otter_export.manifest import EngineManifest
 from otter_export.modeling.otter_model import OtterModel, load_base
 from otter_export.modeling.torch_step import TorchStep
 from otter_export.runtime.engine import FloatArray
-from otter_export.runtime.executor import StepInputs
+from otter_export.runtime.executor import RowRule, StepInputs
 from otter_export.runtime.memory.torch import TorchBlock, torch_memory
 from otter_export.runtime.recent import Recent
 from otter_export.runtime.step_engine import StepEngine
@@ -115,7 +115,7 @@ class TorchExecutor:
     """
 
     cache_form = engine_io.IN_PLACE
-    pairs_rows = False
+    row_rule = RowRule(pairs=False, even_steps=True)  # fewer shapes to capture
 
     def __init__(self, model: OtterModel, checkpoint: Checkpoint, options: TorchOptions) -> None:
         base, config = checkpoint.base.dimensions, checkpoint.config

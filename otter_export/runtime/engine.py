@@ -75,6 +75,14 @@ class Engine(Protocol):
         """The tokenizer of its directory; read when it is first asked for."""
         ...
 
+    @property
+    def even_steps(self) -> bool:
+        """Whether a step that may have several tokens should have an even number of them.
+
+        Else a token's numbers can depend on how many candidates others have (docs/batching.md).
+        """
+        ...
+
     def new_cache(self, batch_size: int) -> Cache:
         """An empty cache for ``batch_size`` sequences, 0 to join later.
 

@@ -31,6 +31,19 @@ class StepInputs:
     shape: tuple[int, int, int]
 
 
+@dataclasses.dataclass(frozen=True)
+class RowRule:
+    """What a step needs so that a token gets the same numbers whoever else is in it.
+
+    Args:
+        pairs: Rows come in pairs: an odd step is padded by a row that nobody sees.
+        even_steps: A step with candidates has an even number of tokens; implied by ``pairs``.
+    """
+
+    pairs: bool
+    even_steps: bool
+
+
 class Executor(Protocol):
     """One loaded model on one device."""
 
@@ -40,8 +53,8 @@ class Executor(Protocol):
         ...
 
     @property
-    def pairs_rows(self) -> bool:
-        """Whether kernels take rows in pairs, so that steps are padded to an even number."""
+    def row_rule(self) -> RowRule:
+        """What its kernels need of the number of rows."""
         ...
 
     @property

@@ -41,6 +41,8 @@ class KVCache:
         self.version = 0
         #: Of the step that ran last, if they lie in this cache's slots and somebody holds it.
         self._scratch: weakref.ref[Rows] | None = None
+        #: Memory of new rows that were kept or given up, for the next step of that shape.
+        self._spare: Blocks | None = None
 
     @property
     def executor(self) -> Executor:
@@ -102,8 +104,16 @@ class KVCache:
             _copy(self.blocks, self.blocks, moves)
         else:
             _copy(self.blocks, rows.blocks, kept_moves(starts, kept, [0] * len(starts)))
+            self._spare = rows.blocks  # a step is kept once
         self.lengths = lengths
         self.version += 1
+
+    def rows_apart(self, batch: int, step: int) -> Blocks:
+        """Memory for the new rows of a step; mostly that of the step before."""
+        spare, self._spare = self._spare, None
+        if spare is not None and (spare[0].shape[1], spare[0].shape[3]) == (batch, step):
+            return spare
+        return self._executor.blocks(batch, step, zeroed=False)
 
     def rows_in_slots(self, step: int) -> Rows:
         """Room for the new rows of a step in the slots behind the prefixes.
@@ -159,7 +169,7 @@ class KVCache:
     def _rounded(self, places: int) -> int:
         """At least one place, and room for a pair of rows, of which one may be nobody's."""
         places = max(places, 1)
-        return places + places % 2 if self._executor.pairs_rows else places
+        return places + places % 2 if self._executor.row_rule.pairs else places
 
     def _check_batch(self, batch: int) -> None:
         limit = self._executor.max_batch_size

@@ -29,8 +29,8 @@ def top_candidates(logits: FloatArray, count: int | None) -> IntArray:
     Raises:
         EngineError: The engine's logits hold NaN, or no token is possible.
     """
-    best = logits.max()
-    if not np.isfinite(best):
+    best = int(logits.argmax())  # of a NaN, if there is one
+    if not np.isfinite(logits[best]):
         raise EngineError(
             "the engine returned logits that are NaN, infinite or all minus infinity; check it "
             "with: otter-export verify DIR"
@@ -38,7 +38,7 @@ def top_candidates(logits: FloatArray, count: int | None) -> IntArray:
     if count is None:
         return np.flatnonzero(logits > -np.inf)
     if count == 1:
-        return np.array([logits.argmax()], dtype=np.int64)
+        return np.array([best], dtype=np.int64)
     # All ids at or above the least possible k-th best value, so that ties at the edge are cut by id
     # and not by how a partition happens to fall.
     ids = np.flatnonzero(logits >= _floor(logits, count))

@@ -57,6 +57,11 @@ class StepEngine:
         """The tokenizer of its directory."""
         return JsonTokenizer(self._directory / TOKENIZER_FILE)
 
+    @property
+    def even_steps(self) -> bool:
+        """See `Engine.even_steps`."""
+        return self._executor.row_rule.even_steps
+
     def new_cache(self, batch_size: int) -> KVCache:
         """An empty cache; see `Engine.new_cache`."""
         if type(batch_size) is not int or batch_size < 0:
@@ -103,11 +108,11 @@ class StepEngine:
         batch, step = tokens.input_ids.shape
         kept = tokens.logits_to_keep
         padding = Padding()
-        if self._executor.pairs_rows:
+        if self._executor.row_rule.pairs:
             padding = Padding.to_pairs(batch, step, kept)
         inputs = read_only_inputs(tokens, cache.lengths, cache.slots, padding)
         batch_padded, step_padded, _ = inputs.shape
-        blocks = self._executor.blocks(batch_padded, step_padded, zeroed=False)
+        blocks = cache.rows_apart(batch_padded, step_padded)
         outputs = self._executor.run(cache.blocks, inputs, blocks)
         asked = padding.asked(batch, kept)
         return {name: array[asked] for name, array in outputs.items()}, Rows(cache, step, blocks)

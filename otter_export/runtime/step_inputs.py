@@ -96,10 +96,10 @@ def _prefix_mask(tree: BoolArray, lengths: IntArray, slots: int, padding: Paddin
     mask = np.zeros((*shape, slots + shape[1]), np.bool_)
     prefix = np.arange(slots) < lengths[:, None]
     mask[:batch, :, :slots] = prefix[:, None, :]
-    new = mask[:, :, slots:]
-    new[:batch, :width, :width] = tree
-    # A softmax over nothing is NaN, and a padding row's NaN would spread through 0 * NaN.
-    new |= np.eye(shape[1], dtype=np.bool_)
+    mask[:batch, :width, slots : slots + width] = tree
+    # A softmax over nothing is NaN, and a padding row's NaN would spread through 0 * NaN. So every
+    # token sees itself: token i is slot ``slots + i``, a row and a slot on from the one before.
+    mask.reshape(shape[0], -1)[:, slots :: mask.shape[2] + 1] = True
     return mask
 
 

@@ -369,6 +369,14 @@ ENGINES += [
     Case("half a target", "generate engine --prompt w3", "half of a surrogate", fields(MANIFEST, target="\udfff")),
 ]  # fmt: skip
 
+BENCHMARKS = [
+    Case("bench of no engine", "bench base", "base has no engine.json: it is not an engine"),
+    Case("bench of a model no graph", "bench engine", "model.onnx"),
+    Case("bench without candidates", "bench engine --top-k 0", "top_k must be an integer from 1"),
+    Case("bench in no time", "bench engine --seconds 0", "0.0 is not in the range"),
+    Case("bench drawn nowhere", "bench engine --plot b.txt", "the name must end in .png"),
+]
+
 GENERATION = [
     Case("no prompt", "generate engine", "give --prompt TEXT or --prompts FILE"),
     Case("unknown method", "generate engine --prompt hi --method beam", "unknown method 'beam'.*known: args-greedy"),
@@ -437,6 +445,7 @@ CASES = {
     "configuration": CONFIGURATIONS,
     "weights": WEIGHTS,
     "engine": ENGINES,
+    "benchmark": BENCHMARKS,
     "generation": GENERATION,
     "training": TRAINING,
     "build": BUILDS,

@@ -17,7 +17,7 @@ import numpy as np
 from otter_export import engine_io
 from otter_export.manifest import EngineManifest
 from otter_export.runtime.engine import FloatArray
-from otter_export.runtime.executor import StepInputs
+from otter_export.runtime.executor import RowRule, StepInputs
 from otter_export.runtime.memory.host import HostBlock
 from otter_export.runtime.step_engine import StepEngine
 from tests.runtime.fake_engine import ByteTokenizer, FakeEngine
@@ -50,7 +50,8 @@ class DigestExecutor:
         self.fake = fake
         self.max_batch_size, self.step, self.kept = batch, step, kept
         self.capacity = capacity
-        self.cache_form, self.pairs_rows = cache_form, pairs_rows
+        self.cache_form = cache_form
+        self.row_rule = RowRule(pairs=pairs_rows, even_steps=True)
         self.shapes: list[tuple[int, int, int]] = []
 
     def accepts(self, batch: int, step: int, kept: int) -> bool:
@@ -68,7 +69,7 @@ class DigestExecutor:
         batch, step, kept = inputs.shape
         assert self.accepts(batch, step, kept)
         assert all(array.flags.c_contiguous for array in inputs.arrays.values())
-        assert not self.pairs_rows or (batch * step % 2 == 0 and batch * kept % 2 == 0)
+        assert not self.row_rule.pairs or (batch * step % 2 == 0 and batch * kept % 2 == 0)
         assert blocks[0].shape[1] >= batch
         self.shapes.append((batch, step, kept))
         if self.cache_form == engine_io.IN_PLACE:

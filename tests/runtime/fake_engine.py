@@ -111,6 +111,7 @@ class FakeEngine:
         self.spread = spread
         self.script = script or {}
         self.calls: list[tuple[int, int]] = []
+        self.even_steps = True
 
     def new_cache(self, batch_size: int) -> FakeCache:
         return FakeCache([[] for _ in range(batch_size)])

@@ -1,4 +1,4 @@
-"""Weight-only int8 and int4 of the base's projections."""
+"""Weight-only int8 and int4 of products with the base's states."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _ACCURACY_LEVEL = 4  # int8 activations inside the kernel; without it int4 is fo
 
 
 class QuantizeWeights(ir.passes.InPlacePass):
-    """Store base weights in 8 or 4 bits; the channel and the signals' heads keep their precision.
+    """Store weights that multiply base states in 8 or 4 bits; the others keep their precision.
 
     Before::
 
         y = MatMul(x, Transpose(W [out, in]))
 
-    After (blocks of 128 along ``in``; zero points, two to a byte, unless symmetric)::
+    After (blocks along ``in``; zero points, two to a byte, unless symmetric)::
 
         y = com.microsoft.MatMulNBits(x, W_q [out, blocks, bytes], scales [out, blocks],
                                       zero_points [out, ceil(blocks / 2)])

@@ -9,6 +9,7 @@ the whole capacity in every step.
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import sys
 import threading
@@ -25,12 +26,13 @@ from otter_export.cuda import CudaDevice
 from otter_export.engine_io import TensorSpec
 from otter_export.errors import EngineError, MissingDependencyError, UnsupportedError
 from otter_export.manifest import EngineManifest
-from otter_export.runtime.engine import FloatArray
-from otter_export.runtime.executor import Blocks, StepInputs, cache_blocks
+from otter_export.runtime.engine import BoolArray, FloatArray, IntArray
+from otter_export.runtime.executor import Blocks, RowRule, StepInputs, cache_blocks
 from otter_export.runtime.memory.block import Memory
 from otter_export.runtime.memory.cuda import cuda_memory
 from otter_export.runtime.memory.host import KEEP, host_memory
 from otter_export.runtime.recent import Recent
+from otter_export.runtime.row_trial import try_rows
 from otter_export.runtime.step_engine import StepEngine
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -38,8 +40,6 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 #: also a multiple of every vector's lanes, so that a token adds up the same numbers in the same
 #: order whatever the capacity is.
 SLOTS = 32
-#: Precisions whose CPU kernels take rows in pairs and treat an odd last row differently.
-_PAIRED = ("int8", "int4")
 #: ONNX Runtime's names of element types.
 _TYPES = {
     "tensor(float)": "float32",
@@ -52,6 +52,9 @@ _TYPES = {
 #: disk, and a chunk of a prompt on a slow CPU.
 _FIRST_STEP_SECONDS = 60.0
 _BYTES_PER_SECOND = 20e6
+#: References to an array that nobody else holds: the table, a variable, the call that counts. A
+#: view of it holds the array itself.
+_OURS = 3
 #: Caches with new rows of one shape, whose tensors stay bound.
 _BINDINGS = 16
 
@@ -108,6 +111,7 @@ def open_session(
     threads: int | None = None,
     entries: Mapping[str, str] | None = None,
     data: Mapping[str, Path] | None = None,
+    profile: Path | None = None,
 ) -> Any:
     """An ONNX Runtime session.
 
@@ -118,6 +122,7 @@ def open_session(
         entries: Session configuration.
         data: Files of external data, by the names that the model has for them, where ONNX Runtime
             would refuse to open them by itself; see `linked_data`.
+        profile: Beginning of the path of a profile, which ``end_profiling`` of the session writes.
 
     Raises:
         EngineError: ONNX Runtime cannot load the model.
@@ -125,6 +130,8 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     for key, value in (entries or {}).items():
         options.add_session_config_entry(key, value)
     source = str(model) if isinstance(model, Path) else model
@@ -206,20 +213,27 @@ class OnnxRuntimeExecutor:
         if "bfloat16" in [cache.dtype for cache in io.caches]:
             raise UnsupportedError("bfloat16 caches cannot be run on the CPU; build with fp16")
         self.cache_form = manifest.cache_form
-        self.pairs_rows = (
-            self.cache_form == engine_io.READ_ONLY
-            and provider == "cpu"
-            and manifest.precision in _PAIRED
-        )
         self._limits = manifest.built_for.limits
         self._most_slots = _rounded(manifest.max_sequence_length)
         self._session = session
+        self._outputs = {name: io.output_shape(name, 1, 1)[2:] for name in io.output_names}
         self._provider = provider
         self._device = device
         self._memory: Memory = host_memory() if device is None else cuda_memory(device, keep=KEEP)
         size = sum(file.size for file in manifest.files)
         self._first_step_seconds: float | None = _FIRST_STEP_SECONDS + size / _BYTES_PER_SECOND
         self._bindings: Recent[tuple[int, ...], _Binding] = Recent(_BINDINGS)
+
+    @functools.cached_property
+    def row_rule(self) -> RowRule:
+        """As tried on this model and processor; only on the CPU is anything promised.
+
+        Raises:
+            EngineError: The model fails.
+        """
+        if self._device is None and self.cache_form == engine_io.READ_ONLY:
+            return try_rows(self)
+        return RowRule(pairs=False, even_steps=True)
 
     @property
     def max_batch_size(self) -> int:
@@ -253,18 +267,14 @@ class OnnxRuntimeExecutor:
     ) -> Mapping[str, FloatArray]:
         """Run the model; see `Executor.run`."""
         batch, _, kept = inputs.shape
-        shapes = {name: self._io.output_shape(name, batch, kept) for name in self._io.output_names}
-        outputs = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
         presents = blocks if rows is None else rows
         key = (blocks[0].address(0), presents[0].address(0))
         bound = self._bindings.get(key, lambda: _Binding(self._session, self._provider))
         for cache, past, present in zip(self._io.caches, blocks, presents, strict=True):
             bound.cache(cache, batch, past, present)
+        bound.inputs(inputs.arrays)
+        outputs = {n: bound.output(n, (batch, kept, *dims)) for n, dims in self._outputs.items()}
         binding = bound.binding
-        for name, array in inputs.arrays.items():
-            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for name, out in outputs.items():
-            binding.bind_output(name, "cpu", 0, out.dtype, out.shape, out.ctypes.data)
         if self._device is not None:
             # ONNX Runtime's stream does not wait for the stream on which rows were moved.
             self._device.synchronize()
@@ -302,29 +312,53 @@ def run_limited(session: Any, binding: Any, seconds: float) -> None:
 
 
 class _Binding:
-    """ONNX Runtime's binding of one cache and its new rows, which stay bound from step to step."""
+    """ONNX Runtime's binding of one cache and its new rows, which stay bound from step to step.
+
+    So do the other inputs: a step's are copied to where the last ones were.
+    """
 
     def __init__(self, session: Any, device: str) -> None:
         self.binding = session.io_binding()
         self._device = device
         self._bound: dict[str, object] = {}
+        self._inputs: dict[str, IntArray | BoolArray] = {}
+        self._outputs: dict[str, FloatArray] = {}
+
+    def inputs(self, arrays: Mapping[str, IntArray | BoolArray]) -> None:
+        """Set the inputs that are no caches; bind those whose shape is another one now."""
+        for name, array in arrays.items():
+            held = self._inputs.get(name)
+            if held is None or held.shape != array.shape:
+                held = self._inputs[name] = np.empty_like(array)
+                self.binding.bind_input(name, "cpu", 0, held.dtype, held.shape, held.ctypes.data)
+            np.copyto(held, array)
+
+    def output(self, name: str, shape: tuple[int, ...]) -> FloatArray:
+        """Memory for an output: that of the last step, unless somebody still holds it."""
+        held = self._outputs.get(name)
+        if held is None or held.shape != shape or sys.getrefcount(held) > _OURS:
+            held = self._outputs[name] = np.empty(shape, np.float32)
+            self.binding.bind_output(name, "cpu", 0, held.dtype, held.shape, held.ctypes.data)
+        return held
 
     def cache(self, cache: engine_io.CacheSpec, batch: int, past: Any, present: Any) -> None:
         """Bind the first ``batch`` places of a cache, and the memory of its new rows."""
-        self._bind(self.binding.bind_input, cache.pasts(), batch, past)
-        self._bind(self.binding.bind_output, cache.presents(), batch, present)
+        if self._moved(cache.names.past, batch, past):
+            self._bind(self.binding.bind_input, cache.pasts(), batch, past)
+        if self._moved(cache.names.present, batch, present):
+            self._bind(self.binding.bind_output, cache.presents(), batch, present)
+
+    def _moved(self, name: str, batch: int, block: Any) -> bool:
+        """Whether something else was bound under these names."""
+        state = (batch, block.shape, block.address(0))
+        moved = self._bound.get(name) != state
+        self._bound[name] = state
+        return moved
 
     def _bind(self, bind: Any, names: list[str], batch: int, block: Any) -> None:
         shape = (batch, *block.shape[2:])
-        first, last = block.address(0), block.address(len(names) - 1)
-        state = (shape, first, last)
-        if self._bound.get(names[0]) == state:
-            return
-        self._bound[names[0]] = state
-        pitch = (last - first) // max(len(names) - 1, 1)
         for index, name in enumerate(names):
-            address = first + index * pitch
-            bind(name, self._device, 0, np.dtype(block.dtype), shape, address)
+            bind(name, self._device, 0, np.dtype(block.dtype), shape, block.address(index))
 
 
 def _rounded(length: int) -> int:

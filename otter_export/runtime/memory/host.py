@@ -21,6 +21,7 @@ class HostBlock:
     def __init__(self, array: npt.NDArray[Any]) -> None:
         self.array = array
         self.dtype = str(array.dtype)
+        self._address = int(array.ctypes.data)
 
     @property
     def shape(self) -> BlockShape:
@@ -30,7 +31,7 @@ class HostBlock:
 
     def address(self, index: int) -> int:
         """Address of slice ``index``."""
-        return int(self.array.ctypes.data) + index * self.array.strides[0]
+        return self._address + index * self.array.strides[0]
 
     def put(self, moves: Sequence[Move], source: HostBlock) -> None:
         """Copy rows; see `Block.put`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 
 import numpy as np
@@ -84,9 +85,9 @@ class Batch:
         Padding comes last, so that a candidate is at the same place however wide the step is.
         """
         width = max(len(sequence.proposal.feed) for sequence in self.sequences)
-        # Even, and so never one where it may be more: some kernels treat pairs of rows, or a single
-        # row, in their own way, and a result must not depend on who else is here.
-        if not all(sequence.feeds_one for sequence in self.sequences):
+        # Even, and so never one where it may be more, for kernels that treat pairs of rows, or a
+        # single row, in their own way: a result must not depend on who else is here.
+        if self._engine.even_steps and not all(s.feeds_one for s in self.sequences):
             width += width % 2
         shape = (len(self.sequences), width)
         input_ids = np.zeros(shape, np.int64)
@@ -95,5 +96,11 @@ class Batch:
             feed = sequence.proposal.feed
             input_ids[b, : len(feed)] = feed
             position_ids[b] = sequence.length
-        tree = np.broadcast_to(np.eye(width, dtype=np.bool_), (*shape, width))
-        return input_ids, position_ids, tree, width
+        return input_ids, position_ids, _each_alone(*shape), width
+
+
+@functools.lru_cache(maxsize=64)
+def _each_alone(batch: int, width: int) -> BoolArray:
+    """``[B, S, S]``: each token sees itself."""
+    tree = np.broadcast_to(np.eye(width, dtype=np.bool_), (batch, width, width))
+    return tree  # read-only, as what is cached must be

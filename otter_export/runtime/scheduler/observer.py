@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from otter_export.errors import CancelledError, DeadlineError, OtterError
@@ -142,9 +142,10 @@ class Monitor:
         self._add(outcome_name(outcome))
         self._tell("ended", handle, outcome, time.monotonic() - handle.submitted)
 
-    def step(self, stats: Stats, seconds: float) -> None:
-        """A round ended."""
-        self._tell("step", stats, seconds)
+    def step(self, stats: Callable[[], Stats], seconds: float) -> None:
+        """A round ended; its counts are made if somebody wants them."""
+        if self._observers:
+            self._tell("step", stats(), seconds)
 
     def _add(self, name: str, amount: float = 1) -> None:
         self._totals[name] = self._totals.get(name, 0) + amount

@@ -127,7 +127,7 @@ class Scheduler:
             self._decode()
         finally:
             self._stepping = False
-        self._monitor.step(self.stats, time.monotonic() - started)
+        self._monitor.step(lambda: self.stats, time.monotonic() - started)
         return len(self._queue) > 0
 
     @property

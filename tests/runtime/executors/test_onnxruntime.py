@@ -93,6 +93,24 @@ def test_a_tree_of_candidates_equals_a_pass_for_each(model: TinyModel, engine: E
         np.testing.assert_allclose(step.signals["reward"][0, row], signals["reward"][-1], atol=1e-5)
 
 
+def test_what_a_step_gave_stays_while_somebody_holds_it(engine: Engine) -> None:
+    cache, _ = prefill(engine, [[4, 8, 15]])
+    tree, position = np.ones((1, 1, 1), np.bool_), np.array([[3]])
+
+    def step(token: int) -> tuple[np.ndarray, np.ndarray]:
+        made = engine.forward(cache, np.array([[token]]), position, tree, 1)
+        return made.logits, made.signals["reward"][0]  # a view holds it too
+
+    held = step(1)
+    before = [array.copy() for array in held]
+    others = [step(token) for token in (2, 3)]
+    assert all(np.array_equal(a, b) for a, b in zip(held, before, strict=True))
+    assert not np.array_equal(others[0][0], others[1][0])
+    # And where nobody does, the memory is taken again.
+    address = step(5)[0].ctypes.data
+    assert step(6)[0].ctypes.data == address
+
+
 @pytest.mark.parametrize("weight", [-3.0, 2.0])
 def test_guided_decoding_equals_the_oracle(directory: Path, weight: float) -> None:
     # 70 tokens: the cache grows twice on the way.
