@@ -1,7 +1,8 @@
 """The weights inside an ``onnx`` engine, read back and compared with its checkpoint.
 
 The passes that lower a graph append to a weight's name what they did to it: ``_t`` transposed,
-``_half`` rounded to float16, ``_int8`` or ``_int4`` quantised. Undoing that needs none of the code
+``_half`` rounded to float16, ``_int8`` or ``_int4`` quantised, ``_by_GAIN`` multiplied by the gain
+of the norm before it. Undoing that needs none of the code
 that did it, so that the two can be held against each other. A quantised weight is either packed for
 MatMulNBits (ONNX Runtime), or plain codes for DequantizeLinear (TensorRT).
 """
@@ -25,6 +26,7 @@ from otter_export.safetensors_io import FloatArray
 _FORMS = {"_int8": 8, "_int4": 4}
 #: What belongs to the weight before it, and is read with it.
 _BESIDE = ("_scales", "_zero_points")
+_GAINED = "_by_"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +38,14 @@ class StoredWeight:
         source: Name of the checkpoint's weight in it.
         transposed: It is stored ``[in, out]``.
         bits: 8 or 4 when quantised, else None.
+        gain: Name of the checkpoint's weight that its columns are multiplied by, or none.
     """
 
     name: str
     source: str
     transposed: bool
     bits: int | None
+    gain: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +82,7 @@ class StoredWeights:
         }
         self._directory = path.parent
         parsed = (_parse(name) for name in self._tensors if not name.endswith(_BESIDE))
-        self.weights = tuple(w for w in parsed if w.source in names)
+        self.weights = tuple(w for w in parsed if {w.source, w.gain or w.source} <= names)
 
     def find(self, name: str, *, quantized: bool | None = None) -> StoredWeight | None:
         """The initializer that holds ``name``; with ``quantized``, of that form only."""
@@ -120,7 +124,8 @@ def _parse(name: str) -> StoredWeight:
             stem, bits = stem.removesuffix(suffix), width
     if stem.endswith("_t"):
         stem, transposed = stem.removesuffix("_t"), True
-    return StoredWeight(name, stem, transposed, bits)
+    source, _, gain = stem.partition(_GAINED)
+    return StoredWeight(name, source, transposed, bits, gain)
 
 
 def checkpoint_weights(checkpoint: Checkpoint) -> Mapping[str, Callable[[], FloatArray]]:
@@ -159,8 +164,14 @@ def mismatches(stored: StoredWeights, checkpoint: Checkpoint) -> Iterator[tuple[
     expected = checkpoint_weights(checkpoint)
     seen: set[str] = set()
     for weight in stored.weights:
-        seen.add(weight.source)
+        seen |= {weight.source, weight.gain}
         original = expected[weight.source]()
+        if weight.gain:
+            gain = expected[weight.gain]()
+            if gain.shape != original.shape[-1:]:
+                yield weight.name, f"has a gain of shape {list(gain.shape)}"
+                continue
+            original = original * gain
         problem = _problem(stored.read(weight, original.shape[-1]), original)
         if problem:
             yield weight.name, problem

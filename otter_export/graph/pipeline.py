@@ -19,6 +19,7 @@ from otter_export.graph.base import base_graph
 from otter_export.graph.passes.chain_products import ChainProducts
 from otter_export.graph.passes.flatten_tokens import FlattenTokens
 from otter_export.graph.passes.float_logits import FloatLogits
+from otter_export.graph.passes.fold_gains import FoldGains
 from otter_export.graph.passes.fold_transposes import FoldTransposes
 from otter_export.graph.passes.fuse_projections import FuseProjections
 from otter_export.graph.passes.gemm_weights import GemmWeights
@@ -117,7 +118,9 @@ def _onnxruntime_passes(base: BaseModel, precision: Precision, *, on_cpu: bool) 
     if precision.projections is not None:
         passes.append(QuantizeWeights(_formats(base, precision)))
     passes.append(ChainProducts(_is_channel_matrix))
-    if not on_cpu:
+    if on_cpu:
+        passes.append(FoldGains())  # in float32; half precision would round twice
+    else:
         # Functions of com.otter become their bodies; after flattening, which knows them by name.
         passes.append(common.InlinePass())
     passes += [GemmWeights(_is_base_matrix), FoldTransposes()]

@@ -111,9 +111,11 @@ def test_engine_of_each_initialization_as_inserted(kind: str, tmp_path: Path) ->
     embedding=st.sampled_from(["projection", "table"]),
     kinds=st.lists(st.sampled_from(["value", "q_value"]), min_size=1, max_size=3),
     activation=st.sampled_from(["identity", "tanh", "sigmoid"]),
+    attention=st.sampled_from(["own", "shared"]),
+    first_layer=st.integers(0, 2),
     seed=st.integers(0, 9),
 )
-def test_any_widths_and_signals(
+def test_any_widths_shapes_and_signals(
     tmp_path_factory: pytest.TempPathFactory,
     hidden: int,
     inner: int,
@@ -121,6 +123,8 @@ def test_any_widths_and_signals(
     embedding: str,
     kinds: list[str],
     activation: str,
+    attention: str,
+    first_layer: int,
     seed: int,
 ) -> None:
     root = tmp_path_factory.mktemp("widths")
@@ -132,7 +136,9 @@ def test_any_widths_and_signals(
         hidden_size=hidden,
         intermediate_size=inner,
         heads=2 * groups,
-        embedding=embedding,
+        embedding="projection" if first_layer else embedding,
+        attention=attention,
+        first_layer=first_layer,
         signals=signals,
     )
     compare(Built.make(root, checkpoint))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def opened(engine: Path, family: str = "llama") -> tuple[StoredWeights, Checkpoi
 def test_every_weight_is_found_and_right(engine: Build, precision: str, family: str) -> None:
     stored, checkpoint = opened(engine(precision, family), family)
     assert list(mismatches(stored, checkpoint)) == []
-    found = {weight.source for weight in stored.weights}
+    found = {name for weight in stored.weights for name in (weight.source, weight.gain)}
     assert set(checkpoint.tensors) <= found
     assert len(found) > 40
 
@@ -90,12 +91,21 @@ def double(array: np.ndarray) -> None:
     array *= 2
 
 
+#: A matrix whose columns are multiplied by the gain of the norm before it.
+GAINED = (
+    "model.layers.0.mlp.up_proj.otter.from_channel"
+    "_by_model.layers.0.post_attention_layernorm.otter.weight_t"
+)
+
+
 @pytest.mark.parametrize(
     ("precision", "name", "edit"),
     [
         ("fp32", Q, next_up),
         ("fp32", Q, zero_last),
         ("fp32", "model.layers.0.mlp.down_proj.otter.from_base_t", swap_rows),
+        ("fp32", GAINED, next_up),
+        ("int8", GAINED, swap_rows),
         ("fp16", f"{Q}_half", next_up),
         ("int8", f"{Q}_int8", other_code),
         ("int8", f"{Q}_int8", swap_rows),
@@ -131,6 +141,21 @@ def test_a_weight_that_is_not_there_is_named(engine: Build) -> None:
     stored, checkpoint = opened(engine())
     stored.weights = tuple(w for w in stored.weights if w.name != Q)
     assert list(mismatches(stored, checkpoint)) == [(Q, "is not in the engine")]
+
+
+def test_another_gain_than_the_norms_is_found(engine: Build) -> None:
+    stored, checkpoint = opened(engine())
+
+    def gained(gain: str) -> list[tuple[str, str]]:
+        stored.weights = tuple(
+            dataclasses.replace(w, gain=gain) if w.name == GAINED else w for w in original
+        )
+        return [(n, why) for n, why in mismatches(stored, checkpoint) if n == GAINED]
+
+    original = stored.weights
+    assert gained("model.layers.0.post_attention_layernorm.otter.weight") == []
+    assert "values differ" in gained("model.layers.1.input_layernorm.otter.weight")[0][1]
+    assert gained("model.norm.weight") == [(GAINED, "has a gain of shape [64]")]
 
 
 @hypothesis.given(

@@ -16,6 +16,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from otter_export.graph.passes.chain_products import ChainProducts
 from otter_export.graph.passes.flatten_tokens import FlattenTokens
 from otter_export.graph.passes.float_logits import FloatLogits
+from otter_export.graph.passes.fold_gains import FoldGains
 from otter_export.graph.passes.keep_rows import KeepLastLogits
 from otter_export.graph.passes.merge_reshapes import MergeReshapes
 from otter_export.graph.passes.read_only_cache import ReadOnlyCache
@@ -319,4 +320,42 @@ def test_chain_products_leaves_the_base_alone() -> None:
     model = products_model("s = Add (k, r) z = Add (s, b)")
     before = ops(model)
     assert not ChainProducts(lambda name: name.endswith(".otter"))(model).modified
+    assert ops(model) == before
+
+
+GAINED = """g (float[T, 3] s, float[T, 2] c, float[3] n__otter__weight,
+       float[2, 3] B__otter__from_channel, float[2, 3] D__otter__from_channel)
+   => (float[T, 2] y, float[T, 2] z)
+   {{ n = Mul (s, n__otter__weight) t = Transpose <perm = [1, 0]> (B__otter__from_channel)
+     u = Transpose <perm = [1, 0]> (D__otter__from_channel)
+     y = Gemm (n, t, c) {} }}"""
+
+
+def gained_model(last: str) -> ir.Model:
+    names = ("B__otter__from_channel", "D__otter__from_channel")
+    matrices = {name: randn(2, 3, seed=i) for i, name in enumerate(names)}
+    return parse(GAINED.format(last), n__otter__weight=randn(3, seed=5), **matrices)
+
+
+def test_fold_gains_multiplies_the_columns_of_every_reader() -> None:
+    """1e-6: products of three numbers, rounded in another order."""
+    model = gained_model("z = MatMul (n, u)")
+    inputs = {"s": randn(4, 3, seed=6), "c": randn(4, 2, seed=7)}
+    before = run(model, **inputs)
+    assert FoldGains()(model).modified
+    assert "Mul" not in ops(model)
+    RemoveUnusedNodesPass()(model)
+    assert set(model.graph.initializers) == {
+        f"{name}.otter.from_channel_by_n.otter.weight" for name in "BD"
+    }
+    for found, expected in zip(run(model, **inputs), before, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6, rtol=0)
+    assert not FoldGains()(model).modified
+
+
+@pytest.mark.parametrize("last", ["z = Add (n, n) ", "v = Relu (n) z = MatMul (v, u)"])
+def test_fold_gains_needs_a_matrix_in_every_reader(last: str) -> None:
+    model = gained_model(last)
+    before = ops(model)
+    assert not FoldGains()(model).modified
     assert ops(model) == before
