@@ -77,11 +77,10 @@ def changed_tensors(checkpoint: Checkpoint, progress: Callable[[int], None]) -> 
         return
     for name, _, make in made:
         info = checkpoint.tensors[name]
-        is_copied = not name.startswith("signals.")
-        if is_copied and not np.array_equal(
-            checkpoint.tensors.raw(name), _rounded(make, info.dtype)
-        ):
-            yield name
+        if not name.startswith("signals."):
+            copy = _rounded(make, info.dtype)
+            if not np.array_equal(checkpoint.tensors.raw(name), copy):
+                yield name
         progress(info.nbytes)
 
 

@@ -68,7 +68,8 @@ def reshape(
     size = sum(info.nbytes for info in checkpoint.tensors.values())
     with byte_bar(size, "comparing") as progress:
         plan = reshaping.plan(
-            *(checkpoint, out),
+            checkpoint,
+            out,
             first_layer=first_layer,
             attention=attention,
             force=force,
