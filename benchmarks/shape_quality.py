@@ -1,6 +1,6 @@
 """Price against quality: channels of every shape, trained alike, judged and timed.
 
-Usage: python -m benchmarks.shape_quality [--steps 120] [--first-layers 0 10 15 20 25 30]
+Usage: python -m benchmarks.shape_quality [--steps 100] [--first-layers 0 10 15 20 25 30]
 
 On the demo's material. Every cell starts as a copy and sees the same batches: its rewards are
 correlated with people's ratings of held-out snippets, its int8 engine writes guided reviews that
@@ -225,7 +225,7 @@ def main() -> None:
     """Train, judge and time every shape; write the record and print its table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first-layers", nargs="+", type=int, default=[0, 10, 15, 20, 25, 30])
-    parser.add_argument("--steps", type=int, default=120, help="of training, for each shape")
+    parser.add_argument("--steps", type=int, default=100, help="of training, for each shape")
     parser.add_argument("--batch-tokens", type=int, default=512)
     parser.add_argument("--learning-rate", type=float, default=0.004)
     parser.add_argument("--items", type=int, default=814, help="held-out snippets that are read")

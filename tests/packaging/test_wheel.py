@@ -181,7 +181,11 @@ def test_insertion_needs_numpy_only(edge: Environment, checkpoint: Path) -> None
 
 @pytest.mark.parametrize(
     ("command", "extra"),
-    [("build CKPT --out new", "build"), ("train CKPT --data x --objective pairwise", "train")],
+    [
+        ("build CKPT --out new", "build"),
+        ("train CKPT --data x --objective pairwise", "train"),
+        ("reshape CKPT new", "train"),
+    ],
 )
 def test_a_missing_extra_is_one_line(
     edge: Environment, checkpoint: Path, command: str, extra: str
