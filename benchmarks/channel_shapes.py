@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -93,10 +92,10 @@ def fastest(session: Any, binding: Any) -> float:
 def measure(root: Path, names: Sequence[str], options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each shape, step and prefix.
 
-    Where a session's weights come to lie in memory moves its speed, so all are loaded several
-    times, each time in another order, and the median counts.
+    Where a session's weights come to lie in memory moves its speed by a tenth, also of two copies
+    of one graph, so all are loaded several times, in another order, and the best load counts.
     """
-    found: dict[tuple[int, int, str], list[dict[str, Any]]] = {}
+    best: dict[tuple[int, int, str], float] = {}
     for turn in range(options.loads):
         order = [*names[turn % len(names) :], *names[: turn % len(names)]]
         sessions = {name: load(root / name) for name in order}
@@ -108,17 +107,18 @@ def measure(root: Path, names: Sequence[str], options: argparse.Namespace) -> li
                     for name, s in sessions.items()
                 }
                 for row in record.in_turns(runs, rounds=options.rounds, against=BASE):
-                    found.setdefault((count, prefix, row["name"]), []).append(row)
+                    key = (count, prefix, row["name"])
+                    best[key] = min(best.get(key, row["p10"]), row["p10"])
     return [
-        {"rows": count, "prefix": prefix, "shape": name, **_median(loads)}
-        for (count, prefix, name), loads in found.items()
+        {
+            "rows": count,
+            "prefix": prefix,
+            "shape": name,
+            "ms": milliseconds,
+            "ratio to the base": milliseconds / best[count, prefix, BASE],
+        }
+        for (count, prefix, name), milliseconds in best.items()
     ]
-
-
-def _median(loads: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Of several loads of one shape: milliseconds, and the ratio to the base alone."""
-    keys = {"median": "ms", "ratio": "ratio to the base"}
-    return {new: statistics.median(row[old] for row in loads) for old, new in keys.items()}
 
 
 def main() -> None:
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=int, default=32)
     parser.add_argument("--intermediate-size", type=int, default=32)
     parser.add_argument("--heads", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--loads", type=int, default=6)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
