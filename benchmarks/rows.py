@@ -71,12 +71,12 @@ def counted(engine: Engine, method: ArgsGreedy, tokens: int) -> dict[str, Any]:
         if batches:
             widths = [[len(s.proposal.feed) for s in batch] for batch in batches]
             rounds.append([width for batch in widths for width in batch])
-            formed.append([(len(batch), _even(max(batch))) for batch in widths])
+            formed.append([(len(batch), _width(engine, max(batch))) for batch in widths])
         if not scheduler.step():
             break
     # The first round feeds the prompts and decodes them too.
     made = sum(len(result.token_ids) - 1 for result in results)
-    best = [_best_passes(widths) for widths in rounds]
+    best = [_best_passes(engine, widths) for widths in rounds]
     return {
         "could win": _could_win(engine, method, tokens),
         "fed": sum(map(sum, rounds)) / made,
@@ -101,7 +101,7 @@ def _could_win(engine: Engine, method: ArgsGreedy, tokens: int) -> float:
     return float(np.mean(counts))
 
 
-def _best_passes(widths: Sequence[int]) -> tuple[int, int]:
+def _best_passes(engine: Engine, widths: Sequence[int]) -> tuple[int, int]:
     """Rows and passes of the division into batches that costs least."""
     ordered = sorted(widths)
     best = [(0, 0, 0)]
@@ -110,14 +110,15 @@ def _best_passes(widths: Sequence[int]) -> tuple[int, int]:
             min(
                 (cost + more + PASS_ROWS, rows + more, passes + 1)
                 for start, (cost, rows, passes) in enumerate(best)
-                for more in [(end - start) * _even(width)]
+                for more in [(end - start) * _width(engine, width)]
             )
         )
     return best[-1][1:]
 
 
-def _even(width: int) -> int:
-    return width + width % 2
+def _width(engine: Engine, fed: int) -> int:
+    """Tokens of a step that feeds so many candidates at most."""
+    return fed + fed % 2 if engine.even_steps else fed
 
 
 if __name__ == "__main__":

@@ -81,9 +81,12 @@ class Decoder:
         """Who is decoded with whom, the most numerous first."""
         if not self._separate:
             return [set(sequences)] if sequences else []
+        even = self._engine.even_steps
         one = {s for s in sequences if s.feeds_one}
+        if one and not even:
+            one |= {s for s in sequences if len(s.proposal.feed) == 1}
         many = set(sequences) - one
-        limit = narrow_width([len(s.proposal.feed) for s in many])
+        limit = narrow_width([len(s.proposal.feed) for s in many], even=even)
         narrow = {s for s in many if len(s.proposal.feed) <= limit}
         return sorted(filter(None, (one, narrow, many - narrow)), key=len, reverse=True)
 
@@ -122,18 +125,20 @@ class Decoder:
             fail([*concerned, *(batch.sequences if batch else ())], error)
 
 
-def narrow_width(widths: Collection[int]) -> int:
+def narrow_width(widths: Collection[int], *, even: bool) -> int:
     """Sequences that feed at most so many tokens should decode apart; 0 if it does not pay.
 
     Args:
         widths: Tokens that each sequence feeds in the next step.
+        even: Whether steps have an even number of tokens (`Engine.even_steps`).
     """
+    stride = 2 if even else 1
     widest = max(widths, default=0)
-    widest += widest % 2
+    widest += widest % stride
 
     def saved(narrow: int) -> int:
         """Rows that are not computed if a batch of its own is ``narrow`` instead of widest."""
         return sum(width <= narrow for width in widths) * (widest - narrow)
 
-    best = max(range(2, widest, 2), key=saved, default=0)
+    best = max(range(stride, widest, stride), key=saved, default=0)
     return best if best and saved(best) > PASS_ROWS else 0

@@ -136,11 +136,13 @@ def _check_arrivals(arrivals: list[tuple[int, Request]], limits: Limits) -> None
     assert max(b for b, _ in engine.calls) <= limits.max_batch_size
 
 
-@given(st.lists(st.integers(1, 9), max_size=20))
-def test_the_narrow_width_saves_the_most_rows(widths: list[int]) -> None:
-    widest = max(widths, default=0) + max(widths, default=0) % 2
-    few = decode.narrow_width(widths)
-    costs = {w: sum(w if width <= w else widest for width in widths) for w in range(2, widest, 2)}
+@given(st.lists(st.integers(1, 9), max_size=20), st.booleans())
+def test_the_narrow_width_saves_the_most_rows(widths: list[int], even: bool) -> None:
+    widest = max(widths, default=0)
+    widest += widest % 2 if even else 0
+    few = decode.narrow_width(widths, even=even)
+    apart = [w for w in range(1, widest) if not (even and w % 2)]
+    costs = {w: sum(w if width <= w else widest for width in widths) for w in apart}
     together = len(widths) * widest
     if few:
         assert costs[few] == min(costs.values()) < together - decode.PASS_ROWS
@@ -166,6 +168,27 @@ def test_requests_with_few_candidates_left_decode_apart_if_it_pays() -> None:
     assert decode_with(others=9) == [(9, 2), (1, 8)] * 4
     # Two of them are not worth a pass of their own.
     assert decode_with(others=2) == [(3, 8)] * 4
+    # Where any number of rows will do, they have one each; beside plain decoding the pass is there.
+    engine.even_steps = False
+    assert decode_with(others=9) == [(9, 1), (1, 8)] * 4
+
+
+def test_one_candidate_left_decodes_with_plain_requests_where_rows_are_alike() -> None:
+    engine = FakeEngine(
+        make_manifest(eos_token_ids=()), spread=2.0, script=dict.fromkeys(range(99), 7)
+    )
+
+    def decoded(even_steps: bool) -> list[tuple[int, int]]:
+        engine.even_steps = even_steps
+        engine.calls.clear()
+        client = Client(Scheduler(engine))
+        for method in (Plain(), ArgsGreedy(top_k=8, weight=0.1)):
+            client.submit(Request([3, 4], method, max_tokens=2))
+        run(client.scheduler)
+        return engine.calls[1:]
+
+    assert decoded(even_steps=True) == [(1, 1), (1, 2)] * 2
+    assert decoded(even_steps=False) == [(2, 1)] * 2
 
 
 class Recorder(Observer):
