@@ -76,26 +76,27 @@ def split_heads(
     e: Emitter,
     value: ir.Value,
     shape: ir.Value,
-    count: int,
     name: str,
     dims: Dimensions | None = None,
+    *,
+    transpose: bool = True,
 ) -> ir.Value:
     """``[B, S, count*e]`` to ``[B, count, S, e]``, rotated after the split if it was before.
 
     Args:
         e: Where to emit.
         value: Queries, keys or values of all heads.
-        shape: The shape ``[B, S, count, e]``, as a value; of a single head ``[B, 1, S, e]``.
-        count: Heads.
+        shape: The shape ``[B, S, count, e]``, as a value.
         name: Prefix of the names.
         dims: The shape of the result, as it is noted in the graph.
+        transpose: False for a single head, of which ``shape`` is ``[B, 1, S, e]`` already.
     """
     rotation = value.producer()
     if rotation is not None and rotation.op_type != "RotaryEmbedding":
         rotation = None
     flat = value if rotation is None else rotation.inputs[0]
     x = e.op("Reshape", [flat, shape], f"{name}.split")
-    x = x if count == 1 else e.op("Transpose", [x], f"{name}.heads", perm=[0, 2, 1, 3])
+    x = e.op("Transpose", [x], f"{name}.heads", perm=[0, 2, 1, 3]) if transpose else x
     x.shape = None if dims is None else ir.Shape(dims)
     if rotation is None:
         return x

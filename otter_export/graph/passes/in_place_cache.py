@@ -92,10 +92,10 @@ class InPlaceCache(ir.passes.InPlacePass):
 
         def split(value: ir.Value | None, count: int, name: str) -> ir.Value:
             assert value is not None
-            sizes = [0, 1, -1, size] if count == 1 else [0, 0, count, size]
-            shape = e.constant(sizes, f"otter.split.{count}.{size}")
+            # A Transpose of one head too: without it TensorRT-RTX 1.7 ends on OLMo 2.
+            shape = e.constant([0, 0, count, size], f"otter.split.{count}.{size}")
             dims: list[int | str] = ["batch", count, "step", size]
-            return split_heads(e, value, shape, count, f"{prefix}.{name}", dims)
+            return split_heads(e, value, shape, f"{prefix}.{name}", dims)
 
         def updated(past: ir.Value | None, rows: ir.Value, name: str) -> ir.Value:
             assert past is not None

@@ -135,7 +135,8 @@ class _Shared:
         assert value is not None
         dims = ("B", 1, "S", self.size) if count == 1 else ("B", "S", count, self.size)
         named: list[int | str] = ["batch", count, "step", self.size]
-        return split_heads(e, value, self.shape(*dims), count, name, named)
+        shape = self.shape(*dims)
+        return split_heads(e, value, shape, name, named, transpose=count > 1)
 
     def ends(self, kv_heads: int | None, group: int | None) -> list[ir.Value]:
         """The inputs of a Slice of weights ``[B, Hkv, G*S, ...]`` to fewer heads; none for None."""
