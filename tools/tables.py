@@ -62,6 +62,17 @@ def results(*names: str) -> str:
     )
 
 
+def _of_results(name: str, *records: str) -> tuple[str, str, str, Callable[[], str]]:
+    """A table of docs/performance.md that is a copy of records."""
+    return (
+        "docs/performance.md",
+        f"<!-- {name}: by `python -m tools.tables`, from benchmarks/results; "
+        "a test compares them -->",
+        f"<!-- {name} end -->",
+        functools.partial(results, *records),
+    )
+
+
 #: Page, the comment before a table and the one behind it, and what makes the table.
 TABLES: tuple[tuple[str, str, str, Callable[[], str]], ...] = (
     (
@@ -77,20 +88,9 @@ TABLES: tuple[tuple[str, str, str, Callable[[], str]], ...] = (
         "<!-- tables end -->",
         families,
     ),
-    (
-        "docs/performance.md",
-        "<!-- speed: by `python -m tools.tables`, from benchmarks/results; "
-        "a test compares them -->",
-        "<!-- speed end -->",
-        functools.partial(results, "peers_speed"),
-    ),
-    (
-        "docs/performance.md",
-        "<!-- savings: by `python -m tools.tables`, from benchmarks/results; "
-        "a test compares them -->",
-        "<!-- savings end -->",
-        functools.partial(results, "peers_time", "peers_space"),
-    ),
+    _of_results("speed", "peers_speed"),
+    _of_results("savings", "peers_time", "peers_space"),
+    _of_results("shapes", "shape_quality"),
     (
         "docs/architecture.md",
         "<!-- files: by `python -m tools.tables`, from the modules' docstrings; "

@@ -56,4 +56,5 @@ def space_saved(
 
 def _model_size(directory: Path) -> int:
     """Bytes of graph and weights; a tokenizer belongs to the base in any case."""
-    return sum(path.stat().st_size for path in directory.glob("model.onnx*"))
+    files = (*directory.glob("model.onnx*"), *directory.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in files)

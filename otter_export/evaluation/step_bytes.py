@@ -44,7 +44,11 @@ def weight_bytes(manifest: EngineManifest) -> int:
         manifest: Of an ``onnx`` engine.
     """
     stem = manifest.model_file
-    stored = sum(file.size for file in manifest.files if file.path.startswith(stem))
+    stored = sum(
+        file.size
+        for file in manifest.files
+        if file.path.startswith(stem) or file.path.endswith(".safetensors")
+    )
     precision = choose_precision(ONNX_RUNTIME["cpu"], manifest.precision, "cpu")
     width = manifest.base.get("hidden_size")  # engine.json need not say it
     embedding = manifest.vocab_size * (width if type(width) is int else 0)
