@@ -26,12 +26,16 @@ def divisions(widths: list[int]) -> list[list[list[int]]]:
 
 
 @settings(max_examples=30)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=7))
-def test_no_division_into_batches_costs_less(widths: list[int]) -> None:
-    def computed(batches: list[list[int]]) -> int:
-        return sum(len(batch) * (max(batch) + max(batch) % 2) for batch in batches)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.booleans())
+def test_no_division_into_batches_costs_less(widths: list[int], even: bool) -> None:
+    engine = FakeEngine(make_manifest())
+    engine.even_steps = even
 
-    found, passes = rows._best_passes(widths)
+    def computed(batches: list[list[int]]) -> int:
+        more = [max(batch) % 2 if even else 0 for batch in batches]
+        return sum(len(b) * (max(b) + m) for b, m in zip(batches, more, strict=True))
+
+    found, passes = rows._best_passes(engine, widths)
     costs = [computed(b) + rows.PASS_ROWS * len(b) for b in divisions(widths)]
     assert found + rows.PASS_ROWS * passes == min(costs)
 
