@@ -15,19 +15,24 @@ from otter_export.graph.pipeline import lower, onnxruntime, run_passes
 from otter_export.precision import choose_precision
 
 
-def write_base(checkpoint: Checkpoint, precision: str, directory: Path) -> None:
-    """Write the base alone, lowered as an engine's is."""
-    save_model(lower(checkpoint, onnxruntime(), precision, widened=False), directory)
+def write_base(
+    checkpoint: Checkpoint, precision: str, directory: Path, positions: int | None = None
+) -> None:
+    """Write the base alone, lowered as an engine's is, for sequences of at most ``positions``."""
+    graph = lower(checkpoint, onnxruntime(), precision, widened=False, positions=positions)
+    save_model(graph, directory)
 
 
-def write_reward_model(checkpoint: Checkpoint, precision: str, directory: Path) -> None:
+def write_reward_model(
+    checkpoint: Checkpoint, precision: str, directory: Path, positions: int | None = None
+) -> None:
     """Write the base's decoder under a random head of one row: a reward model of the base's size.
 
     Its weights are its own, as those of a separate reward model are.
     """
     pipeline = onnxruntime()
     chosen = choose_precision(pipeline.precisions, precision, pipeline.where)
-    model = base_graph(checkpoint.base, chosen.dtype.hub)
+    model = base_graph(checkpoint.base, chosen.dtype.hub, positions)
     _replace_head(model, checkpoint.base.dimensions.hidden_size)
     save_model(run_passes(model, pipeline.passes(checkpoint.base, chosen)), directory)
 

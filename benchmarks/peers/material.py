@@ -35,6 +35,8 @@ RANDOM = {
     "Llama-1.1B": (2048, 5632, 22, 32, 4),
 }
 MODELS = (REAL, *RANDOM)
+#: The longest sequence of our engines, ours and the baselines' alike.
+_POSITIONS = 1024
 #: onnxruntime-genai's builder makes blocks of 32 unless told otherwise; ours are of 128.
 GENAI_BLOCKS = (32, 128)
 #: By our name of the precision: what llama.cpp calls it, and its number of that file type.
@@ -81,7 +83,7 @@ class Files:
     def engine(self, kind: str, precision: str) -> Path:
         """An engine of a checkpoint."""
         arguments = ("build", self.checkpoint(kind), "--target", "onnx", "--precision", precision)
-        limit = ("--max-seq-len", 1024)
+        limit = ("--max-seq-len", _POSITIONS)
         return self._built(
             f"engine-{kind}-{precision}",
             lambda path: _otter_export(*arguments, *limit, "--force", "--out", path),
@@ -95,7 +97,7 @@ class Files:
             shutil.copy(self.base() / "tokenizer.json", path)
             for name, make in {"base": write_base, "reward": write_reward_model}.items():
                 (path / name).mkdir()
-                make(checkpoint, precision, path / name)
+                make(checkpoint, precision, path / name, _POSITIONS)
 
         return self._built(f"graphs-{precision}", write)
 
