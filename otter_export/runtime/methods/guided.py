@@ -60,4 +60,5 @@ def entropy(logits: FloatArray) -> float:
     below = np.maximum(np.subtract(logits, logits.max(), dtype=np.float64), _FARTHEST)
     weights = np.exp(below)
     total = weights.sum()
-    return float(np.log(total) - weights @ below / total)
+    # No product of vectors: BLAS would give it threads, which then wait for more by spinning.
+    return float(np.log(total) - (weights * below).sum() / total)
