@@ -20,9 +20,6 @@ from otter_export.checkpoint import Checkpoint
 from otter_export.errors import UnsupportedError
 from otter_export.family import BaseDimensions, Space, channel_width
 
-#: Spaces whose width is divided among ranks; the hidden state itself never is.
-DIVIDED = (Space.QUERY, Space.KEY, Space.VALUE, Space.INNER)
-
 
 @dataclasses.dataclass(frozen=True)
 class Layout:

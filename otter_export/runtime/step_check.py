@@ -88,7 +88,7 @@ def _check_array(name: str, array: object, shape: tuple[int, ...], dtype: type) 
 
 
 def _check_range(name: str, array: IntArray, limit: int, what: str) -> None:
-    # As unsigned numbers those below 0 are the largest: one look for both ends.
-    if array.view(np.uint64).max() >= limit:
-        bad = int(array.min()) if array.min() < 0 else int(array.max())
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= limit:
+        bad = low if low < 0 else high
         raise EngineError(f"{name} holds {bad}; accepted: 0 to {limit - 1} ({what} is {limit})")

@@ -26,7 +26,7 @@ from otter_export.cuda import CudaDevice
 from otter_export.engine_io import TensorSpec
 from otter_export.errors import EngineError, MissingDependencyError, UnsupportedError
 from otter_export.manifest import EngineManifest
-from otter_export.runtime.engine import BoolArray, FloatArray, IntArray
+from otter_export.runtime.engine import FloatArray
 from otter_export.runtime.executor import Blocks, RowRule, StepInputs, cache_blocks
 from otter_export.runtime.memory.block import Memory
 from otter_export.runtime.memory.cuda import cuda_memory
@@ -52,9 +52,6 @@ _TYPES = {
 #: disk, and a chunk of a prompt on a slow CPU.
 _FIRST_STEP_SECONDS = 60.0
 _BYTES_PER_SECOND = 20e6
-#: References to an array that nobody else holds: the table, a variable, the call that counts. A
-#: view of it holds the array itself.
-_OURS = 3
 #: Caches with new rows of one shape, whose tensors stay bound.
 _BINDINGS = 16
 
@@ -272,9 +269,14 @@ class OnnxRuntimeExecutor:
         bound = self._bindings.get(key, lambda: _Binding(self._session, self._provider))
         for cache, past, present in zip(self._io.caches, blocks, presents, strict=True):
             bound.cache(cache, batch, past, present)
-        bound.inputs(inputs.arrays)
-        outputs = {n: bound.output(n, (batch, kept, *dims)) for n, dims in self._outputs.items()}
         binding = bound.binding
+        for name, array in inputs.arrays.items():
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        outputs = {
+            n: np.empty((batch, kept, *dims), np.float32) for n, dims in self._outputs.items()
+        }
+        for name, out in outputs.items():
+            binding.bind_output(name, "cpu", 0, out.dtype, out.shape, out.ctypes.data)
         if self._device is not None:
             # ONNX Runtime's stream does not wait for the stream on which rows were moved.
             self._device.synchronize()
@@ -312,34 +314,12 @@ def run_limited(session: Any, binding: Any, seconds: float) -> None:
 
 
 class _Binding:
-    """ONNX Runtime's binding of one cache and its new rows, which stay bound from step to step.
-
-    So do the other inputs: a step's are copied to where the last ones were.
-    """
+    """ONNX Runtime's binding of one cache and its new rows, which stay bound from step to step."""
 
     def __init__(self, session: Any, device: str) -> None:
         self.binding = session.io_binding()
         self._device = device
         self._bound: dict[str, object] = {}
-        self._inputs: dict[str, IntArray | BoolArray] = {}
-        self._outputs: dict[str, FloatArray] = {}
-
-    def inputs(self, arrays: Mapping[str, IntArray | BoolArray]) -> None:
-        """Set the inputs that are no caches; bind those whose shape is another one now."""
-        for name, array in arrays.items():
-            held = self._inputs.get(name)
-            if held is None or held.shape != array.shape:
-                held = self._inputs[name] = np.empty_like(array)
-                self.binding.bind_input(name, "cpu", 0, held.dtype, held.shape, held.ctypes.data)
-            np.copyto(held, array)
-
-    def output(self, name: str, shape: tuple[int, ...]) -> FloatArray:
-        """Memory for an output: that of the last step, unless somebody still holds it."""
-        held = self._outputs.get(name)
-        if held is None or held.shape != shape or sys.getrefcount(held) > _OURS:
-            held = self._outputs[name] = np.empty(shape, np.float32)
-            self.binding.bind_output(name, "cpu", 0, held.dtype, held.shape, held.ctypes.data)
-        return held
 
     def cache(self, cache: engine_io.CacheSpec, batch: int, past: Any, present: Any) -> None:
         """Bind the first ``batch`` places of a cache, and the memory of its new rows."""
