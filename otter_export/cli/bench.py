@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import os
 import platform
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
 from otter_export import __version__
-from otter_export.cli.progress import DELAY_SECONDS
+from otter_export.cli.progress import step_bar
 from otter_export.cli.table import human_bytes, table
 from otter_export.config import Signal
 from otter_export.evaluation.benchmark import Plan, measure
@@ -89,7 +86,7 @@ def bench(
     most = manifest.built_for.limits.max_batch_size
     sizes = tuple(size for size in batches if most is None or size <= most)
     plan = Plan(prompts or PROMPTS, methods, tokens, rounds, sizes, seconds)
-    with _bar(plan.runs) as done:
+    with step_bar(plan.runs, "run") as done:
         found = measure(engine, plan, done)
     report = {
         "engine": _described(directory, manifest, reward_signal(manifest, signal)),
@@ -109,21 +106,6 @@ def bench(
     click.echo(json.dumps(report, indent=1) if as_json else _text(report))
     if plot is not None:
         click.echo(f"plot: {plot}", err=True)
-
-
-@contextlib.contextmanager
-def _bar(total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on stderr; yields a callback for the name of each run that ended."""
-    interval = 0.1 if sys.stderr.isatty() else 5.0  # a log file gets a line now and then
-    with tqdm(
-        total=total, delay=DELAY_SECONDS, mininterval=interval, leave=False, unit="run"
-    ) as bar:
-
-        def done(name: str) -> None:
-            bar.set_description(name, refresh=False)
-            bar.update()
-
-        yield done
 
 
 def _described(directory: Path, manifest: EngineManifest, signal: Signal) -> dict[str, Any]:

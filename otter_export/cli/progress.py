@@ -27,7 +27,7 @@ def byte_bar(total: int | None, description: str) -> Iterator[Callable[[int], No
         unit_scale=True,
         unit_divisor=1024,
         delay=DELAY_SECONDS,
-        mininterval=0.1 if sys.stderr.isatty() else 5.0,  # a log file gets a line now and then
+        mininterval=_interval(),
         leave=False,
     ) as bar:
 
@@ -35,3 +35,27 @@ def byte_bar(total: int | None, description: str) -> Iterator[Callable[[int], No
             bar.update(count)
 
         yield advance
+
+
+@contextlib.contextmanager
+def step_bar(total: int, unit: str) -> Iterator[Callable[[str], None]]:
+    """Yield a callback that takes the name of each step of a work.
+
+    Args:
+        total: Steps in all.
+        unit: What a step is: ``check``.
+    """
+    with tqdm(
+        total=total, delay=DELAY_SECONDS, mininterval=_interval(), leave=False, unit=unit
+    ) as bar:
+
+        def advance(name: str) -> None:
+            bar.set_description(name, refresh=False)
+            bar.update()
+
+        yield advance
+
+
+def _interval() -> float:
+    """Seconds between two looks of a bar; a log file gets a line now and then."""
+    return 0.1 if sys.stderr.isatty() else 5.0

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from tqdm import tqdm
 
-from otter_export.cli.progress import DELAY_SECONDS
+from otter_export.cli.progress import step_bar
 from otter_export.cli.table import table
 from otter_export.evaluation.check import CheckResult
 from otter_export.evaluation.prompts import PROMPTS
@@ -71,31 +68,12 @@ def verify(
         chosen += PROMPTS[:_QUICK_PROMPTS] if quick else PROMPTS
     tokens = min(max_tokens, _QUICK_TOKENS) if quick else max_tokens
     options = Options(tuple(chosen), tokens, quick, provider)
-    with _check_bar() as started:
+    with step_bar(len(CHECKS), "check") as started:
         report = run_checks(directory, checkpoint, options, started)
     try:
         click.echo(json.dumps(report.to_json(), indent=1) if as_json else _text(report))
     finally:
         report.raise_for_failures()  # also where nobody reads the report
-
-
-@contextlib.contextmanager
-def _check_bar() -> Iterator[Callable[[str], None]]:
-    """A progress bar on stderr; yields a callback for the name of each check as it starts."""
-    interval = 0.1 if sys.stderr.isatty() else 5.0  # a log file gets a line now and then
-    with tqdm(
-        total=len(CHECKS),
-        delay=DELAY_SECONDS,
-        mininterval=interval,
-        leave=False,
-        unit="check",
-    ) as bar:
-
-        def started(name: str) -> None:
-            bar.set_description(name, refresh=False)
-            bar.update()
-
-        yield started
 
 
 def _text(report: Report) -> str:
