@@ -117,15 +117,15 @@ def sample(
     # The difference comes first: a tiny temperature then gives 0 and -inf, never inf - inf.
     with np.errstate(over="ignore"):
         weights = np.exp((scores - scores.max()) / temperature)
-    nucleus = _nucleus(weights, top_p) if top_p < 1 else None
-    cumulative = np.cumsum(weights if nucleus is None else weights[nucleus])
+    kept = nucleus(weights, top_p) if top_p < 1 else None
+    cumulative = np.cumsum(weights if kept is None else weights[kept])
     draw = generator.random() * cumulative[-1]
     # random() is below 1, but its product can round up to the total.
     index = min(int(np.searchsorted(cumulative, draw, side="right")), len(cumulative) - 1)
-    return index if nucleus is None else int(nucleus[index])
+    return index if kept is None else int(kept[index])
 
 
-def _nucleus(weights: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.int64]:
+def nucleus(weights: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.int64]:
     """Indices of the nucleus, the greatest weight first; of equal ones the first first."""
     total = weights.sum()
     # What is left out here has less than 1 - top_p of the total together, so the nucleus is among
