@@ -126,7 +126,15 @@ def sample(
 
 
 def nucleus(weights: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.int64]:
-    """Indices of the nucleus, the greatest weight first; of equal ones the first first."""
+    """The smallest set of the greatest weights that holds a share of their sum.
+
+    Args:
+        weights: ``[k]``, at least 0, with a sum above 0.
+        top_p: The share; above 0, at most 1.
+
+    Returns:
+        Their indices, the greatest weight first; of equal ones the first first. Never empty.
+    """
     total = weights.sum()
     # What is left out here has less than 1 - top_p of the total together, so the nucleus is among
     # the rest, and a vocabulary need not be sorted. The half is for rounding.

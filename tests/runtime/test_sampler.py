@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from otter_export import ArgsGreedy
 from otter_export.errors import EngineError
-from otter_export.runtime.sampler import _nucleus, possible_winners, sample, top_candidates
+from otter_export.runtime.sampler import nucleus, possible_winners, sample, top_candidates
 
 #: Few distinct values, so that ties are common; some are minus infinity.
 TIED = st.lists(st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=40)
@@ -119,7 +119,7 @@ def test_the_nucleus_is_that_of_all_scores_sorted(scores: list[float], top_p: fl
     weights = np.exp(np.array(scores))
     order = np.argsort(-weights, kind="stable")
     shares = np.cumsum(weights[order]) / weights.sum()
-    found = _nucleus(weights, top_p)
+    found = nucleus(weights, top_p)
     assert found.tolist() == order[: len(found)].tolist()
     # Up to the rounding of sums in different orders.
     assert shares[len(found) - 1] > top_p - 1e-12
