@@ -147,8 +147,7 @@ class TorchStep:
         channel = state[..., -self._model.config.hidden_size :]
         outputs = {engine_io.LOGITS: self._model.logits(state).float()}
         for signal in self._model.config.signals:
-            if signal.kind in engine_io.OUTPUT_KINDS:
-                outputs[signal.name] = self._model.head(signal.name)(channel).float()
+            outputs[signal.name] = self._model.head(signal.name).output(channel).float()
         return outputs
 
     def _masks(self, slots: Tensor) -> Any:
