@@ -48,7 +48,7 @@ class FineTuning:
     """
 
     first_layer: int = 14
-    tokens: int = 60_000
+    tokens: int = 30_000
     batch_tokens: int = 512
     max_tokens: int = 96
     learning_rate: float = 1e-4

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def write(
 def write_by_models(
     models: Sequence[Model],
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     size: Size,
     *,
     weight: float,

@@ -77,8 +77,9 @@ def compare(
         arms = {}
         for label, used in {PLAIN: models[:1], DEXPERTS: models}.items():
             began = time.perf_counter()
+            bar = tqdm(prompts, desc=label, unit="prompt", leave=False)
             written = comparison.write_by_models(
-                used, tokenizer, prompts, size, weight=WEIGHT, top_p=TOP_P, ends=ends
+                used, tokenizer, bar, size, weight=WEIGHT, top_p=TOP_P, ends=ends
             )
             seconds = time.perf_counter() - began
             perplexity = comparison.base_perplexity(material.base, ids, written)
