@@ -54,7 +54,7 @@ def changed(family: Family, case: Case) -> dict[str, Any]:
     return {key: not default[key] if key in switches else OTHER[key] for key in sorted(known)}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", list(FAMILIES))
 def test_a_changed_setting_shows(name: str, tmp_path: Path) -> None:
     family = FAMILIES.load(name)
     case = case_of(family)
@@ -68,7 +68,7 @@ def test_a_changed_setting_shows(name: str, tmp_path: Path) -> None:
     assert built.relative(found["logits"], expected.numpy()) < FP32, settings
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", list(FAMILIES))
 def test_every_setting_is_changed_here_or_by_a_case(name: str) -> None:
     family = FAMILIES.load(name)
     settings = {*family.settings, *(k for k in (family.biases or {}).values() if k is not True)}
