@@ -117,8 +117,16 @@ ARGUMENTS = [
     Case("width of zero", "insert base new --hidden-size 0", "0 is not in the range x>=1"),
     Case("width that is no number", "insert base new --hidden-size wide", "not a valid integer"),
     Case("unknown initialisation", "insert base new --init zero", "'zero' is not one of 'copy'"),
-    Case("data for no probe", "insert base new --data d.jsonl", "--data is for --init probe, not --init copy"),
-    Case("no such data", "insert base new --init probe --data gone.jsonl", "gone.jsonl does not exist"),
+    Case(
+        "data for no probe",
+        "insert base new --data d.jsonl",
+        "--data is for --init probe, not --init copy",
+    ),
+    Case(
+        "no such data",
+        "insert base new --init probe --data gone.jsonl",
+        "gone.jsonl does not exist",
+    ),
     Case("unknown dtype", "insert base new --dtype F64", "'F64' is not one of 'F32'"),
     Case("negative seed", "insert base new --seed -1", "-1 is not in the range x>=0"),
     Case("signal without a kind", "insert base new --signal reward", "expected NAME:KIND"),
