@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -199,9 +200,10 @@ def insert(
         force=force,
     )
     plan = planned()
+    fit = None if data is None else _fit(plan, data, score_scale, max_tokens, options.seed)
     click.echo(_settings(plan))
-    if data is not None:
-        plan = planned(probe=_fitted(plan, data, score_scale, max_tokens, options.seed))
+    if fit is not None:
+        plan = planned(probe=fit())
     for note in (*plan.notes, difference_from_transformers(plan.base)):
         if note is not None:
             click.echo(f"note: {note}")
@@ -213,8 +215,10 @@ def insert(
     )
 
 
-def _fitted(plan: Insertion, data: Path, scale: float, max_tokens: int, seed: int) -> Probe:
-    """A probe of the base's last state that predicts what is in the data."""
+def _fit(
+    plan: Insertion, data: Path, scale: float, max_tokens: int, seed: int
+) -> Callable[[], Probe]:
+    """Read the data; what comes back fits a probe of the base's last state to it."""
     try:
         from otter_export.modeling.data import Reader
         from otter_export.modeling.probe_fit import fit_probe, fittable
@@ -231,8 +235,12 @@ def _fitted(plan: Insertion, data: Path, scale: float, max_tokens: int, seed: in
         min(max_tokens, plan.base.dimensions.max_position_embeddings),
     )
     items = reader.read(data)
-    with tqdm(total=len(items), desc="fitting", unit="text", delay=DELAY_SECONDS) as bar:
-        return fit_probe(plan.base, plan.config, items, seed, bar.update)
+
+    def fit() -> Probe:
+        with tqdm(total=len(items), desc="fitting", unit="text", delay=DELAY_SECONDS) as bar:
+            return fit_probe(plan.base, plan.config, items, seed, bar.update)
+
+    return fit
 
 
 def _settings(plan: Insertion) -> str:

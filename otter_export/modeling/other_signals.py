@@ -1,4 +1,4 @@
-"""What training one signal does to the others: they read the same channel, which has moved."""
+"""Changes of the other signals by the training of one: they read the same channel."""
 
 from __future__ import annotations
 

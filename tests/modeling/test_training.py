@@ -158,8 +158,9 @@ def test_a_frozen_channel_leaves_the_other_signals_alone(make: Callable[..., Tra
     ids = torch.tensor([[4, 5, 6, 14]])
     with torch.no_grad():
         before = trainer.model(ids).signals
-        assert trainer.run()
-        trainer.use_best()
+    assert trainer.run()
+    trainer.use_best()
+    with torch.no_grad():
         after = trainer.model(ids).signals
     assert torch.equal(after["next"], before["next"])
     assert not torch.equal(after["reward"], before["reward"])
@@ -174,8 +175,9 @@ def test_what_a_moving_channel_does_to_other_signals_is_measured(
     ids, supervised = (getattr(collate(trainer.sample[:32]), n) for n in ("ids", "supervised"))
     with torch.no_grad():
         before = trainer.model(ids).signals["next"][supervised].double()
-        assert trainer.run()
-        trainer.use_best()
+    assert trainer.run()
+    trainer.use_best()
+    with torch.no_grad():
         after = trainer.model(ids).signals["next"][supervised].double()
     change = float((after - before).abs().mean())
     found = trainer.changes_of_others()

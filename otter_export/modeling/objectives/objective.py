@@ -1,4 +1,4 @@
-"""What a training objective is: a loss over a batch, and the metric that judges held-out items."""
+"""`Objective`: a loss over a batch, and the metric that judges held-out items."""
 
 from __future__ import annotations
 
