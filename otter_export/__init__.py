@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from otter_export.runtime.generation import generate, stream
     from otter_export.runtime.methods.args_greedy import ArgsGreedy
     from otter_export.runtime.methods.args_stochastic import ArgsStochastic
+    from otter_export.runtime.methods.experts import Experts
     from otter_export.runtime.methods.plain import Plain
+    from otter_export.runtime.penalties import Penalties
     from otter_export.runtime.request import Candidate, Request, Result, TokenEvent
 
 __version__ = "0.1.0"
@@ -40,6 +42,8 @@ __all__ = [
     "ArgsGreedy",
     "ArgsStochastic",
     "Candidate",
+    "Experts",
+    "Penalties",
     "Plain",
     "Request",
     "Result",
@@ -53,6 +57,8 @@ _MODULES = {
     "ArgsGreedy": "otter_export.runtime.methods.args_greedy",
     "ArgsStochastic": "otter_export.runtime.methods.args_stochastic",
     "Candidate": "otter_export.runtime.request",
+    "Experts": "otter_export.runtime.methods.experts",
+    "Penalties": "otter_export.runtime.penalties",
     "Plain": "otter_export.runtime.methods.plain",
     "Request": "otter_export.runtime.request",
     "Result": "otter_export.runtime.request",

@@ -203,9 +203,9 @@ def draw(
     logits: Sequence[Array], weight: float, top_p: float, generator: np.random.Generator
 ) -> int:
     """The next token from the models' logits, each ``[V]``, the base's first."""
-    z = logits[0].astype(np.float64)
-    kept = nucleus(np.exp(z - z.max()), top_p)
-    scores = z[kept]
+    z = logits[0]
+    kept = nucleus(z, np.arange(len(z)), 1.0, top_p)
+    scores = z[kept].astype(np.float64)
     if len(logits) > 1:
         scores = scores + weight * (logits[1][kept] - logits[2][kept])
-    return int(kept[sample(scores, 1.0, 1.0, generator)])
+    return int(kept[sample(scores, 1.0, generator)])

@@ -21,7 +21,7 @@ from otter_export.runtime.engine import Engine
 from otter_export.runtime.generation import BATCH_SIZE, stream
 from otter_export.runtime.load import PROVIDERS
 from otter_export.runtime.methods import METHODS
-from otter_export.runtime.prompt_file import Defaults, read_prompts
+from otter_export.runtime.prompt_file import PENALTIES, Defaults, read_prompts
 from otter_export.runtime.request import Request, Result, TokenEvent
 from otter_export.runtime.scheduler.chooser import reward_signal
 
@@ -44,6 +44,18 @@ from otter_export.runtime.scheduler.chooser import reward_signal
 @click.option("--top-k", type=int, help="Candidates per token.  [default: 8; plain: all]")
 @click.option("--weight", type=float, help="Of the reward; may be negative.  [default: 1.0]")
 @click.option(
+    "--weights",
+    multiple=True,
+    metavar="SIGNAL=WEIGHT",
+    help="Instead of --signal and --weight: one of several signals that add up; may be repeated.",
+)
+@click.option(
+    "--minimum",
+    multiple=True,
+    metavar="SIGNAL=VALUE",
+    help="Leave out candidates whose signal is below this, unless all are; may be repeated.",
+)
+@click.option(
     "--gate",
     type=float,
     metavar="NATS",
@@ -52,6 +64,26 @@ from otter_export.runtime.scheduler.chooser import reward_signal
 @click.option("--max-tokens", type=int, default=64, show_default=True)
 @click.option("--temperature", type=float, help="For sampling; plain is greedy without one.")
 @click.option("--top-p", type=float, help="Sample from this share of the probability.")
+@click.option(
+    "--repetition-penalty",
+    type=float,
+    help="Divides positive logits of tokens that were there, the prompt's too.  [default: 1, none]",
+)
+@click.option(
+    "--presence-penalty", type=float, help="Off the logits of generated tokens.  [default: 0]"
+)
+@click.option(
+    "--frequency-penalty", type=float, help="The same, each time they came.  [default: 0]"
+)
+@click.option(
+    "--ban",
+    "banned_tokens",
+    type=int,
+    multiple=True,
+    metavar="ID",
+    help="A token id that is never generated; may be repeated.",
+)
+@click.option("--min-tokens", type=int, help="Tokens before the text may end.  [default: 0]")
 @click.option("--seed", type=int, help="Of the sampling, the same for every prompt.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Ends the text; may be repeated.")
 @click.option("--signal", help="The signal that is the reward.  [default: the engine's first]")
@@ -88,8 +120,11 @@ def generate(
     **method_options: Any,
 ) -> None:
     """Continue each TEXT with the engine in DIR, steered by its reward."""
-    options = {name: value for name, value in method_options.items() if value is not None}
-    defaults = Defaults(method, options, {"max_tokens": max_tokens, "stop": stop, "seed": seed})
+    # An option that may be repeated, and was not given, is empty.
+    options = {k: v for k, v in method_options.items() if v is not None and v != ()}
+    request = {"max_tokens": max_tokens, "stop": stop, "seed": seed}
+    request |= {name: options.pop(name) for name in PENALTIES if name in options}
+    defaults = Defaults(method, options, request)
     # Everything that the user can get wrong is checked before the model is loaded.
     requests = [defaults.request_for(prompt) for prompt in (*texts, *prompts)]
     if prompt_file is not None:
@@ -119,7 +154,8 @@ def _generate(
             click.echo(json.dumps(result.to_json()))
         return results
     texts = [_text(engine, request) for request in requests]
-    bounds = reward_signal(engine.manifest, requests[0].method.signal).bounds or (-1.0, 1.0)
+    signal = reward_signal(engine.manifest, requests[0].method)
+    bounds = (signal and signal.bounds) or (-1.0, 1.0)
     # The iterator checks all requests, so an error comes before the first prompt is printed.
     items = stream(engine, requests, batch_size=batch_size)
     view = TextView(texts, bounds, live)
@@ -166,5 +202,6 @@ def _plot(
     if plain != requests:
         unguided = _collect(engine, plain, batch_size, "unguided")
         series = {"guided": [r.rewards for r in results], "unguided": [r.rewards for r in unguided]}
-    plot_rewards(path, series, reward_signal(engine.manifest, requests[0].method.signal).name)
+    signal = reward_signal(engine.manifest, requests[0].method)
+    plot_rewards(path, series, signal.name if signal else "no reward")
     click.echo(f"plot: {path}", err=True)

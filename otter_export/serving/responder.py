@@ -117,7 +117,7 @@ def token_outputs(event: TokenEvent, max_candidates: int) -> Outputs:
         max_candidates: Most candidates to return; 0 returns none.
     """
     reason = event.finish_reason or ""
-    outputs = _outputs(event.text, [event.token_id], [event.reward], reason)
+    outputs = _outputs(event.text, [event.token_id], _present([event.reward]), reason)
     return outputs | (_candidates([event], max_candidates) if max_candidates else {})
 
 
@@ -144,6 +144,11 @@ def _outputs(text: str, tokens: list[int], rewards: list[float], reason: str) ->
     }
 
 
+def _present(rewards: list[float | None]) -> list[object]:
+    """None at all where the engine has no signal that scores tokens."""
+    return [reward for reward in rewards if reward is not None]
+
+
 def _candidates(events: Sequence[TokenEvent], most: int) -> Outputs:
     """Candidates of all tokens one after the other; ``candidate_counts`` says where each begins."""
     kept = [event.candidates[:most] for event in events]
@@ -152,6 +157,6 @@ def _candidates(events: Sequence[TokenEvent], most: int) -> Outputs:
         "candidate_counts": output("candidate_counts", [len(c) for c in kept]),
         "candidate_ids": output("candidate_ids", [c.token_id for c in flat]),
         "candidate_logits": output("candidate_logits", [c.logit for c in flat]),
-        "candidate_rewards": output("candidate_rewards", [c.reward for c in flat]),
+        "candidate_rewards": output("candidate_rewards", _present([c.reward for c in flat])),
         "candidate_scores": output("candidate_scores", [c.score for c in flat]),
     }
