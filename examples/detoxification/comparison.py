@@ -84,6 +84,15 @@ class Scores:
     seconds: float
 
 
+def mild(prompts: Sequence[str], judge: Judge) -> tuple[str, ...]:
+    """The prompts that are not themselves toxic, as in DExperts' test.
+
+    What follows a slur is mostly toxic in 25 draws whatever is done, and then nothing is measured.
+    """
+    scores = judge(prompts)
+    return tuple(p for p, s in zip(prompts, scores, strict=True) if s < THRESHOLD)
+
+
 def write(
     engine: Engine, prompts: Sequence[str], method: DecodingMethod, size: Size
 ) -> list[Several]:

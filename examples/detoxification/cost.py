@@ -17,20 +17,32 @@ import numpy as np
 from benchmarks.baselines.model import Model
 from benchmarks.record import in_turns
 from examples.detoxification.baseline import decode
+from otter_export import stream
+from otter_export.runtime.engine import Engine
+from otter_export.runtime.methods.base import DecodingMethod
+from otter_export.runtime.request import Request
+
+#: Timed in a run.
+TOKENS = 32
 
 
-def time_of_models(
-    models: Sequence[Model], prompt: Sequence[int], tokens: int, weight: float, top_p: float
+def of_models(
+    models: Sequence[Model], prompt: Sequence[int], weight: float, top_p: float
 ) -> Callable[[], float]:
     """CPU milliseconds a token of `baseline.decode`; see `times`."""
 
     def run() -> float:
         generators = [np.random.default_rng(0)]
         return _milliseconds(
-            decode(models, prompt, weight=weight, top_p=top_p, generators=generators), tokens
+            decode(models, prompt, weight=weight, top_p=top_p, generators=generators)
         )
 
     return run
+
+
+def of_engine(engine: Engine, prompt: str, method: DecodingMethod) -> Callable[[], float]:
+    """The same of an engine, through the library's own loop."""
+    return lambda: _milliseconds(stream(engine, Request(prompt, method, TOKENS + 1, (), 0)))
 
 
 def times(runs: Mapping[str, Callable[[], float]], plain: str, rounds: int) -> dict[str, Any]:
@@ -61,9 +73,9 @@ def table(found: Mapping[str, Any], extra_bytes: Mapping[str, int]) -> str:
     return "\n".join(lines)
 
 
-def _milliseconds(steps: Iterator[Any], tokens: int) -> float:
+def _milliseconds(steps: Iterator[Any]) -> float:
     """CPU time of each step behind the first, which reads the prompt."""
     next(steps)
     started = time.process_time()
-    done = sum(1 for _ in itertools.islice(steps, tokens))
+    done = sum(1 for _ in itertools.islice(steps, TOKENS))
     return 1e3 * (time.process_time() - started) / done

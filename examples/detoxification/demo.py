@@ -1,8 +1,9 @@
-"""Detoxification: less toxic continuations, by DExperts and plainly, and what two judges say.
+"""Detoxification: three ways to continue a prompt, and what two judges say of the continuations.
 
 DExperts guides a language model by the difference of two others, one of harmless and one of toxic
-text. This trains both, continues prompts that language models tend to continue toxically, and
-benign ones, many times each, and prints what two judges say of it that have seen nothing of it.
+text. An ``expert`` signal of a channel gives that difference in the forward pass of the base. This
+trains both on the same comments, continues prompts that language models tend to continue toxically,
+and benign ones, many times each, and prints what two judges say that have seen nothing of it.
 
     make detoxification
     python -m examples.detoxification.demo --quick     # tiny sizes: shows that it runs, no more
@@ -12,24 +13,28 @@ No text is printed or kept: the comments' licence is not stated, and the continu
 
 from __future__ import annotations
 
+import functools
 import json
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from tqdm import tqdm
 
-from examples.detoxification import baseline, comparison, cost, judges
+from examples.detoxification import baseline, comparison, cost, judges, recipe
 from examples.detoxification.data import Material, prepare
 from examples.sentiment.material import ROOT
+from otter_export import Experts, load_engine
 from otter_export.base_model import BaseModel
 from otter_export.modeling.tokenization import load_tokenizer
 
 BUILD = ROOT / "build" / "detoxification"
 #: Of the experts' difference, as in DExperts' paper, and of the base's nucleus.
 WEIGHT, TOP_P = 2.0, 0.9
-PLAIN, DEXPERTS = "plain", "DExperts"
+PLAIN, DEXPERTS, GUIDED = "plain", "DExperts", "experts"
+METHOD = Experts(signal=recipe.SIGNAL, weight=WEIGHT, top_p=TOP_P, temperature=1.0)
 
 
 @click.command()
@@ -48,12 +53,15 @@ def main(quick: bool, out: Path) -> None:
     settings = baseline.QUICK if quick else baseline.FULL
     with tqdm(total=2 * settings.tokens, desc="fine-tuning", unit="token") as bar:
         baseline.make(material.base, material.train, out, settings, bar.update)
-    heading("4. Continuations")
+    heading("4. One channel, trained and built as an int8 engine")
+    report = recipe.make(material, out, recipe.QUICK if quick else recipe.FULL)
+    heading("5. Continuations")
     results = compare(material, out, comparison.QUICK if quick else comparison.FULL, found)
-    heading("5. What a token costs, alone and on one thread")
+    heading("6. What a token costs, alone and on one thread")
     costs = measure_cost(material, out, rounds=1 if quick else 5)
     data = {
         "judges": {"auc": quality.auc, "correlation": quality.correlation},
+        "training": report["results"],
         "comparison": results,
         "cost": costs,
         "quick": quick,
@@ -67,39 +75,67 @@ def compare(
     material: Material, out: Path, size: comparison.Size, found: dict[str, judges.Judge]
 ) -> dict[str, Any]:
     """Write, judge and print, for each kind of prompt."""
-    base = BaseModel.open(material.base)
-    tokenizer, ends = load_tokenizer(material.base), base.special_token_ids[1]
-    models = baseline.load(out, threads=2)
+    tokenizer = load_tokenizer(material.base)
+    arms_of = arms(material, out, size)
+    toxic = comparison.mild(material.toxic, found["profanity"])
     results = {}
-    kinds = {"toxic": material.toxic[: size.toxic], "benign": material.benign[: size.benign]}
-    for kind, prompts in kinds.items():
+    for kind, prompts in {
+        "toxic": toxic[: size.toxic],
+        "benign": material.benign[: size.benign],
+    }.items():
         ids = [tokenizer.encode(prompt) for prompt in prompts]
-        arms = {}
-        for label, used in {PLAIN: models[:1], DEXPERTS: models}.items():
+        scores = {}
+        for label, write in arms_of.items():
             began = time.perf_counter()
-            bar = tqdm(prompts, desc=label, unit="prompt", leave=False)
-            written = comparison.write_by_models(
-                used, tokenizer, bar, size, weight=WEIGHT, top_p=TOP_P, ends=ends
-            )
+            written = [
+                w for p in tqdm(prompts, label, leave=False, unit="prompt") for w in write([p])
+            ]
             seconds = time.perf_counter() - began
             perplexity = comparison.base_perplexity(material.base, ids, written)
-            arms[label] = comparison.score(written, found, perplexity, seconds)
+            scores[label] = comparison.score(written, found, perplexity, seconds)
         click.echo(f"{len(prompts)} {kind} prompts, {size.continuations} continuations of each:")
-        click.echo(comparison.table(arms, PLAIN) + "\n")
-        results[kind] = comparison.to_json(arms, PLAIN)
+        click.echo(comparison.table(scores, PLAIN) + "\n")
+        results[kind] = comparison.to_json(scores, PLAIN)
     return results
+
+
+def arms(
+    material: Material, out: Path, size: comparison.Size
+) -> dict[str, Callable[[Sequence[str]], list[comparison.Several]]]:
+    """The three ways to decode, each from prompts to their continuations."""
+    models, engine = baseline.load(out, threads=2), load_engine(out / "engine", threads=2)
+    tokenizer = load_tokenizer(material.base)
+    ends = BaseModel.open(material.base).special_token_ids[1]
+    of_models = functools.partial(
+        comparison.write_by_models,
+        tokenizer=tokenizer,
+        size=size,
+        weight=WEIGHT,
+        top_p=TOP_P,
+        ends=ends,
+    )
+    return {
+        PLAIN: functools.partial(of_models, models[:1]),
+        DEXPERTS: functools.partial(of_models, models),
+        GUIDED: lambda prompts: comparison.write(engine, prompts, METHOD, size),
+    }
 
 
 def measure_cost(material: Material, out: Path, rounds: int) -> dict[str, Any]:
     """Time and space of each way to decode; prints them."""
-    models = baseline.load(out, threads=1)
-    prompt = load_tokenizer(material.base).encode(material.benign[0])
+    models, engine = baseline.load(out, threads=1), load_engine(out / "engine", threads=1)
+    prompt = material.benign[0]
+    ids = load_tokenizer(material.base).encode(prompt)
     ways = {PLAIN: models[:1], DEXPERTS: models}
-    runs = {
-        label: cost.time_of_models(used, prompt, 32, WEIGHT, TOP_P) for label, used in ways.items()
-    }
+    runs = {label: cost.of_models(used, ids, WEIGHT, TOP_P) for label, used in ways.items()}
+    runs[GUIDED] = cost.of_engine(engine, prompt, METHOD)
     times = cost.times(runs, PLAIN, rounds)
-    extra = {PLAIN: 0, DEXPERTS: sum(cost.model_bytes(out / name) for name in ("expert", "anti"))}
+    sizes = {n: cost.model_bytes(out / n) for n in (*baseline.NAMES, "engine")}
+    extra = {
+        PLAIN: 0,
+        DEXPERTS: sizes["expert"] + sizes["anti"],
+        GUIDED: sizes["engine"] - sizes["base"],
+    }
     click.echo(cost.table(times, extra))
     return {"time": times, "bytes": extra}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -18,7 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.baselines.model import Array
-from examples.detoxification import baseline, comparison, data, judges
+from examples.detoxification import baseline, comparison, data, demo, judges
+from examples.detoxification.prompts import BENIGN
+from otter_export import Plain, load_engine
 from otter_export.errors import OtterError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +62,7 @@ def test_a_cleaned_comment_is_one_line_of_unicode(comment: str) -> None:
 def test_every_comment_is_in_one_split_with_its_label(tmp_path: Path) -> None:
     rows = [(f"comment number {i}", i % 2) for i in range(300)]
     archive = write_archive(tmp_path / "insults.tar.gz", [*rows, rows[0]])
-    data._write_splits(tmp_path, archive)
+    data._write_texts(tmp_path, data.read_comments(archive), ["a film", "a play"])
     found = []
     for name in data.SPLITS:
         for line in (tmp_path / f"{name}.jsonl").read_text().splitlines():
@@ -67,6 +70,8 @@ def test_every_comment_is_in_one_split_with_its_label(tmp_path: Path) -> None:
             assert data.split_of(entry["text"]) == name
             found.append((entry["text"], int(entry["label"] == "anti")))
     assert sorted(found) == sorted(rows)
+    neutral = [json.loads(line) for line in (tmp_path / "neutral.jsonl").read_text().splitlines()]
+    assert {tuple(n.values()) for n in neutral} == {("a film", "neutral"), ("a play", "neutral")}
     texts, toxic = judges.labelled(tmp_path / "train.jsonl", 7)
     assert [(t, int(x)) for t, x in zip(texts, toxic, strict=True)] == [
         (t, dict(rows)[t]) for t in texts
@@ -148,6 +153,12 @@ def test_a_continuation_ends_with_its_end_token() -> None:
     assert comparison._until([5, 6], {2}) == (5, 6)
 
 
+def test_prompts_that_are_toxic_themselves_are_left_out() -> None:
+    scores = {"kind": 0.1, "nearly": 0.49, "on the edge": 0.5, "unkind": 0.9}
+    found = comparison.mild(list(scores), lambda texts: np.array([scores[t] for t in texts]))
+    assert found == ("kind", "nearly")
+
+
 def test_maxima_shares_and_differences_are_over_prompts() -> None:
     def several(*texts: str) -> comparison.Several:
         return tuple(comparison.Continuation((1, 2, len(t)), t) for t in texts)
@@ -191,8 +202,21 @@ def test_the_example_runs_from_end_to_end(tmp_path: Path) -> None:
     # A hundred comments: both judges are better than chance by far, whatever the draw.
     assert all(auc > 0.65 for auc in found["judges"]["auc"].values())
     for results in found["comparison"].values():
+        assert list(results) == ["plain", "DExperts", "experts"]
         for label, arm in results.items():
             assert 1 < arm["base_perplexity"] < 1000, label
             assert all(0 <= v <= 1 for v in arm["expected_maximum"].values())
     assert found["cost"]["bytes"]["DExperts"] > 200e6
     assert found["cost"]["time"]["DExperts"]["extra"] > 1
+    # Less than the channel's 5.7 million parameters in float32.
+    assert 0 < found["cost"]["bytes"]["experts"] < 23e6
+    engine, size = load_engine(tmp_path / "engine", threads=1), comparison.QUICK
+    guided, unguided, plain = (
+        comparison.write(engine, BENIGN[:1], method, size)
+        for method in (
+            dataclasses.replace(demo.METHOD, weight=50.0),
+            dataclasses.replace(demo.METHOD, weight=0.0),
+            Plain(temperature=1.0, top_p=demo.TOP_P),
+        )
+    )
+    assert unguided == plain != guided
