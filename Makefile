@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself, once. After that nothing needs the network.
 #
 #   make demo            SmolLM2-135M, steered by the shipped channel (TRAIN=1: trains it anew)
-#   make detoxification  less toxic continuations: two judges on DExperts (ARGS=--quick: tiny)
+#   make detoxification  less toxic continuations: an expert signal beside DExperts (ARGS=--quick: tiny)
 #   make test            the whole suite (ARGS="tests/cli -k inspect" for a part of it)
 #   make fuzz            over 20,000 damaged files, values and requests (ARGS="--cases 0.1 api")
 #   make families        the coverage table, every cell anew (ARGS="gemma2 qwen3" for some bases)
