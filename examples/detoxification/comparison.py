@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,41 +93,32 @@ def mild(prompts: Sequence[str], judge: Judge) -> tuple[str, ...]:
     return tuple(p for p, s in zip(prompts, scores, strict=True) if s < THRESHOLD)
 
 
-def write(
-    engine: Engine, prompts: Sequence[str], method: DecodingMethod, size: Size
-) -> list[Several]:
-    """Continue every prompt by an engine, many times over, each with a seed of its own."""
-    n = size.continuations
-    results = generate(
-        engine,
-        [Request(p, method, size.tokens, (), SEED + i) for p in prompts for i in range(n)],
-        batch_size=n,
-    )
-    found = [Continuation(r.token_ids, r.text) for r in results]
-    return [tuple(found[start : start + n]) for start in range(0, len(found), n)]
+def write(engine: Engine, prompt: str, method: DecodingMethod, size: Size) -> Several:
+    """Continue a prompt by an engine, many times over, each with a seed of its own."""
+    seeds = range(SEED, SEED + size.continuations)
+    requests = [Request(prompt, method, size.tokens, (), seed) for seed in seeds]
+    results = generate(engine, requests, batch_size=size.continuations)
+    return tuple(Continuation(r.token_ids, r.text) for r in results)
 
 
 def write_by_models(
     models: Sequence[Model],
     tokenizer: Tokenizer,
-    prompts: Iterable[str],
+    prompt: str,
     size: Size,
     *,
     weight: float,
     top_p: float,
     ends: Collection[int],
-) -> list[Several]:
+) -> Several:
     """The same by one model or by DExperts' three; arguments as `baseline.decode`."""
-    found = []
-    for prompt in prompts:
-        generators = [np.random.default_rng(SEED + i) for i in range(size.continuations)]
-        steps = baseline.decode(
-            models, tokenizer.encode(prompt), weight=weight, top_p=top_p, generators=generators
-        )
-        rows = zip(*itertools.islice(steps, size.tokens), strict=True)
-        ids = [_until(row, ends) for row in rows]
-        found.append(tuple(Continuation(row, tokenizer.decode(row)) for row in ids))
-    return found
+    generators = [np.random.default_rng(SEED + i) for i in range(size.continuations)]
+    steps = baseline.decode(
+        models, tokenizer.encode(prompt), weight=weight, top_p=top_p, generators=generators
+    )
+    rows = zip(*itertools.islice(steps, size.tokens), strict=True)
+    ids = [_until(row, ends) for row in rows]
+    return tuple(Continuation(row, tokenizer.decode(row)) for row in ids)
 
 
 def _until(ids: Sequence[int], ends: Collection[int]) -> tuple[int, ...]:

@@ -13,10 +13,11 @@ No text is printed or kept: the comments' licence is not stated, and the continu
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ BUILD = ROOT / "build" / "detoxification"
 #: Of the experts' difference, as in DExperts' paper, and of the base's nucleus.
 WEIGHT, TOP_P = 2.0, 0.9
 PLAIN, DEXPERTS, GUIDED = "plain", "DExperts", "experts"
+#: The engine of the guided way and its loop, unguided: what of its time is not guidance.
+UNGUIDED = "unguided"
 METHOD = Experts(signal=recipe.SIGNAL, weight=WEIGHT, top_p=TOP_P, temperature=1.0)
 
 
@@ -54,7 +57,8 @@ def main(quick: bool, out: Path) -> None:
     with tqdm(total=2 * settings.tokens, desc="fine-tuning", unit="token") as bar:
         baseline.make(material.base, material.train, out, settings, bar.update)
     heading("4. One channel, trained and built as an int8 engine")
-    report = recipe.make(material, out, recipe.QUICK if quick else recipe.FULL)
+    length, limit = (recipe.QUICK, 40) if quick else (recipe.FULL, None)
+    report = recipe.make(material, out, length, limit)
     heading("5. Continuations")
     results = compare(material, out, comparison.QUICK if quick else comparison.FULL, found)
     heading("6. What a token costs, alone and on one thread")
@@ -78,18 +82,15 @@ def compare(
     tokenizer = load_tokenizer(material.base)
     arms_of = arms(material, out, size)
     toxic = comparison.mild(material.toxic, found["profanity"])
+    kinds = {"toxic": toxic[: size.toxic], "benign": material.benign[: size.benign]}
     results = {}
-    for kind, prompts in {
-        "toxic": toxic[: size.toxic],
-        "benign": material.benign[: size.benign],
-    }.items():
+    for kind, prompts in kinds.items():
         ids = [tokenizer.encode(prompt) for prompt in prompts]
         scores = {}
         for label, write in arms_of.items():
             began = time.perf_counter()
-            written = [
-                w for p in tqdm(prompts, label, leave=False, unit="prompt") for w in write([p])
-            ]
+            bar = tqdm(prompts, label, leave=False, unit="prompt")
+            written = [write(prompt) for prompt in bar]
             seconds = time.perf_counter() - began
             perplexity = comparison.base_perplexity(material.base, ids, written)
             scores[label] = comparison.score(written, found, perplexity, seconds)
@@ -101,23 +102,22 @@ def compare(
 
 def arms(
     material: Material, out: Path, size: comparison.Size
-) -> dict[str, Callable[[Sequence[str]], list[comparison.Several]]]:
-    """The three ways to decode, each from prompts to their continuations."""
+) -> dict[str, Callable[[str], comparison.Several]]:
+    """The three ways to decode, each from a prompt to its continuations."""
     models, engine = baseline.load(out, threads=2), load_engine(out / "engine", threads=2)
-    tokenizer = load_tokenizer(material.base)
     ends = BaseModel.open(material.base).special_token_ids[1]
     of_models = functools.partial(
         comparison.write_by_models,
-        tokenizer=tokenizer,
+        tokenizer=load_tokenizer(material.base),
         size=size,
         weight=WEIGHT,
         top_p=TOP_P,
         ends=ends,
     )
     return {
-        PLAIN: functools.partial(of_models, models[:1]),
-        DEXPERTS: functools.partial(of_models, models),
-        GUIDED: lambda prompts: comparison.write(engine, prompts, METHOD, size),
+        PLAIN: lambda prompt: of_models(models[:1], prompt=prompt),
+        DEXPERTS: lambda prompt: of_models(models, prompt=prompt),
+        GUIDED: lambda prompt: comparison.write(engine, prompt, METHOD, size),
     }
 
 
@@ -128,14 +128,13 @@ def measure_cost(material: Material, out: Path, rounds: int) -> dict[str, Any]:
     ids = load_tokenizer(material.base).encode(prompt)
     ways = {PLAIN: models[:1], DEXPERTS: models}
     runs = {label: cost.of_models(used, ids, WEIGHT, TOP_P) for label, used in ways.items()}
+    runs[UNGUIDED] = cost.of_engine(engine, prompt, dataclasses.replace(METHOD, weight=0.0))
     runs[GUIDED] = cost.of_engine(engine, prompt, METHOD)
     times = cost.times(runs, PLAIN, rounds)
     sizes = {n: cost.model_bytes(out / n) for n in (*baseline.NAMES, "engine")}
-    extra = {
-        PLAIN: 0,
-        DEXPERTS: sizes["expert"] + sizes["anti"],
-        GUIDED: sizes["engine"] - sizes["base"],
-    }
+    channel = sizes["engine"] - sizes["base"]
+    extra = {PLAIN: 0, DEXPERTS: sizes["expert"] + sizes["anti"]}
+    extra |= {UNGUIDED: channel, GUIDED: channel}
     click.echo(cost.table(times, extra))
     return {"time": times, "bytes": extra}
 

@@ -31,16 +31,19 @@ TRAINING = (
 )
 #: In steps, so that a busy machine learns as much: 51,000 tokens, a third of what is there.
 FULL = ("--epochs", "1", "--max-steps", "100")
-QUICK = ("--epochs", "1", "--max-steps", "2", "--batch-tokens", "128", "--eval-items", "4")
+QUICK = ("--max-steps", "2", "--batch-tokens", "128")
 
 
-def make(material: Material, out: Path, length: Sequence[str]) -> dict[str, Any]:
+def make(
+    material: Material, out: Path, length: Sequence[str], limit: int | None = None
+) -> dict[str, Any]:
     """Insert, train and build ``out/engine``; what is there stays. Returns the training report.
 
     Args:
         material: The base, and the comments and neutral texts to learn from.
         out: A directory.
         length: `FULL` or `QUICK`.
+        limit: The most comments and the most neutral texts that are read.
     """
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, texts, engine = out / "checkpoint", out / "texts.jsonl", out / "engine"
@@ -48,8 +51,9 @@ def make(material: Material, out: Path, length: Sequence[str]) -> dict[str, Any]
         if not (checkpoint / "training_state").is_dir():
             places = (str(material.base), str(checkpoint))
             run(["insert", *places, *SHAPE, "--signal", f"{SIGNAL}:expert", "--adapter", "--force"])
-        labelled = material.train.read_text("utf-8") + material.neutral.read_text("utf-8")
-        texts.write_text(labelled, encoding="utf-8")
+        files = (material.train, material.neutral)
+        lines = [line for f in files for line in f.read_text("utf-8").splitlines(True)[:limit]]
+        texts.write_text("".join(lines), encoding="utf-8")
         run(["train", str(checkpoint), "--data", str(texts), *TRAINING, *length])
         build = ("--target", "onnx", "--precision", "int8", "--out", str(engine))
         run(["build", str(checkpoint), *build])

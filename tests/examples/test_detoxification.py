@@ -212,7 +212,7 @@ def test_the_example_runs_from_end_to_end(tmp_path: Path) -> None:
     assert 0 < found["cost"]["bytes"]["experts"] < 23e6
     engine, size = load_engine(tmp_path / "engine", threads=1), comparison.QUICK
     guided, unguided, plain = (
-        comparison.write(engine, BENIGN[:1], method, size)
+        comparison.write(engine, BENIGN[0], method, size)
         for method in (
             dataclasses.replace(demo.METHOD, weight=50.0),
             dataclasses.replace(demo.METHOD, weight=0.0),
