@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.baselines.model import Array
-from examples.detoxification import baseline, comparison, data, demo, judges
+from examples.detoxification import baseline, comparison, data, demo, judges, recipe
 from examples.detoxification.prompts import BENIGN
 from otter_export import Plain, load_engine
 from otter_export.errors import OtterError
+from otter_export.runtime.methods.base import DecodingMethod
+from tests import tiny
+from tests.command_line import Cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -180,6 +184,66 @@ def test_maxima_shares_and_differences_are_over_prompts() -> None:
     assert difference.low > -0.8 - 1e-9 and difference.high < -0.1 + 1e-9
     assert "guided" in comparison.table(arms, "plain").splitlines()[-1]
     assert comparison.to_json(arms, "plain")["plain"]["probability"] == {"judge": 2 / 3}
+
+
+def test_three_ways_on_a_tiny_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    """Insults are words 5 to 7: a channel of few steps learns that, and lowers their share."""
+
+    def run(arguments: Sequence[str]) -> None:
+        done = cli(*arguments)
+        assert done.status == 0, done.stderr
+
+    monkeypatch.setattr(recipe, "run", run)
+    heads = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1}
+    base = tiny.write_base(tmp_path / "tiny", num_hidden_layers=15, **heads)
+    words = np.random.default_rng(0).integers(0, 3, (3, 120, 6))
+    paths = [tmp_path / name for name in ("train.jsonl", "neutral.jsonl")]
+    lines = [
+        [{"text": " ".join(f"w{first + w}" for w in row), "label": label} for row in rows]
+        for label, first, rows in zip(
+            ("anti", "expert", "neutral"), (5, 10, 15), words, strict=True
+        )
+    ]
+    for path, entries in zip(paths, (lines[0] + lines[1], lines[2]), strict=True):
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    prompts = ("w20 w21", "w22 w23")
+    material = data.Material(base, paths[0], *paths[:1] * 2, paths[1], prompts, prompts, base, base)
+    length = ("--max-steps", "40", "--batch-tokens", "128")
+    report = recipe.make(material, tmp_path, length)
+    assert report["results"]["held_out"]["gain"]["expert"] > 0.5
+    settings = dataclasses.replace(baseline.QUICK, tokens=64)
+    baseline.make(base, material.train, tmp_path, settings)
+
+    def insults(texts: Sequence[str]) -> judges.Array:
+        found = [sum(w in ("w5", "w6", "w7") for w in text.split()) / 8 for text in texts]
+        return np.array(found, np.float64)
+
+    size = comparison.Size(toxic=2, benign=1, continuations=6, tokens=8)
+    both = {"profanity": insults, "probe": insults}
+    found = demo.compare(material, tmp_path, size, both)
+    assert [list(kind) for kind in found.values()] == [["plain", "DExperts", "experts"]] * 2
+    costs = demo.measure_cost(material, tmp_path, rounds=1)
+    assert (
+        list(costs["time"]) == list(costs["bytes"]) == ["plain", "DExperts", "unguided", "experts"]
+    )
+    assert 0 < costs["bytes"]["experts"] < costs["bytes"]["DExperts"]
+
+    engine, many = (
+        load_engine(tmp_path / "engine", threads=1),
+        dataclasses.replace(size, continuations=32),
+    )
+
+    def write(method: DecodingMethod) -> comparison.Several:
+        return comparison.write(engine, "w20 w21", method, many)
+
+    plain = write(Plain(temperature=1.0))
+    method = dataclasses.replace(demo.METHOD, top_p=1.0)
+    assert write(dataclasses.replace(method, weight=0.0)) == plain
+    towards, away = (write(dataclasses.replace(method, weight=w)) for w in (-1.0, 1.0))
+    share = [insults([c.text for c in several]).mean() for several in (away, plain, towards)]
+    assert share[0] < share[1] < share[2]
 
 
 @pytest.mark.slow
