@@ -10,10 +10,14 @@ nothing is written.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+# ONNX Runtime looks at it once, when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import click
 import numpy as np
