@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -207,7 +207,7 @@ WRONG = [
     (["--prompt", "a", "--weight", "nan"], "weight must be a finite number"),
     (["--prompt", "a", "--weight", "inf"], "weight must be a finite number"),
     (["a", "--temperature", "1"], "has no option temperature; its options: "),
-    (["a", "--temperature", "1"], "methods that have it: args-stochastic, plain"),
+    (["a", "--temperature", "1"], "methods that have it: args-stochastic, experts, plain"),
     (["a", "--method", "\x1b[31m\u202e"], r"unknown method '\x1b[31m\u202e'"),
     (["a", "--top-k", "1" * 5000], "is not a valid integer"),
     (["a", "--\x1b[31m"], r"\x1b[31m"),
