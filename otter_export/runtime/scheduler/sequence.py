@@ -6,14 +6,14 @@ import enum
 import logging
 import time
 from collections import abc
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from otter_export.errors import EngineError, OtterError, RequestError
 from otter_export.quoting import quoted
 from otter_export.runtime.detokenizer import TextStream
 from otter_export.runtime.engine import Cache, Engine, Step
-from otter_export.runtime.request import Request, Result, TokenEvent
-from otter_export.runtime.scheduler.chooser import Chooser, Proposal, reward_signal
+from otter_export.runtime.request import Candidate, Request, Result, TokenEvent
+from otter_export.runtime.scheduler.chooser import Chooser, Proposal
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,10 +59,8 @@ class Sequence:
         manifest = engine.manifest
         self.number = number
         self.request = request
-        self._chooser = Chooser(
-            request.method, reward_signal(manifest, request.method.signal), request.seed
-        )
         self.prompt_ids = _encode(request.prompt, engine)
+        self._chooser = Chooser(request, manifest, len(self.prompt_ids))
         count = request.method.candidate_count
         if count is not None and count > manifest.vocab_size:
             raise RequestError(
@@ -74,7 +72,7 @@ class Sequence:
         self._eos = frozenset(manifest.eos_token_ids)
         self._tokenizer = engine.tokenizer
         self._text = TextStream(engine.tokenizer, self.prompt_ids, request.stop)
-        self._rewards: list[float] = []
+        self._winners: list[Candidate] = []
         self._texts: list[str] = []
         self._forwards = 0
         self._started = 0.0
@@ -122,7 +120,8 @@ class Sequence:
             EngineError: The answer is not finite.
         """
         signals = {name: values[b, row] for name, values in step.signals.items()}
-        self.proposal = self._chooser.propose(step.logits[b, row], signals)
+        history = [*self.prompt_ids, *self.token_ids]
+        self.proposal = self._chooser.propose(step.logits[b, row], signals, history)
 
     def advance(self, step: Step, b: int) -> tuple[TokenEvent, int] | None:
         """Take the engine's answer to the proposal: the first rows of sequence b.
@@ -143,7 +142,7 @@ class Sequence:
             return None
         winner = choice.candidates[choice.winner]
         self.token_ids.append(winner.token_id)
-        self._rewards.append(winner.reward)
+        self._winners.append(winner)
         text = self._take_text(winner.token_id)
         if self.finish_reason is None:
             self.propose(step, b, choice.row)
@@ -155,6 +154,7 @@ class Sequence:
             candidates=choice.candidates,
             finish_reason=self.finish_reason,
             gated=proposal.gated,
+            signals=winner.signals,
         )
         return event, choice.row
 
@@ -184,10 +184,11 @@ class Sequence:
             prompt_ids=tuple(self.prompt_ids),
             token_ids=tuple(self.token_ids),
             text="".join(self._texts),
-            rewards=tuple(self._rewards),
+            rewards=tuple(w.reward for w in self._winners if w.reward is not None),
             finish_reason=self.finish_reason or "length",
             forwards=self._forwards,
             seconds=time.perf_counter() - self._started,
+            signals=_by_name([winner.signals for winner in self._winners]),
         )
 
     def end(self) -> None:
@@ -204,6 +205,11 @@ def fail(sequences: Iterable[Sequence], error: Exception) -> None:
     for sequence in sequences:
         if sequence.error is None:
             sequence.error = error
+
+
+def _by_name(values: abc.Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ...]]:
+    """Values of each signal, one a token."""
+    return {name: tuple(v[name] for v in values) for name in (values[0] if values else ())}
 
 
 def _encode(prompt: str | abc.Sequence[int], engine: Engine) -> list[int]:
