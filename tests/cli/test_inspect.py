@@ -81,7 +81,7 @@ def test_an_engine(tmp_path: Path, cli: Cli) -> None:
     assert "mends             phantom_biases" in result.stdout
     assert result.status == 0
     lines = result.stdout.splitlines()
-    assert "target            onnx, cpu, fp32, read_only caches" in lines
+    assert "target            onnx, cpu, fp32, in_place caches" in lines
     rows = [line.split() for line in lines]
     assert ["input_ids", "int64", "[batch,", "sequence]"] in rows
     # The layers' caches differ by their number only.
