@@ -42,7 +42,7 @@ def updated(
     else. The cache must be a graph input and its update a graph output.
     """
     assert past is not None and past.shape is not None
-    past.shape = ir.Shape([*past.shape[:2], capacity, past.shape[3]])
+    past.shape = ir.Shape(["batch", past.shape[1], capacity, past.shape[3]])
     options = {"axis": _SEQUENCE_AXIS, "mode": "linear", "shape": past.shape}
     return e.op("TensorScatter", [past, rows, indices], name, **options)
 

@@ -13,8 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from otter_export import insert
-from otter_export.config import Signal
 from otter_export.insert import ChannelOptions
+from otter_export.signals import Signal
 from tests import tiny
 from tests.command_line import Cli
 from tests.dummy_engine import write_engine
@@ -81,7 +81,7 @@ def test_an_engine(tmp_path: Path, cli: Cli) -> None:
     assert "mends             phantom_biases" in result.stdout
     assert result.status == 0
     lines = result.stdout.splitlines()
-    assert "target            onnx, cpu, fp32, in_place caches" in lines
+    assert "target            onnx, cpu, fp32, read_only caches" in lines
     rows = [line.split() for line in lines]
     assert ["input_ids", "int64", "[batch,", "sequence]"] in rows
     # The layers' caches differ by their number only.

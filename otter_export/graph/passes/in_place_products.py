@@ -52,7 +52,8 @@ class InPlaceProducts(ir.passes.InPlacePass):
         def key_positions(e: Emitter, queries: ir.Value) -> ir.Value:
             zero, one = e.constant(0, "otter.zero"), e.constant(1, "otter.stride")
             axis = e.constant([0], "otter.row_axis")
-            count = e.op("Shape", [past_key], "otter.capacity", start=2, end=3)
+            integers = ir.DataType.INT64
+            count = e.op("Shape", [past_key], "otter.capacity", dtype=integers, start=2, end=3)
             count = e.op("Squeeze", [count], "otter.capacity.scalar")
             slots = e.op("Range", [zero, count, one], "otter.slots.flat", shape=[_SLOTS])
             slots = e.op("Unsqueeze", [slots, axis], "otter.slots", shape=[1, _SLOTS])
