@@ -34,6 +34,11 @@ class CountingEngine:
         """See `Engine.even_steps`."""
         return self._engine.even_steps
 
+    @property
+    def chains_alike(self) -> bool:
+        """See `Engine.chains_alike`."""
+        return self._engine.chains_alike
+
     def new_cache(self, batch_size: int) -> Cache:
         """See `Engine.new_cache`."""
         return self._engine.new_cache(batch_size)

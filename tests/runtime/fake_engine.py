@@ -112,6 +112,7 @@ class FakeEngine:
         self.script = script or {}
         self.calls: list[tuple[int, int]] = []
         self.even_steps = True
+        self.chains_alike = True
 
     def new_cache(self, batch_size: int) -> FakeCache:
         return FakeCache([[] for _ in range(batch_size)])
