@@ -17,6 +17,7 @@ from otter_export.engine_digest import check_engine
 from otter_export.errors import RequestError
 from otter_export.evaluation.reward_plot import check_plot_path, plot_rewards
 from otter_export.load import load_engine
+from otter_export.runtime.drafts import DRAFTERS, NONE
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.generation import BATCH_SIZE, stream
 from otter_export.runtime.load import PROVIDERS
@@ -55,6 +56,13 @@ from otter_export.runtime.scheduler.chooser import reward_signal
 @click.option("--seed", type=int, help="Of the sampling, the same for every prompt.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Ends the text; may be repeated.")
 @click.option("--signal", help="The signal that is the reward.  [default: the engine's first]")
+@click.option(
+    "--drafts",
+    default=NONE,
+    show_default=True,
+    metavar="NAME",
+    help=f"Guess tokens ahead, for speed alone: {', '.join((NONE, *DRAFTERS))} or a medusa signal.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per prompt and line.")
 @click.option("--stream/--no-stream", "live", default=True, help="Show tokens as they come.")
 @click.option(
@@ -78,6 +86,7 @@ def generate(
     max_tokens: int,
     seed: int | None,
     stop: tuple[str, ...],
+    drafts: str,
     as_json: bool,
     live: bool,
     plot: Path | None,
@@ -89,7 +98,8 @@ def generate(
 ) -> None:
     """Continue each TEXT with the engine in DIR, steered by its reward."""
     options = {name: value for name, value in method_options.items() if value is not None}
-    defaults = Defaults(method, options, {"max_tokens": max_tokens, "stop": stop, "seed": seed})
+    chosen = {"max_tokens": max_tokens, "stop": stop, "seed": seed, "drafts": drafts}
+    defaults = Defaults(method, options, chosen)
     # Everything that the user can get wrong is checked before the model is loaded.
     requests = [defaults.request_for(prompt) for prompt in (*texts, *prompts)]
     if prompt_file is not None:

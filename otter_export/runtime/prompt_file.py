@@ -16,7 +16,7 @@ from otter_export.runtime.methods import make_method, method_options
 from otter_export.runtime.request import Request
 
 #: Options of a request besides those of its method.
-_REQUEST_OPTIONS = ("max_tokens", "stop", "seed")
+_REQUEST_OPTIONS = ("max_tokens", "stop", "seed", "drafts")
 _METHOD_OPTIONS = ("top_k", "weight", "gate", "temperature", "top_p", "signal", "prune")
 FIELDS = ("prompt", "method", *_METHOD_OPTIONS, *_REQUEST_OPTIONS)
 _LIMIT_BYTES = 256 << 20
@@ -32,7 +32,7 @@ class Defaults:
     Args:
         method: Registered name of a decoding method.
         options: Options of that method; another method takes those that it knows.
-        request: ``max_tokens``, ``stop`` and ``seed``, where they differ from `Request`'s own.
+        request: ``max_tokens``, ``stop``, ``seed`` and ``drafts``, where they differ from `Request`'s own.
     """
 
     method: str = "args-greedy"

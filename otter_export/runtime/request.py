@@ -11,6 +11,7 @@ import numpy as np
 from otter_export.arguments import as_integer, integer, keep
 from otter_export.errors import RequestError
 from otter_export.quoting import quoted
+from otter_export.runtime.drafts import NONE
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from otter_export.runtime.methods.base import DecodingMethod
 
@@ -32,6 +33,9 @@ class Request:
         seed: Of the sequence's own random generator; None draws one. The result depends on the
             prompt, the options and the seed, never on the other requests of a batch; on the CPU bit
             for bit (docs/batching.md).
+        drafts: What guesses the tokens behind the next one, to be checked in the same step:
+            ``none``, ``lookup`` (n-grams of the prompt and the text), the name of a ``medusa``
+            signal, or ``auto``. It changes the time, never a token.
 
     Raises:
         RequestError: An option is out of range.
@@ -42,6 +46,7 @@ class Request:
     max_tokens: int = 64
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    drafts: str = NONE
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, DecodingMethod):
@@ -58,6 +63,9 @@ class Request:
             described = "from 0 to 2**64 - 1"
             seed = integer("seed", self.seed, least=0, most=(1 << 64) - 1, described=described)
             keep(self, seed=seed)
+        # Which names there are depends on the engine, where the sequence checks it.
+        if not isinstance(self.drafts, str):
+            raise RequestError(f"drafts must be the name of a drafter, got {quoted(self.drafts)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +124,8 @@ class Result:
         finish_reason: ``eos``, ``stop`` or ``length``.
         forwards: Forward passes after the prompt that this request took part in.
         seconds: From the start of its prompt to its end.
+        drafted: Drafts that were fed; None if none were asked for.
+        accepted: Those of them that were right.
     """
 
     request: int
@@ -127,11 +137,18 @@ class Result:
     finish_reason: str
     forwards: int
     seconds: float
+    drafted: int | None = None
+    accepted: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """One line of ``otter-export generate --json``: all fields but ``request``."""
+        """One line of ``otter-export generate --json``: all fields but ``request``.
+
+        The counts of drafts are there if drafts were asked for.
+        """
         fields = dataclasses.asdict(self)
         del fields["request"]
+        if self.drafted is None:
+            del fields["drafted"], fields["accepted"]
         return fields
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import abc
 from collections.abc import Mapping
 
 import numpy as np
@@ -74,16 +75,20 @@ class Chooser:
         bounds = signal.bounds if method.prunes else None
         self._forecast = None if bounds is None else Forecast(bounds)
 
-    def propose(self, logits: FloatArray, signals: Mapping[str, FloatArray]) -> Proposal:
+    def propose(
+        self, logits: FloatArray, signals: Mapping[str, FloatArray], history: abc.Sequence[int]
+    ) -> Proposal:
         """What to feed for the next token; draws from the generator at most once.
 
         Args:
             logits: ``[V]``, of the last token's row.
             signals: What the engine gives for that row, by name.
+            history: Token ids up to that row's: the prompt and what was generated.
 
         Raises:
             EngineError: They are not finite.
         """
+        del history
         method, signal = self._method, signals[self.signal.name]
         ids = top_candidates(logits, method.candidate_count)
         chosen = logits[ids]
