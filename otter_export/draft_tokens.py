@@ -27,7 +27,9 @@ def write_draft_tokens(checkpoint: Checkpoint, directory: Path) -> list[str]:
     Raises:
         CheckpointError: The token ids are wrong.
     """
-    found = [(s, ids) for s in checkpoint.config.signals if (ids := checkpoint.token_ids(s)) is not None]
+    found = [
+        (s, ids) for s in checkpoint.config.signals if (ids := checkpoint.token_ids(s)) is not None
+    ]
     if not found:
         return []
     planned = [

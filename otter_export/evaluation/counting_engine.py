@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from otter_export.manifest import EngineManifest
 import numpy as np
 import numpy.typing as npt
 
+from otter_export.manifest import EngineManifest
 from otter_export.runtime.engine import BoolArray, Cache, Engine, IntArray, Step, Tokenizer
 from otter_export.signals import Signal
 

@@ -32,7 +32,8 @@ class Defaults:
     Args:
         method: Registered name of a decoding method.
         options: Options of that method; another method takes those that it knows.
-        request: ``max_tokens``, ``stop``, ``seed`` and ``drafts``, where they differ from `Request`'s own.
+        request: ``max_tokens``, ``stop``, ``seed`` and ``drafts``, where they differ from
+            `Request`'s own.
     """
 
     method: str = "args-greedy"

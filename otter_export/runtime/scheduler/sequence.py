@@ -33,8 +33,8 @@ class State(enum.StrEnum):
 class Sequence:
     """What is generated for one request.
 
-    Once its prompt was fed, every step is `propose`, a forward pass over `fed`, and `advance`, which
-    takes a token, and further ones where drafts were right, and proposes again.
+    Once its prompt was fed, every step is `propose`, a forward pass over `fed`, and `advance`,
+    which takes a token, and further ones where drafts were right, and proposes again.
 
     Args:
         number: Of the request; its events have it.
@@ -80,6 +80,8 @@ class Sequence:
         self._eos = frozenset(manifest.eos_token_ids)
         self._drafter = make_drafter(request.drafts, engine)
         self._even_steps = engine.even_steps
+        # A wider step would run in parts on an engine that was built for fewer rows.
+        self._most_rows = min(manifest.built_for.limits.max_candidates or MOST_ROWS, MOST_ROWS)
         self._history = list(self.prompt_ids)
         self._tokenizer = engine.tokenizer
         self._text = TextStream(engine.tokenizer, self.prompt_ids, request.stop)
@@ -162,11 +164,11 @@ class Sequence:
                 if chosen := self._settle(step, b, places):
                     events.append(chosen[0])
                     rows.append(chosen[1])
-            self.accepted += max(len(events) - 1, 0)
             if self.finish_reason is None:
                 self._plan(step, b, rows[-1] if rows else None)
         except EngineError as error:
             self.error = error
+        self.accepted += max(len(events) - 1, 0)
         return events, rows
 
     def _settle(self, step: Step, b: int, places: list[int]) -> tuple[TokenEvent, int] | None:
@@ -235,7 +237,7 @@ class Sequence:
         left after it. So they take no more than the place that the step has for nothing.
         """
         if fed == 1:
-            return MOST_ROWS - 1
+            return self._most_rows - 1
         return fed % 2 if self._even_steps else 0
 
     def _take_text(self, token: int) -> str:
