@@ -6,6 +6,7 @@ of each ``medusa`` signal that drafts a part of the vocabulary; an engine withou
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,15 @@ def write_draft_tokens(checkpoint: Checkpoint, directory: Path) -> list[str]:
     Raises:
         CheckpointError: The token ids are wrong.
     """
-    found = [
-        (s, ids) for s in checkpoint.config.signals if (ids := checkpoint.token_ids(s)) is not None
-    ]
-    if not found:
-        return []
     planned = [
-        PlannedTensor(token_ids_name(signal), IDS_DTYPE, ids.shape, lambda ids=ids: ids)
-        for signal, ids in found
+        PlannedTensor(
+            token_ids_name(signal), IDS_DTYPE, ids.shape, functools.partial(np.array, ids)
+        )
+        for signal in checkpoint.config.signals
+        if (ids := checkpoint.token_ids(signal)) is not None
     ]
+    if not planned:
+        return []
     write_safetensors(directory / FILE_NAME, planned)
     return [FILE_NAME]
 

@@ -1,4 +1,4 @@
-"""What a step costs on this machine by its number of rows, from the engine's own steps."""
+"""The cost of a step by its number of rows, on this machine, from the steps that are run anyway."""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ class Batch:
         inputs = self._inputs()
         started = time.perf_counter()
         step = self._engine.forward(self._cache, *inputs)
-        self._costs.record(*inputs[0].shape, time.perf_counter() - started)
+        batch, width = inputs[0].shape
+        self._costs.record(batch, width, time.perf_counter() - started)
         events: list[TokenEvent] = []
         kept: list[list[int]] = []
         for b, sequence in enumerate(self.sequences):

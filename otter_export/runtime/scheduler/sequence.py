@@ -158,9 +158,10 @@ class Sequence:
             while self.finish_reason is None:
                 row = rows[-1] if rows else ROOT
                 children = self.fed.children(row)
-                places = [children.get(token) for token in self.proposal.feed.tolist()]
-                if None in places:
+                feed = self.proposal.feed.tolist()
+                if not children.keys() >= set(feed):
                     break  # what is proposed was not drafted
+                places = [children[token] for token in feed]
                 if chosen := self._settle(step, b, places):
                     events.append(chosen[0])
                     rows.append(chosen[1])
