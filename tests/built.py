@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from safetensors.numpy import load_file, save_file
 
+from otter_export.channel import is_token_ids
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.external_data import save_model
 from otter_export.converters.onnx import TARGET
@@ -59,6 +60,9 @@ def randomize(checkpoint: Path, seed: int = 0, gain: float = 1.0) -> None:
     generator = np.random.default_rng(seed + 1000)
     tensors = {}
     for name, old in load_file(checkpoint / "otter.safetensors").items():
+        if is_token_ids(name):
+            tensors[name] = old
+            continue
         # By fan-in: the channel has no norm of its own statistics, so gains would compound.
         scale = 0.3 if old.ndim == 1 else gain * old.shape[-1] ** -0.5
         values = generator.standard_normal(old.shape) * scale

@@ -102,7 +102,8 @@ def torch_engine(checkpoint: Checkpoint, options: TorchOptions | None = None) ->
 
         use_fused_projections(model)
     manifest = _manifest(checkpoint, options)
-    return StepEngine(directory, manifest, TorchExecutor(model, checkpoint, options))
+    executor = TorchExecutor(model, checkpoint, options)
+    return StepEngine(directory, manifest, executor, checkpoint.token_ids)
 
 
 class TorchExecutor:

@@ -69,6 +69,9 @@ INPUTS: tuple[TensorField, ...] = (
     TensorField("seed", "UINT64", False, "of the sampling; without one it differs every time"),
     TensorField("stop_words", "STRING", True, "texts that end the generation"),
     TensorField("signal", "STRING", False, "the signal that is the reward, if there are several"),
+    TensorField(
+        "drafts", "STRING", False, "guess tokens ahead: `none`, `lookup`, `auto`, a signal"
+    ),
     TensorField("return_candidates", "BOOL", False, "whether to return the candidates"),
     TensorField("deadline_ms", "INT32", False, "an error instead if it takes longer, in ms"),
     TensorField("repetition_penalty", "FP32", False, "divides positive logits of tokens seen"),
