@@ -1,4 +1,4 @@
-"""`SignalKind`: the shape of its head, the engine's output, and how decoding reads it.
+"""`SignalKind`: the shape of a head, the engine's output, and how decoding reads it.
 
 Tensors are whatever the caller has, numpy's or torch's: a kind indexes them and computes, and
 imports neither.
