@@ -24,8 +24,9 @@ from otter_export.runtime.step_inputs import (
     read_only_inputs,
 )
 
-#: A pair and an odd last row.
-_MOST = 3
+#: Tokens before the row: of a pair and an odd last one, and several, since additions in another
+#: order give the same sum by chance.
+_PREFIXES = (5, 31, 16)
 #: Any token and any place will do; a prefix that is not zero, so that attention has what to add up.
 _TOKEN, _POSITION, _SCALE = 1, 0, 0.5
 #: Tokens before a chain; the last token of a chain of this length fills the slots of one alone.
@@ -41,36 +42,38 @@ def try_rows(executor: Executor) -> RowRule:
     Raises:
         EngineError: The model fails.
     """
-    # A prefix that fills the slots, and in place some more for the new rows.
-    prefix = executor.slots(1)
+    # In place there are slots behind the prefixes for the new rows.
+    prefix = max(_PREFIXES)
     apart = executor.cache_form == engine_io.READ_ONLY
-    caches = _caches(executor, _MOST, prefix, prefix if apart else executor.slots(prefix + _MOST))
+    slots = executor.slots(prefix if apart else prefix + len(_PREFIXES))
+    caches = _caches(executor, len(_PREFIXES), prefix, slots)
 
-    def first_row(batch: int, step: int) -> list[FloatArray]:
-        """Every output of the token at the beginning of each sequence, ``[B, ...]``."""
-        ids = np.full((batch, step), _TOKEN, np.int64)
-        tree = np.broadcast_to(np.eye(step, dtype=np.bool_), (batch, step, step))
-        tokens = Tokens(ids, np.full_like(ids, _POSITION), tree, step)
-        lengths = np.full(batch, prefix, np.int64)
-        slots = caches[0].shape[3]
+    def first_rows(step: int, *prefixes: int) -> list[FloatArray]:
+        """Every output ``[B, ...]`` of the token at the beginning of each sequence."""
+        ids = np.full((len(prefixes), step), _TOKEN, np.int64)
+        tree = np.broadcast_to(np.eye(step, dtype=np.bool_), (*ids.shape, step))
+        tokens, lengths = Tokens(ids, np.full_like(ids, _POSITION), tree, step), np.array(prefixes)
         if apart:
             inputs = read_only_inputs(tokens, lengths, slots, Padding())
-            rows = executor.blocks(batch, step, zeroed=False)
+            rows = executor.blocks(len(prefixes), step, zeroed=False)
             outputs = executor.run(caches, inputs, rows)
         else:
             inputs = in_place_inputs(tokens, Part(0, step, step), lengths, slots, Padding())
             outputs = executor.run(caches, inputs)
         return [array[:, 0] for array in outputs.values()]
 
-    alone = first_row(1, 1)
+    each = [first_rows(1, prefix) for prefix in _PREFIXES]
+    alone = [np.concatenate(rows) for rows in zip(*each, strict=True)]
 
-    def alike(batch: int, step: int) -> bool:
-        both = zip(first_row(batch, step), alone, strict=True)
-        return all(bool((beside == single).all()) for beside, single in both)
+    def alike(step: int, *prefixes: int) -> bool:
+        beside = zip(first_rows(step, *prefixes), alone, strict=True)
+        return all(np.array_equal(rows, one[: len(prefixes)]) for rows, one in beside)
 
-    if not alike(_MOST, 1):
+    if not alike(1, *_PREFIXES):
         return RowRule(pairs=True, even_steps=True)
-    return RowRule(pairs=False, even_steps=not (alike(1, 2) and alike(1, _MOST)))
+    several = all(alike(step, *_PREFIXES) for step in (2, 3))
+    single = all(alike(step, _PREFIXES[0]) for step in (2, 3))
+    return RowRule(pairs=False, even_steps=not (several and single))
 
 
 def try_chains(executor: Executor) -> bool:
