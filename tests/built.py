@@ -123,7 +123,7 @@ class Graph:
         tree: Array | None = None,
         keep: int | None = None,
     ) -> dict[str, Array]:
-        """Run one step.
+        """Run one step, of either cache form; the presents of the result are the new rows.
 
         Args:
             ids: ``[B, S]``.
@@ -146,12 +146,26 @@ class Graph:
         feed = {
             "input_ids": ids.astype(np.int64),
             "position_ids": positions.astype(np.int64),
-            "attention_mask": np.concatenate([prefix, tree], axis=-1),
-            "logits_to_keep": np.array([keep or step], np.int64),
-            **past,
         }
         names = [o.name for o in self.session.get_outputs()]
-        return dict(zip(names, self.session.run(None, feed), strict=True))
+        if "write_indices" not in [i.name for i in self.session.get_inputs()]:
+            feed["attention_mask"] = np.concatenate([prefix, tree], axis=-1)
+            feed["logits_to_keep"] = np.array([keep or step], np.int64)
+            return dict(zip(names, self.session.run(None, feed | past), strict=True))
+        mask = np.zeros((batch, 1, step, size + step), bool)
+        mask[:, 0, :, :size] = prefix
+        for b, length in enumerate(lengths):
+            mask[b, 0, :, length : length + step] = tree[b]
+        feed["attention_mask"] = mask
+        feed["write_indices"] = lengths.astype(np.int64)
+        feed["kept_rows"] = np.tile(np.arange(step - (keep or step), step), (batch, 1))
+        behind = ((0, 0), (0, 0), (0, step), (0, 0))
+        feed |= {name: np.pad(cache, behind) for name, cache in past.items()}
+        outputs = dict(zip(names, self.session.run(None, feed), strict=True))
+        rows = (lengths[:, None] + np.arange(step))[:, None, :, None]
+        for name in filter(is_cache, names):
+            outputs[name] = np.take_along_axis(outputs[name], rows, axis=2)
+        return outputs
 
 
 def new_rows(outputs: dict[str, Array]) -> dict[str, Array]:

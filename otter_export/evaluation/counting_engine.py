@@ -38,6 +38,11 @@ class CountingEngine:
         """See `Engine.even_steps`."""
         return self._engine.even_steps
 
+    @property
+    def chains_alike(self) -> bool:
+        """See `Engine.chains_alike`."""
+        return self._engine.chains_alike
+
     def token_ids(self, signal: Signal) -> npt.NDArray[np.int32] | None:
         """See `Engine.token_ids`."""
         return self._engine.token_ids(signal)

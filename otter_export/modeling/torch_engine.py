@@ -117,6 +117,7 @@ class TorchExecutor:
 
     cache_form = engine_io.IN_PLACE
     row_rule = RowRule(pairs=False, even_steps=True)  # fewer shapes to capture
+    chains_alike = False
 
     def __init__(self, model: OtterModel, checkpoint: Checkpoint, options: TorchOptions) -> None:
         base, config = checkpoint.base.dimensions, checkpoint.config

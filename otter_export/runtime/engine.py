@@ -84,6 +84,15 @@ class Engine(Protocol):
         """
         ...
 
+    @property
+    def chains_alike(self) -> bool:
+        """Whether a token that is fed behind others in one step gets the bits that it gets alone.
+
+        So a draft can be kept as if it had been fed after its choice. For steps of up to eight
+        tokens, of an even number where `even_steps` says so.
+        """
+        ...
+
     def token_ids(self, signal: Signal) -> npt.NDArray[np.int32] | None:
         """The tokens that a signal drafts, ``[V']`` ascending; None: all of them.
 

@@ -77,6 +77,11 @@ class StepEngine:
         """See `Engine.even_steps`."""
         return self._executor.row_rule.even_steps
 
+    @property
+    def chains_alike(self) -> bool:
+        """See `Engine.chains_alike`."""
+        return self._executor.chains_alike
+
     def token_ids(self, signal: Signal) -> TokenIds | None:
         """See `Engine.token_ids`."""
         if self._token_ids is not None:
@@ -128,9 +133,7 @@ class StepEngine:
         """One run; its new rows come out in blocks of their own."""
         batch, step = tokens.input_ids.shape
         kept = tokens.logits_to_keep
-        padding = Padding()
-        if self._executor.row_rule.pairs:
-            padding = Padding.to_pairs(batch, step, kept)
+        padding = self._padding(batch, step, kept)
         inputs = read_only_inputs(tokens, cache.lengths, cache.slots, padding)
         batch_padded, step_padded, _ = inputs.shape
         blocks = cache.rows_apart(batch_padded, step_padded)
@@ -147,12 +150,20 @@ class StepEngine:
             lambda length, kept: self._executor.accepts(batch, length, kept),
         )
         check_tree(tokens.tree, parts)
-        rows = cache.rows_in_slots(step)
+        paddings = [self._padding(batch, part.step, part.rows) for part in parts]
+        rows = cache.rows_in_slots(step, step + paddings[-1].tokens)
         outputs = []
-        for part in parts:
-            inputs = in_place_inputs(tokens, part, cache.lengths, cache.slots)
-            outputs.append(dict(self._executor.run(cache.blocks, inputs)))
+        for part, padding in zip(parts, paddings, strict=True):
+            inputs = in_place_inputs(tokens, part, cache.lengths, cache.slots, padding)
+            found = self._executor.run(cache.blocks, inputs)
+            asked = padding.asked(batch, part.rows)
+            outputs.append({name: array[asked] for name, array in found.items()})
         return join_outputs(parts, outputs), rows
+
+    def _padding(self, batch: int, step: int, kept: int) -> Padding:
+        """What makes rows even where kernels want pairs."""
+        pairs = self._executor.row_rule.pairs
+        return Padding.to_pairs(batch, step, kept) if pairs else Padding()
 
     def _own(self, cache: Cache) -> KVCache:
         if not isinstance(cache, KVCache) or cache.executor is not self._executor:

@@ -117,6 +117,16 @@ ARGUMENTS = [
     Case("width of zero", "insert base new --hidden-size 0", "0 is not in the range x>=1"),
     Case("width that is no number", "insert base new --hidden-size wide", "not a valid integer"),
     Case("unknown initialisation", "insert base new --init zero", "'zero' is not one of 'copy'"),
+    Case(
+        "data for no probe",
+        "insert base new --data d.jsonl",
+        "--data is for --init probe, not --init copy",
+    ),
+    Case(
+        "no such data",
+        "insert base new --init probe --data gone.jsonl",
+        "gone.jsonl does not exist",
+    ),
     Case("unknown dtype", "insert base new --dtype F64", "'F64' is not one of 'F32'"),
     Case("negative seed", "insert base new --seed -1", "-1 is not in the range x>=0"),
     Case("signal without a kind", "insert base new --signal reward", "expected NAME:KIND"),
@@ -387,6 +397,10 @@ GENERATION = [
     Case("low gate", "generate engine --prompt hi --gate -1", "gate must be a finite number at least 0"),
     Case("frozen", "generate engine --prompt hi --method plain --temperature -1", "temperature must be"),
     Case("top-p", "generate engine --prompt hi --method args-stochastic --top-p 2", "top_p must be"),
+    Case("weights without a number", "generate engine --prompt hi --weights reward", "weights must be NAME=NUMBER"),
+    Case("weight and weights", "generate engine --prompt hi --weight 2 --weights a=1", "leave signal and weight out"),
+    Case("wild repetition", "generate engine --prompt hi --repetition-penalty 0", "repetition_penalty must be"),
+    Case("no such ban", "generate engine --prompt hi --ban -1", "banned_tokens must be token ids, 0 or more"),
     Case("no prompt file", "generate engine --prompts gone.jsonl", "cannot read the prompts in gone.jsonl"),
     Case("prompts not JSON", "generate engine --prompts p.jsonl", "line 1: not JSON", content("p.jsonl", "hello\n")),
     Case("prompts without", "generate engine --prompts p.jsonl", "line 2: expected an object", content("p.jsonl", '{"prompt": "a"}\n{}\n')),
@@ -403,6 +417,7 @@ TRAINING = [
     Case("data not JSON", "train ckpt --data d.jsonl --objective regression", "d.jsonl.*line 1|d.jsonl:1", content("d.jsonl", "good film\n")),
     Case("other objective's data", "train ckpt --data d.jsonl --objective pairwise", "d.jsonl.*chosen", content("d.jsonl", '{"text": "a", "score": 1}\n' * 30)),
     Case("no such signal", "train ckpt --data d.jsonl --objective regression --signal style", "style", content("d.jsonl", '{"text": "w3 w4", "score": 1}\n' * 30)),
+    Case("objective of another kind", "train ckpt --data d.jsonl --objective drafts", "'drafts' does not train signal 'reward'.*accepted: regression, pairwise", content("d.jsonl", '{"text": "w3"}\n' * 30)),
     Case("no checkpoint", "train nowhere --data d.jsonl --objective regression", "nowhere", content("d.jsonl", "")),
 ]  # fmt: skip
 

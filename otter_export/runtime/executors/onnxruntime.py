@@ -1,15 +1,17 @@
 """ONNX Runtime as an `Executor`, for both cache forms.
 
-An ``onnx`` engine's graph reads its caches, and its new rows come out apart. The graph that
-TensorRT is given writes them in place: running it here, on the CPU, is how the numerics of a
-``trt`` engine are checked where there is no GPU; nobody should serve so, since its attention reads
-the whole capacity in every step.
+An ``onnx`` engine for the CPU writes its caches in place, with as many slots as are needed; for
+CUDA, and of an older release, its graph reads them, and its new rows come out apart. The graph that
+TensorRT is given has caches of static capacity: running it here, on the CPU, is how the numerics of
+a ``trt`` engine are checked where there is no GPU; nobody should serve so, since its attention
+reads the whole capacity in every step.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import mmap
 import sys
 import threading
@@ -32,10 +34,12 @@ from otter_export.runtime.memory.block import Memory
 from otter_export.runtime.memory.cuda import cuda_memory
 from otter_export.runtime.memory.host import KEEP, host_memory
 from otter_export.runtime.recent import Recent
-from otter_export.runtime.row_trial import try_rows
+from otter_export.runtime.row_trial import try_chains, try_rows
 from otter_export.runtime.step_engine import StepEngine
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+#: CUDA's default rounds the factors of a float32 product to tf32, which has 10 bits.
+_PROVIDER_OPTIONS: Mapping[str, Mapping[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
 #: Capacity is a multiple of this many slots, so that the graph sees few different shapes. It is
 #: also a multiple of every vector's lanes, so that a token adds up the same numbers in the same
 #: order whatever the capacity is.
@@ -71,7 +75,7 @@ def load(
         )
     if PROVIDERS[provider] not in ort.get_available_providers():
         raise MissingDependencyError("onnxruntime-gpu", "cuda", f"provider {provider!r}")
-    manifest.require_form(engine_io.READ_ONLY)
+    manifest.require_form(engine_io.IN_PLACE, engine_io.READ_ONLY)
     model = directory / manifest.model_file
     session = open_session(model, provider, threads, data=linked_data(directory, manifest, model))
     device = CudaDevice() if provider == "cuda" else None
@@ -94,6 +98,7 @@ def load_kept_graph(
         UnsupportedError: Its caches are bfloat16, which numpy does not have.
     """
     manifest.require_form(engine_io.IN_PLACE)
+    manifest.require_sizes()
     # DequantizeLinear and MatMul become one product; its activations shall stay as they are, as
     # they do in TensorRT, instead of being rounded to int8.
     entries = {"session.qdq_matmulnbits_accuracy_level": "1"}
@@ -122,8 +127,13 @@ def open_session(
         profile: Beginning of the path of a profile, which ``end_profiling`` of the session writes.
 
     Raises:
-        EngineError: ONNX Runtime cannot load the model.
+        EngineError: ONNX Runtime cannot load the model, or cannot start the provider.
     """
+    if provider == "cuda":
+        # The CUDA libraries of NVIDIA's pip packages, where ONNX Runtime does not look by itself.
+        # It prints those that it misses, of which it may need none.
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
@@ -145,7 +155,16 @@ def open_session(
             options.add_external_initializers_from_files_in_memory(
                 list(data), maps, [len(one) for one in maps]
             )
-        return ort.InferenceSession(source, options, providers=[PROVIDERS[provider]])
+        chosen = (PROVIDERS[provider], _PROVIDER_OPTIONS[provider])
+        session = ort.InferenceSession(source, options, providers=[chosen])
+    # It only warns of a provider whose libraries are missing, and would run on the CPU.
+    if PROVIDERS[provider] not in session.get_providers():
+        raise EngineError(
+            f"ONNX Runtime cannot start its provider {provider!r}: the driver, or a library of the "
+            "CUDA and cuDNN that it was built for, is missing; install them with: pip install "
+            "'onnxruntime-gpu[cuda,cudnn]'"
+        )
+    return session
 
 
 def linked_data(
@@ -228,9 +247,23 @@ class OnnxRuntimeExecutor:
         Raises:
             EngineError: The model fails.
         """
-        if self._device is None and self.cache_form == engine_io.READ_ONLY:
+        if self._promises:
             return try_rows(self)
         return RowRule(pairs=False, even_steps=True)
+
+    @functools.cached_property
+    def chains_alike(self) -> bool:
+        """As tried, like `row_rule`; see `Executor.chains_alike`.
+
+        Raises:
+            EngineError: The model fails.
+        """
+        return self._promises and self.cache_form == engine_io.IN_PLACE and try_chains(self)
+
+    @property
+    def _promises(self) -> bool:
+        """Whether rows shall be alike: on the CPU, but for a graph that was made for TensorRT."""
+        return self._device is None and self._limits.capacity is None
 
     @property
     def max_batch_size(self) -> int:
@@ -249,11 +282,12 @@ class OnnxRuntimeExecutor:
     def slots(self, needed: int, held: int = 0) -> int:
         """A multiple of `SLOTS`, an eighth more than before; or the graph's capacity.
 
-        Attention reads the whole capacity, so doubling it would cost more than it saves.
+        Attention reads the whole capacity, so doubling it would cost more than it saves. A step in
+        place needs room for all its rows, also behind the longest sequence.
         """
         if self._limits.capacity is not None:
             return self._limits.capacity
-        return min(_rounded(max(needed, held + held // 8)), self._most_slots)
+        return max(_rounded(needed), min(_rounded(held + held // 8), self._most_slots))
 
     def blocks(self, places: int, slots: int, *, zeroed: bool = True) -> Blocks:
         """Memory for a cache, or for new rows; see `Executor.blocks`."""

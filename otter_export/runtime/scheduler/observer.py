@@ -139,7 +139,7 @@ class Monitor:
         self._add("tokens")
         self._add("candidates", len(event.candidates))
         self._add("gated", event.gated)
-        self._add("reward_sum", event.reward)
+        self._add("reward_sum", event.reward or 0.0)
         self._tell("token", handle, event, seconds, handle.tokens == 1)
 
     def ended(self, handle: RequestHandle, outcome: Result | OtterError) -> None:

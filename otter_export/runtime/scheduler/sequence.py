@@ -6,7 +6,7 @@ import enum
 import logging
 import time
 from collections import abc
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from otter_export.errors import EngineError, OtterError, RequestError
 from otter_export.quoting import quoted
@@ -15,8 +15,8 @@ from otter_export.runtime.drafts import make_drafter
 from otter_export.runtime.drafts.drafter import MOST_ROWS
 from otter_export.runtime.drafts.tree import ROOT, TokenTree
 from otter_export.runtime.engine import Cache, Engine, FloatArray, Step
-from otter_export.runtime.request import Request, Result, TokenEvent
-from otter_export.runtime.scheduler.chooser import Chooser, Proposal, reward_signal
+from otter_export.runtime.request import Candidate, Request, Result, TokenEvent
+from otter_export.runtime.scheduler.chooser import Chooser, Proposal
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,10 +65,8 @@ class Sequence:
         manifest = engine.manifest
         self.number = number
         self.request = request
-        self._chooser = Chooser(
-            request.method, reward_signal(manifest, request.method.signal), request.seed
-        )
         self.prompt_ids = _encode(request.prompt, engine)
+        self._chooser = Chooser(request, manifest, len(self.prompt_ids))
         count = request.method.candidate_count
         if count is not None and count > manifest.vocab_size:
             raise RequestError(
@@ -85,7 +83,7 @@ class Sequence:
         self._history = list(self.prompt_ids)
         self._tokenizer = engine.tokenizer
         self._text = TextStream(engine.tokenizer, self.prompt_ids, request.stop)
-        self._rewards: list[float] = []
+        self._winners: list[Candidate] = []
         self._texts: list[str] = []
         self._forwards = 0
         self._started = 0.0
@@ -195,7 +193,7 @@ class Sequence:
         winner, row = choice.candidates[choice.winner], places[choice.row]
         self.token_ids.append(winner.token_id)
         self._history.append(winner.token_id)
-        self._rewards.append(winner.reward)
+        self._winners.append(winner)
         text = self._take_text(winner.token_id)
         if self.finish_reason is None:
             self._choose(step, b, row)
@@ -207,6 +205,7 @@ class Sequence:
             candidates=choice.candidates,
             finish_reason=self.finish_reason,
             gated=proposal.gated,
+            signals=winner.signals,
         )
         return event, row
 
@@ -267,10 +266,11 @@ class Sequence:
             prompt_ids=tuple(self.prompt_ids),
             token_ids=tuple(self.token_ids),
             text="".join(self._texts),
-            rewards=tuple(self._rewards),
+            rewards=tuple(w.reward for w in self._winners if w.reward is not None),
             finish_reason=self.finish_reason or "length",
             forwards=self._forwards,
             seconds=time.perf_counter() - self._started,
+            signals=_by_name([winner.signals for winner in self._winners]),
             drafted=None if self._drafter is None else self.drafted,
             accepted=None if self._drafter is None else self.accepted,
         )
@@ -294,6 +294,11 @@ def fail(sequences: Iterable[Sequence], error: Exception) -> None:
 def _signals(step: Step, b: int, row: int) -> dict[str, FloatArray]:
     """What the engine gives for a row, by name."""
     return {name: values[b, row] for name, values in step.signals.items()}
+
+
+def _by_name(values: abc.Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ...]]:
+    """Values of each signal, one a token."""
+    return {name: tuple(v[name] for v in values) for name in (values[0] if values else ())}
 
 
 def _encode(prompt: str | abc.Sequence[int], engine: Engine) -> list[int]:
