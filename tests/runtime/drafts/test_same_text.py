@@ -159,8 +159,7 @@ def test_nor_in_a_crowd(seed: int, even: bool) -> None:
 
     def some(drafts: str) -> Request:
         prompt = [draw.randrange(1, 16) for _ in range(draw.randrange(1, 12))]
-        length = draw.randrange(1, 20)
-        return Request(prompt, draw.choice(METHODS), length, (), seed, drafts=drafts)
+        return Request(prompt, draw.choice(METHODS), draw.randrange(1, 20), (), seed, drafts=drafts)
 
     names = ("none", "lookup", "ahead", "few", "auto")
     engine = small(draw.choice([VALUE, Q_VALUE]))
@@ -181,7 +180,7 @@ def test_cancelling_others_changes_no_token(seed: int) -> None:
             20,
             (),
             seed + i,
-            draw.choice(["lookup", "ahead", "auto", "none"]),
+            drafts=draw.choice(["lookup", "ahead", "auto", "none"]),
         )
         for i in range(4)
     ]
