@@ -26,8 +26,10 @@ from otter_export.runtime.step_inputs import (
 
 #: A pair and an odd last row.
 _MOST = 3
-#: Any token and any place will do; a prefix that is not zero, so that attention has what to add up.
-_TOKEN, _POSITION, _SCALE = 1, 0, 0.5
+#: Any place will do; a prefix that is not zero, so that attention has what to add up.
+_POSITION, _SCALE = 0, 0.5
+#: Several tokens, since where activations are rounded to 8 bits a last bit rarely shows.
+_TOKENS = (1, 2, 3, 4)
 #: Tokens before a chain; the last token of a chain of this length fills the slots of one alone.
 _BEFORE_CHAIN = 24
 
@@ -46,9 +48,9 @@ def try_rows(executor: Executor) -> RowRule:
     apart = executor.cache_form == engine_io.READ_ONLY
     caches = _caches(executor, _MOST, prefix, prefix if apart else executor.slots(prefix + _MOST))
 
-    def first_row(batch: int, step: int) -> list[FloatArray]:
+    def first_row(batch: int, step: int, token: int) -> list[FloatArray]:
         """Every output of the token at the beginning of each sequence, ``[B, ...]``."""
-        ids = np.full((batch, step), _TOKEN, np.int64)
+        ids = np.full((batch, step), token, np.int64)
         tree = np.broadcast_to(np.eye(step, dtype=np.bool_), (batch, step, step))
         tokens = Tokens(ids, np.full_like(ids, _POSITION), tree, step)
         lengths = np.full(batch, prefix, np.int64)
@@ -62,11 +64,14 @@ def try_rows(executor: Executor) -> RowRule:
             outputs = executor.run(caches, inputs)
         return [array[:, 0] for array in outputs.values()]
 
-    alone = first_row(1, 1)
+    alone = {token: first_row(1, 1, token) for token in _TOKENS}
 
     def alike(batch: int, step: int) -> bool:
-        both = zip(first_row(batch, step), alone, strict=True)
-        return all(bool((beside == single).all()) for beside, single in both)
+        return all(
+            bool((beside == single).all())
+            for token in _TOKENS
+            for beside, single in zip(first_row(batch, step, token), alone[token], strict=True)
+        )
 
     if not alike(_MOST, 1):
         return RowRule(pairs=True, even_steps=True)
@@ -105,7 +110,7 @@ def _chain(executor: Executor, caches: Any, start: int, ids: Sequence[int]) -> l
     """Every output ``[S, ...]`` of tokens that see ``start`` others and each other."""
     step = len(ids)
     tokens = Tokens(
-        np.array([ids], np.int64) + _TOKEN,
+        np.array([ids], np.int64) + 1,
         np.full((1, step), _POSITION, np.int64),
         np.tri(step, dtype=np.bool_)[None],
         step,
