@@ -24,11 +24,13 @@ from otter_export.runtime.step_inputs import (
     read_only_inputs,
 )
 
-#: Tokens before the row: of a pair and an odd last one, and several, since additions in another
-#: order give the same sum by chance.
-_PREFIXES = (5, 31, 16)
+#: Tokens before the row of each sequence, of which there is an odd number: several, since additions
+#: in another order often give the same sum, and rounding to 8 bits mostly hides a last bit.
+_PREFIXES = (5, 31, 16, 8, 27)
 #: Any token and any place will do; a prefix that is not zero, so that attention has what to add up.
 _TOKEN, _POSITION, _SCALE = 1, 0, 0.5
+#: Tokens of a step: a pair, and an odd last row.
+_MOST = 3
 #: Tokens before a chain; the last token of a chain of this length fills the slots of one alone.
 _BEFORE_CHAIN = 24
 
@@ -45,35 +47,39 @@ def try_rows(executor: Executor) -> RowRule:
     # In place there are slots behind the prefixes for the new rows.
     prefix = max(_PREFIXES)
     apart = executor.cache_form == engine_io.READ_ONLY
-    slots = executor.slots(prefix if apart else prefix + len(_PREFIXES))
-    caches = _caches(executor, len(_PREFIXES), prefix, slots)
+    slots = executor.slots(prefix if apart else prefix + _MOST)
 
-    def first_rows(step: int, *prefixes: int) -> list[FloatArray]:
+    def first_rows(step: int, *sequences: int) -> list[FloatArray]:
         """Every output ``[B, ...]`` of the token at the beginning of each sequence."""
-        ids = np.full((len(prefixes), step), _TOKEN, np.int64)
+        ids = np.repeat(_TOKEN + np.array(sequences, np.int64)[:, None], step, axis=1)
         tree = np.broadcast_to(np.eye(step, dtype=np.bool_), (*ids.shape, step))
-        tokens, lengths = Tokens(ids, np.full_like(ids, _POSITION), tree, step), np.array(prefixes)
+        tokens = Tokens(ids, np.full_like(ids, _POSITION), tree, step)
+        lengths = np.array([_PREFIXES[b] for b in sequences], np.int64)
+        # Anew: a run in place writes behind its prefix, where a longer one has rows.
+        caches = _caches(executor, len(sequences), prefix, slots)
         if apart:
             inputs = read_only_inputs(tokens, lengths, slots, Padding())
-            rows = executor.blocks(len(prefixes), step, zeroed=False)
+            rows = executor.blocks(len(sequences), step, zeroed=False)
             outputs = executor.run(caches, inputs, rows)
         else:
             inputs = in_place_inputs(tokens, Part(0, step, step), lengths, slots, Padding())
             outputs = executor.run(caches, inputs)
         return [array[:, 0] for array in outputs.values()]
 
-    each = [first_rows(1, prefix) for prefix in _PREFIXES]
+    everyone = range(len(_PREFIXES))
+    each = [first_rows(1, b) for b in everyone]
     alone = [np.concatenate(rows) for rows in zip(*each, strict=True)]
 
-    def alike(step: int, *prefixes: int) -> bool:
-        beside = zip(first_rows(step, *prefixes), alone, strict=True)
-        return all(np.array_equal(rows, one[: len(prefixes)]) for rows, one in beside)
+    def alike(step: int, *sequences: int) -> bool:
+        beside = zip(first_rows(step, *sequences), alone, strict=True)
+        return all(np.array_equal(rows, one[list(sequences)]) for rows, one in beside)
 
-    if not alike(1, *_PREFIXES):
+    if not alike(1, *everyone):
         return RowRule(pairs=True, even_steps=True)
-    several = all(alike(step, *_PREFIXES) for step in (2, 3))
-    single = all(alike(step, _PREFIXES[0]) for step in (2, 3))
-    return RowRule(pairs=False, even_steps=not (several and single))
+    groups = (everyone, [0], [1])
+    steps = range(2, _MOST + 1)
+    all_alike = all(alike(step, *group) for step in steps for group in groups)
+    return RowRule(pairs=False, even_steps=not all_alike)
 
 
 def try_chains(executor: Executor) -> bool:
@@ -108,7 +114,7 @@ def _chain(executor: Executor, caches: Any, start: int, ids: Sequence[int]) -> l
     """Every output ``[S, ...]`` of tokens that see ``start`` others and each other."""
     step = len(ids)
     tokens = Tokens(
-        np.array([ids], np.int64) + _TOKEN,
+        np.array([ids], np.int64) + 1,
         np.full((1, step), _POSITION, np.int64),
         np.tri(step, dtype=np.bool_)[None],
         step,
