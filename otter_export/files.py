@@ -256,6 +256,20 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 temporary.unlink()
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a name that `replacing` could not give a file, before the work for it is done.
+
+    Raises:
+        OtterError: A directory has it, or nothing can be made beside it.
+    """
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        partial, descriptor = create_partial(path)
+        os.close(descriptor)
+        partial.unlink()
+
+
 def create_partial(path: Path, *, directory: bool = False) -> tuple[Path, int]:
     """Make a new, empty file or directory beside ``path``, and hold it.
 

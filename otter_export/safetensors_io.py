@@ -97,7 +97,8 @@ class TensorStore(Mapping[str, TensorInfo]):
                 "can run code and are never read; save them as safetensors "
                 "(save_pretrained(..., safe_serialization=True))"
             )
-        found = [*directory.glob("*.safetensors"), *directory.glob("*/*.safetensors")]
+        patterns = ("*.safetensors", "*/*.safetensors", "*.gguf")
+        found = [path for pattern in patterns for path in directory.glob(pattern)]
         others = sorted(str(path.relative_to(directory)) for path in found)
         holds = f"; it holds {', '.join(others[:3])}" if others else ""
         raise CheckpointError(f"{directory} has neither {single.name} nor {index.name}{holds}")

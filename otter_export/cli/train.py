@@ -13,8 +13,9 @@ import click
 from tqdm import tqdm
 
 from otter_export.checkpoint import OTTER_STEM, Checkpoint
+from otter_export.cli.finite_range import FiniteRange
 from otter_export.config import read_json
-from otter_export.files import exclusive
+from otter_export.files import check_writable, exclusive
 from otter_export.modeling import report as reporting
 from otter_export.modeling.data import Item, Reader, overlap, split
 from otter_export.modeling.tokenization import end_token_id, load_tokenizer
@@ -49,7 +50,7 @@ _DEFAULT = TrainingConfig()
 )
 @click.option(
     "--eval-fraction",
-    type=click.FloatRange(0, 1, True, True),
+    type=FiniteRange(0, 1, True, True),
     default=0.1,
     show_default=True,
     help="Share held out of --data.",
@@ -70,7 +71,7 @@ _DEFAULT = TrainingConfig()
 )
 @click.option(
     "--score-scale",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=1.0,
     show_default=True,
     help="Scores are divided by this.",
@@ -95,12 +96,12 @@ _DEFAULT = TrainingConfig()
 )
 @click.option(
     "--learning-rate",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=_DEFAULT.learning_rate,
     show_default=True,
 )
 @click.option(
-    "--weight-decay", type=click.FloatRange(0), default=_DEFAULT.weight_decay, show_default=True
+    "--weight-decay", type=FiniteRange(0), default=_DEFAULT.weight_decay, show_default=True
 )
 @click.option(
     "--eval-every",
@@ -133,7 +134,7 @@ _DEFAULT = TrainingConfig()
 )
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=0.0,
     show_default=True,
     help="Shorten the schedule to end in this time; 0: no limit.",
@@ -168,6 +169,8 @@ def train(
     """
     click.get_current_context().with_resource(exclusive(checkpoint, "is being trained"))
     opened = Checkpoint.open(checkpoint)
+    if delta is not None:
+        check_writable(delta)
     signal = reward_signal(opened, signal_name or opened.config.signals[0].name)
     reader = Reader(
         objective,

@@ -181,8 +181,18 @@ class Trainer:
         return response_rewards(output, batch.ids, self.signal)
 
     def _evaluate(self) -> None:
-        """Judge the held-out items; keep the tensors if they are the best so far."""
+        """Judge the held-out items; keep the tensors if they are the best so far.
+
+        Raises:
+            ConfigError: The last step made one of them NaN or infinite, as too long steps do.
+        """
         p = self.progress
+        for name, parameter in self.parameters.items():
+            if not torch.isfinite(parameter).all():
+                raise ConfigError(
+                    f"the tensor {name} is NaN or infinite after step {p.step}; lower "
+                    "--learning-rate"
+                )
         metrics = self.evaluate(self.sample)
         p.evaluations.append({"step": p.step, **metrics})
         chosen = metrics[self.objective.metric]["100"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -281,6 +282,16 @@ def test_a_diverging_run_says_what_to_do(make: Callable[..., Trainer]) -> None:
         next(iter(trainer.parameters.values())).fill_(float("nan"))
     with pytest.raises(ConfigError, match="--learning-rate"):
         trainer.run()
+
+
+def test_a_last_step_that_destroys_the_tensors_gives_no_result(
+    make: Callable[..., Trainer],
+) -> None:
+    """The loss is from before the step, so it says nothing about it."""
+    trainer = make(dataclasses.replace(CONFIG, max_steps=1, learning_rate=math.inf))
+    with pytest.raises(ConfigError, match=r"is NaN or infinite after step 1; .*--learning-rate"):
+        trainer.run()
+    assert all(torch.isfinite(tensor).all() for tensor in trainer.best.values())
 
 
 def test_schedule_warms_up_and_ends_at_zero() -> None:
