@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from otter_export import config as config_file
+from otter_export.arguments import path_argument
 from otter_export.base_model import BaseModel, listed
 from otter_export.channel import check_widths, expected_tensors
 from otter_export.config import OtterConfig
@@ -46,7 +47,7 @@ class Checkpoint:
             ConfigError: A configuration file is malformed.
             UnsupportedError: The base family or a setting of it has no rule.
         """
-        path = Path(directory)
+        path = path_argument("directory", directory, CheckpointError)
         if not is_directory(path):
             raise CheckpointError(f"{path} is not a directory")
         if not is_file(path / config_file.FILE_NAME, CheckpointError):

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from otter_export import config as config_file
+from otter_export.arguments import flag, integer, keep, path_argument
 from otter_export.base_config import FILE_NAME as BASE_CONFIG
 from otter_export.base_model import BaseModel
 from otter_export.channel import check_widths
@@ -30,6 +31,7 @@ from otter_export.hub import TOKENIZER_FILES, find_base
 from otter_export.initialization import Maker, initial_tensors
 from otter_export.manifest import FILE_NAME as ENGINE_FILE
 from otter_export.output_directory import check_replaceable, output_directory
+from otter_export.quoting import quoted
 from otter_export.safetensors_io import (
     WEIGHT_DTYPES,
     FloatArray,
@@ -63,6 +65,9 @@ class ChannelOptions:
             query heads as in the base.
         first_layer: The layer that the channel begins at; the number of layers is a linear probe.
         attention: ``own``, or ``shared`` with the base.
+
+    Raises:
+        ConfigError: A value is of another type, or out of any base's range.
     """
 
     hidden_size: int = 64
@@ -76,6 +81,23 @@ class ChannelOptions:
     key_value_heads: int | None = None
     first_layer: int = 0
     attention: str = "own"
+
+    def __post_init__(self) -> None:
+        """Check what is computed with; words are checked with the whole config."""
+        for name in ("hidden_size", "intermediate_size", "heads", "key_value_heads"):
+            if (width := getattr(self, name)) is not None or name == "hidden_size":
+                most = config_file.MAX_WIDTH
+                keep(self, **{name: integer(name, width, least=1, most=most, error=ConfigError)})
+        most = config_file.MAX_LAYERS
+        layer = integer("first_layer", self.first_layer, least=0, most=most, error=ConfigError)
+        keep(self, first_layer=layer, seed=integer("seed", self.seed, least=0, error=ConfigError))
+        if not isinstance(self.dtype, str) or self.dtype not in WEIGHT_DTYPES:
+            known = ", ".join(WEIGHT_DTYPES)
+            raise ConfigError(f"dtype must be one of {known}, got {quoted(self.dtype)}")
+        if not isinstance(self.signals, tuple | list) or not all(
+            isinstance(signal, Signal) for signal in self.signals
+        ):
+            raise ConfigError(f"signals must be a tuple of Signal, got {quoted(self.signals)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +178,12 @@ def plan(
     Raises:
         OtterError: The base, the widths, the replacements or the destination are unusable.
     """
-    base_name, destination = os.fspath(base_name), Path(destination)
+    path_argument("base_name", base_name, ConfigError)
+    # As text: a path would make a hub id of "./owner/name".
+    base_name, destination = os.fspath(base_name), path_argument("destination", destination)
+    adapter, force = flag("adapter", adapter), flag("force", force)
+    if not isinstance(options, ChannelOptions):
+        raise ConfigError(f"options must be ChannelOptions, got {quoted(options)}")
     check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
     directory = find_base(base_name)
     refuse_overlap(destination, directory, "the base")
@@ -328,7 +355,9 @@ def _planned(
 ) -> tuple[PlannedTensor, ...]:
     initial = list(initial_tensors(config, base, options.seed))
     shapes = {name: shape for name, shape, _ in initial}
-    trained = _open_replacements(None if replacements is None else Path(replacements), shapes)
+    trained = _open_replacements(
+        None if replacements is None else path_argument("replacements", replacements), shapes
+    )
 
     def rounded(name: str, make: Maker) -> PlannedTensor:
         # The file may hold another dtype than the checkpoint is to have.

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from otter_export import config as config_file
+from otter_export.arguments import flag, integer, path_argument
 from otter_export.channel import check_widths, expected_tensors
 from otter_export.checkpoint import Checkpoint
 from otter_export.config import OtterConfig
@@ -26,6 +27,7 @@ from otter_export.errors import CheckpointError, ConfigError
 from otter_export.initialization import Maker, initial_tensors
 from otter_export.insert import Insertion, adapter_name, base_files, refuse_overlap
 from otter_export.output_directory import check_replaceable
+from otter_export.quoting import quoted
 from otter_export.safetensors_io import PlannedTensor, from_float32
 
 #: Of the tensors that are in the way, so many are named.
@@ -34,7 +36,7 @@ _NAMED = 4
 
 def plan(
     checkpoint: Checkpoint,
-    destination: Path,
+    destination: str | os.PathLike[str],
     *,
     first_layer: int | None = None,
     attention: str | None = None,
@@ -56,6 +58,18 @@ def plan(
         ConfigError: It would begin earlier, or have an attention that it shares now.
         OtterError: The destination cannot be written.
     """
+    destination, force = path_argument("destination", destination), flag("force", force)
+    if not isinstance(checkpoint, Checkpoint):
+        raise CheckpointError(
+            f"checkpoint must be what Checkpoint.open gives, got {quoted(checkpoint)}"
+        )
+    if first_layer is not None:
+        first_layer = integer("first_layer", first_layer, least=0, error=ConfigError)
+    if attention is not None and not (
+        isinstance(attention, str) and attention in config_file.ATTENTIONS
+    ):
+        known = " or ".join(config_file.ATTENTIONS)
+        raise ConfigError(f"attention must be {known}, got {quoted(attention)}")
     check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
     refuse_overlap(destination, checkpoint.directory, "the checkpoint")
     refuse_overlap(destination, checkpoint.base.directory, "the base")

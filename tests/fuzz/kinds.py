@@ -348,7 +348,11 @@ _OBJECTS: tuple[Any, ...] = (
 def _api(folder: Path) -> Case:
     """Arguments of the Python API."""
     import otter_export as api
+    from otter_export import insert, reshape
+    from otter_export.checkpoint import Checkpoint
+    from otter_export.config import Signal
     from otter_export.runtime.scheduler import Limits, Scheduler
+    from tests import tiny
     from tests.dummy_engine import write_engine
     from tests.runtime.fake_engine import FakeEngine, make_manifest
 
@@ -364,6 +368,19 @@ def _api(folder: Path) -> Case:
         while scheduler.step():
             pass
 
+    base = tiny.write_base(folder / "base")
+    copied = tiny.write_checkpoint(folder / "ck", base=base, initialization="copy", adapter=True)
+    checkpoint, out = Checkpoint.open(copied), folder / "out"
+
+    def channel(**options: Any) -> None:
+        insert.plan(base, out, insert.ChannelOptions(**options))
+
+    def signal(**fields: Any) -> None:
+        channel(hidden_size=16, signals=(Signal(**fields),))
+
+    widths = {f.name: f.default for f in dataclasses.fields(insert.ChannelOptions)}
+    planned = {"base_name": base, "destination": out, "adapter": False, "replacements": None}
+    shape = {"first_layer": 1, "attention": "own", "force": False}
     sampling = {"top_k": 4, "temperature": 0.5, "top_p": 0.9, "signal": None}
     guided = {"weight": 1.0, "gate": 0.5}
     running = {"max_tokens": 3, "stop": ("a",), "seed": 1}
@@ -382,6 +399,11 @@ def _api(folder: Path) -> Case:
             {"engine": engine(), "requests": [[1]], "batch_size": 2, "method": method} | running,
         ),
         (api.load_engine, {"directory": str(directory), "provider": "cpu", "threads": 1}),
+        (channel, widths | {"hidden_size": 16}),
+        (signal, {f.name: getattr(Signal("a"), f.name) for f in dataclasses.fields(Signal)}),
+        (insert.plan, planned | {"options": insert.ChannelOptions(16), "force": False}),
+        (Checkpoint.open, {"directory": copied}),
+        (reshape.plan, {"checkpoint": checkpoint, "destination": str(out)} | shape),
         (Limits, {field.name: 5 for field in dataclasses.fields(Limits)}),
         (submit, {"request": api.Request([1], max_tokens=2), "deadline_seconds": 5}),
     ]
