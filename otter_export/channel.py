@@ -22,6 +22,7 @@ from otter_export.family import (
     Space,
     channel_width,
 )
+from otter_export.signals import Signal, kind_of
 
 #: What a channel with shared attention has no tensors for.
 _OF_WEIGHTS = (Space.QUERY, Space.KEY)
@@ -87,10 +88,22 @@ def expected_tensors(config: OtterConfig, base: BaseModel) -> dict[str, tuple[in
         if f"{site.parameter}.bias" in base.tensors:
             shapes[f"{site.name}.otter.bias"] = (width(site.writes),)
     for signal in config.signals:
-        weight = signal.weight_shape(config.hidden_size, d.vocab_size)
+        weight = kind_of(signal).weight_shape(signal, config.hidden_size, d.vocab_size)
         shapes[f"signals.{signal.name}.weight"] = weight
         shapes[f"signals.{signal.name}.bias"] = weight[:-1]
+        if signal.draft_vocab is not None:
+            shapes[token_ids_name(signal)] = (signal.draft_vocab,)
     return shapes
+
+
+def token_ids_name(signal: Signal) -> str:
+    """The tensor, int32 ``[V']``, that names the tokens that a signal drafts."""
+    return f"signals.{signal.name}.token_ids"
+
+
+def is_token_ids(name: str) -> bool:
+    """Whether an inserted tensor is one of those, and no weight."""
+    return name.startswith("signals.") and name.endswith(".token_ids")
 
 
 def base_heads(config: OtterConfig, base: BaseDimensions) -> npt.NDArray[np.int64]:

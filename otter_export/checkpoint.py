@@ -11,16 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from otter_export import config as config_file
 from otter_export.arguments import path_argument
 from otter_export.base_model import BaseModel, listed
-from otter_export.channel import check_widths, expected_tensors
+from otter_export.channel import check_widths, expected_tensors, is_token_ids, token_ids_name
 from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError
 from otter_export.files import is_directory, is_file
 from otter_export.hub import find_base
-from otter_export.safetensors_io import WEIGHT_DTYPES, FloatArray, TensorStore
+from otter_export.safetensors_io import IDS_DTYPE, WEIGHT_DTYPES, FloatArray, TensorStore
+from otter_export.signals import Signal, kind_of
 
 OTTER_STEM = "otter"
 
@@ -58,6 +60,8 @@ class Checkpoint:
         config = OtterConfig.load(path)
         base = BaseModel.open(_base_directory(path, config, fetch))
         tensors = TensorStore.open(path, OTTER_STEM)
+        signals = tuple(_with_draft_vocab(signal, tensors) for signal in config.signals)
+        config = dataclasses.replace(config, signals=signals)
         checkpoint = cls(path, config, base, tensors)
         problems = check_widths(config, base.dimensions)
         if not problems:
@@ -70,10 +74,27 @@ class Checkpoint:
         """An inserted tensor in float32."""
         return self.tensors.float32(name)
 
+    def token_ids(self, signal: Signal) -> npt.NDArray[np.int32] | None:
+        """The tokens that a signal can draft, ``[V']`` ascending; None: all.
+
+        Raises:
+            CheckpointError: They are not ascending, or one is not in the base's vocabulary.
+        """
+        if signal.draft_vocab is None:
+            return None
+        ids = np.asarray(self.tensors.raw(token_ids_name(signal)))
+        vocab_size = self.base.dimensions.vocab_size
+        if ids[0] < 0 or ids[-1] >= vocab_size or (np.diff(ids) <= 0).any():
+            raise CheckpointError(
+                f"{self.directory}: tensor {token_ids_name(signal)} must be ascending token ids "
+                f"from 0 to {vocab_size - 1}"
+            )
+        return ids
+
     def non_finite(self) -> Iterator[str]:
         """Names of inserted and base tensors that hold NaN or infinity; reads all weights."""
         for name in self.tensors:
-            if not np.isfinite(self.float32(name)).all():
+            if not is_token_ids(name) and not np.isfinite(self.float32(name)).all():
                 yield name
         for name in self.base.tensors:
             if not np.isfinite(self.base.float32(name)).all():
@@ -87,11 +108,21 @@ class Checkpoint:
                 yield f"tensor {name} is missing"
             elif info.shape != shape:
                 yield f"tensor {name} has shape {list(info.shape)}, expected {list(shape)}"
-            elif info.dtype not in WEIGHT_DTYPES:
-                yield f"tensor {name} has dtype {info.dtype}; accepted: {', '.join(WEIGHT_DTYPES)}"
+            else:
+                accepted = (IDS_DTYPE,) if is_token_ids(name) else tuple(WEIGHT_DTYPES)
+                if info.dtype not in accepted:
+                    yield f"tensor {name} has dtype {info.dtype}; accepted: {', '.join(accepted)}"
         for name in self.tensors:
             if name not in expected:
                 yield f"tensor {name} is left over"
+
+
+def _with_draft_vocab(signal: Signal, tensors: TensorStore) -> Signal:
+    """A signal that drafts, with the size of its vocabulary, if that is a part of the base's."""
+    info = tensors.get(token_ids_name(signal))
+    if not kind_of(signal).drafts or info is None or len(info.shape) != 1 or not info.shape[0]:
+        return signal
+    return dataclasses.replace(signal, draft_vocab=info.shape[0])
 
 
 def _base_directory(checkpoint: Path, config: OtterConfig, fetch: bool) -> Path:

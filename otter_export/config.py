@@ -12,13 +12,13 @@ from otter_export.engine_io import RESERVED_NAMES
 from otter_export.errors import ConfigError
 from otter_export.files import read_regular
 from otter_export.quoting import quoted
+from otter_export.signals import SIGNALS, Signal, kind_of
 
 FILE_NAME = "otter_config.json"
 FORMAT = "otter"
 #: The second is written only where the channel's shape needs it (`OtterConfig.version`).
 VERSIONS = (1, 2)
 
-SIGNAL_KINDS = ("value", "q_value", "medusa", "expert")
 ACTIVATIONS = ("identity", "tanh", "sigmoid")
 EMBEDDINGS = ("projection", "table")
 ATTENTIONS = ("own", "shared")
@@ -28,39 +28,12 @@ ACTIVATION_BOUNDS = {"identity": None, "tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0
 _SIGNAL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 MAX_WIDTH = 1 << 20
 MAX_LAYERS = 1 << 14
+_MAX_HEADS = 64
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 #: No score is that large; also refuses infinity, NaN and integers beyond float64.
 _MAX_BOUND = 1e300
 #: Of lists and objects in a JSON file; real ones have fewer than ten.
 _MAX_DEPTH = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Signal:
-    """One trained output of the channel.
-
-    Args:
-        name: Name of the engine's output: lower case letters, digits and underscores.
-        kind: One of `SIGNAL_KINDS`; it fixes the head's shape.
-        activation: Applied to the head's output; one of `ACTIVATIONS`.
-        bounds: ``(low, high)`` that the activation guarantees, or None.
-        heads: Number of later tokens that a ``medusa`` signal drafts; 1 for the other kinds.
-    """
-
-    name: str
-    kind: str = "value"
-    activation: str = "tanh"
-    bounds: tuple[float, float] | None = (-1.0, 1.0)
-    heads: int = 1
-
-    def weight_shape(self, hidden_size: int, vocab_size: int) -> tuple[int, ...]:
-        """Shape of ``signals.NAME.weight`` for a channel of width ``hidden_size``."""
-        return {
-            "value": (1, hidden_size),
-            "q_value": (vocab_size, hidden_size),
-            "medusa": (self.heads, vocab_size, hidden_size),
-            "expert": (2, vocab_size, hidden_size),
-        }[self.kind]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +86,10 @@ class OtterConfig:
                 # What is no pair is for the reader to refuse.
                 "bounds": list(bounds) if isinstance(bounds := signal.bounds, tuple) else bounds,
             }
-            if signal.kind == "medusa":
+            if kind_of(signal).has_heads:
                 entry["heads"] = signal.heads
+            if signal.draft_vocab is not None:
+                entry["draft_vocab"] = signal.draft_vocab
             signals.append(entry)
         base = fields.pop("base_model_name_or_path")
         if self.version == 1:
@@ -302,22 +277,33 @@ class _Reader:
                 f"{where}.name {quoted(name)} is reserved; reserved: {', '.join(RESERVED_NAMES)}"
             )
         kind = entry.pop("kind", None)
-        if not isinstance(kind, str) or kind not in SIGNAL_KINDS:
-            self.problem(f"{where}.kind is {quoted(kind)}; accepted: {', '.join(SIGNAL_KINDS)}")
+        if kind not in SIGNALS:
+            self.problem(f"{where}.kind is {quoted(kind)}; accepted: {', '.join(SIGNALS)}")
+            kind = "value"
+        known = SIGNALS.load(kind)
         activation = entry.pop("activation", "identity")
-        if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        if activation not in known.activations:
             self.problem(
-                f"{where}.activation is {quoted(activation)}; accepted: {', '.join(ACTIVATIONS)}"
+                f"{where}.activation is {quoted(activation)}; accepted for {kind}: "
+                f"{', '.join(known.activations)}"
             )
             activation = "identity"
         bounds = self._bounds(where, activation, entry.pop("bounds", None))
         heads = entry.pop("heads", 1)
-        if type(heads) is not int or not 1 <= heads <= 64:
-            self.problem(f"{where}.heads must be an integer from 1 to 64, got {quoted(heads)}")
+        if type(heads) is not int or not 1 <= heads <= (_MAX_HEADS if known.has_heads else 1):
+            most = f"an integer from 1 to {_MAX_HEADS}" if known.has_heads else f"1 for {kind}"
+            self.problem(f"{where}.heads must be {most}, got {quoted(heads)}")
             heads = 1
+        drafted = entry.pop("draft_vocab", None) if known.drafts else None
+        if drafted is not None and (type(drafted) is not int or not 0 < drafted <= MAX_WIDTH):
+            self.problem(
+                f"{where}.draft_vocab must be an integer from 1 to {MAX_WIDTH}, "
+                f"got {quoted(drafted)}"
+            )
+            drafted = None
         for unknown in sorted(entry):
             self.problem(f"{where} has an unknown field {quoted(unknown)}")
-        return Signal(name, kind if isinstance(kind, str) else "value", activation, bounds, heads)
+        return Signal(name, kind, activation, bounds, heads, drafted)
 
     def _bounds(self, where: str, activation: str, bounds: object) -> tuple[float, float] | None:
         if bounds is None:

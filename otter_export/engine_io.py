@@ -27,10 +27,6 @@ IN_PLACE = "in_place"
 #: TensorRT-LLM's runtime has the caches.
 TENSORRT_LLM = "tensorrt_llm"
 
-#: Signal kinds that are an output of an engine: one score for a prefix, one for each next token.
-VALUE, Q_VALUE = "value", "q_value"
-OUTPUT_KINDS = (VALUE, Q_VALUE)
-
 #: What a client of an engine of TensorRT-LLM sets beside `INPUT_IDS`.
 TENSORRT_LLM_INPUTS = (
     "last_token_ids",
@@ -119,11 +115,6 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
 
-def signal_dims(kind: str, vocab_size: int) -> tuple[int, ...]:
-    """The dimensions of a signal's output behind those of its rows: none, or ``(V,)``."""
-    return () if kind == VALUE else (vocab_size,)
-
-
 @dataclasses.dataclass(frozen=True)
 class StepLimits:
     """The sizes that an engine was built for; None where any will do.
@@ -169,7 +160,7 @@ class EngineIO:
         caches: Of the base, and of the channel if it has layers; a block of memory for each.
         head_dim: e.
         vocab_size: V.
-        signals: Name and kind of each signal, in the order of the outputs.
+        signals: Each signal's dimensions behind those of its rows, in the order of the outputs.
         capacity: C of an `IN_PLACE` engine.
     """
 
@@ -177,18 +168,17 @@ class EngineIO:
     caches: tuple[CacheSpec, ...]
     head_dim: int
     vocab_size: int
-    signals: tuple[tuple[str, str], ...]
+    signals: Mapping[str, tuple[int, ...]]
     capacity: int | None = None
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Logits, and the signals that are outputs."""
-        return (LOGITS, *(name for name, kind in self.signals if kind in OUTPUT_KINDS))
+        """Logits, and the signals."""
+        return (LOGITS, *self.signals)
 
     def output_shape(self, name: str, batch: int, kept: int) -> tuple[int, ...]:
-        """``[B, R, V]`` of logits, or a signal's ``[B, R]`` or ``[B, R, V]``."""
-        kind = dict(self.signals).get(name, Q_VALUE)
-        return (batch, kept, *signal_dims(kind, self.vocab_size))
+        """``[B, R, V]`` of logits, or a signal's ``[B, R, ...]``."""
+        return (batch, kept, *self.signals.get(name, (self.vocab_size,)))
 
     def inputs(self) -> dict[str, TensorSpec]:
         """What the model's inputs must be, by name."""

@@ -16,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from otter_export.base_model import BaseModel
-from otter_export.channel import base_heads, channel_sites, expected_tensors, rows_of_heads
+from otter_export.channel import (
+    base_heads,
+    channel_sites,
+    expected_tensors,
+    is_token_ids,
+    rows_of_heads,
+)
 from otter_export.config import OtterConfig
 from otter_export.errors import ConfigError
 from otter_export.family import ProjectionSite, Space, channel_width
@@ -69,6 +75,9 @@ def _drawn(
     """Biases are zero, norm weights one; heads are drawn in every initialisation."""
 
     def make() -> FloatArray:
+        if is_token_ids(name):
+            # Tokenizers number their merges from the most frequent on.
+            return np.arange(*shape, dtype=np.float32)
         if name.endswith(".bias"):
             return np.zeros(shape, np.float32)
         if name.endswith(".otter.weight"):

@@ -22,9 +22,9 @@ from otter_export import config as config_file
 from otter_export.arguments import flag, integer, keep, path_argument
 from otter_export.base_config import FILE_NAME as BASE_CONFIG
 from otter_export.base_model import BaseModel
-from otter_export.channel import check_widths
+from otter_export.channel import check_widths, is_token_ids
 from otter_export.checkpoint import OTTER_STEM
-from otter_export.config import OtterConfig, Signal
+from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError, ConfigError
 from otter_export.files import SETTINGS_LIMIT, copy_regular, is_file, write_json
 from otter_export.hub import TOKENIZER_FILES, find_base
@@ -33,6 +33,7 @@ from otter_export.manifest import FILE_NAME as ENGINE_FILE
 from otter_export.output_directory import check_replaceable, output_directory
 from otter_export.quoting import quoted
 from otter_export.safetensors_io import (
+    IDS_DTYPE,
     WEIGHT_DTYPES,
     FloatArray,
     PlannedTensor,
@@ -42,6 +43,7 @@ from otter_export.safetensors_io import (
     write_safetensors,
 )
 from otter_export.shards import Shard, in_shards, write_shards
+from otter_export.signals import Signal
 from otter_export.tokenizer_file import FILE_NAME as TOKENIZER_FILE
 from otter_export.tokenizer_file import read_tokenizer, tokens_beyond
 
@@ -362,6 +364,8 @@ def _planned(
     def rounded(name: str, make: Maker) -> PlannedTensor:
         # The file may hold another dtype than the checkpoint is to have.
         source = make if name not in trained else lambda: trained.float32(name)
+        if is_token_ids(name):
+            return PlannedTensor(name, IDS_DTYPE, shapes[name], lambda: make().astype(np.int32))
         return PlannedTensor(
             name, options.dtype, shapes[name], lambda: _round(name, source(), options.dtype)
         )

@@ -13,12 +13,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from otter_export import engine_io
-from otter_export.config import VERSIONS, OtterConfig, Signal, read_json
+from otter_export.config import VERSIONS, OtterConfig, read_json
 from otter_export.engine_io import CacheNames, CacheSpec, EngineIO, StepLimits, TensorSpec
 from otter_export.errors import ConfigError, EngineError
 from otter_export.family import MAX_POSITIONS, size_limit
 from otter_export.files import is_directory, is_file, write_json
 from otter_export.quoting import quoted
+from otter_export.signals import Signal, kind_of
 
 FILE_NAME = "engine.json"
 FORMAT = "otter-engine"
@@ -159,7 +160,7 @@ class EngineManifest:
             caches=self._caches(),
             head_dim=int(self.base["head_dim"]),
             vocab_size=self.vocab_size,
-            signals=tuple((s.name, s.kind) for s in self.signals),
+            signals={s.name: kind_of(s).output_dims(s, self.vocab_size) for s in self.signals},
             capacity=self.built_for.limits.capacity,
         )
 
@@ -257,7 +258,10 @@ class EngineManifest:
         """The content of the file."""
         data = dataclasses.asdict(self)
         config = {"format": FORMAT, "version": VERSION, **data}
-        config["signals"] = [dataclasses.asdict(s) for s in self.signals]
+        config["signals"] = [
+            {k: v for k, v in dataclasses.asdict(s).items() if v is not None or k != "draft_vocab"}
+            for s in self.signals
+        ]
         return config
 
     def save(self, directory: Path) -> None:

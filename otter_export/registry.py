@@ -46,7 +46,7 @@ class Registry(Generic[T]):
         return tuple(self._paths)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._paths
+        return isinstance(name, str) and name in self._paths
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._paths)

@@ -27,6 +27,9 @@ FloatArray = npt.NDArray[np.float32]
 
 #: safetensors dtype names of the accepted weights, with the numpy type that holds their bits.
 WEIGHT_DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+#: What names tokens is stored in this type, beside the weights.
+IDS_DTYPE = "I32"
+_STORED: dict[str, Any] = {**WEIGHT_DTYPES, IDS_DTYPE: np.int32}
 #: Bits that are all set in NaN and infinity.
 _EXPONENTS: dict[str, Any] = {
     "F32": (np.uint32, np.uint32(0x7F80_0000)),
@@ -115,12 +118,11 @@ class TensorStore(Mapping[str, TensorInfo]):
     def raw(self, name: str) -> npt.NDArray[Any]:
         """Memory-mapped view of a tensor's bits; bfloat16 comes as uint16."""
         info = self._infos[name]
-        if info.dtype not in WEIGHT_DTYPES:
+        if info.dtype not in _STORED:
             raise CheckpointError(
-                f"{info.file}: tensor {name} has dtype {info.dtype}; "
-                f"accepted: {', '.join(WEIGHT_DTYPES)}"
+                f"{info.file}: tensor {name} has dtype {info.dtype}; accepted: {', '.join(_STORED)}"
             )
-        dtype = np.dtype(WEIGHT_DTYPES[info.dtype])
+        dtype = np.dtype(_STORED[info.dtype])
         if info.nbytes == 0:
             return np.zeros(info.shape, dtype)
         return np.memmap(info.file, dtype, "r", offset=info.begin, shape=info.shape)
@@ -253,7 +255,7 @@ class PlannedTensor:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return math.prod(self.shape) * int(np.dtype(WEIGHT_DTYPES[self.dtype]).itemsize)
+        return math.prod(self.shape) * int(np.dtype(_STORED[self.dtype]).itemsize)
 
 
 def write_safetensors(

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from otter_export.config import Signal
 from otter_export.engine_io import TensorSpec
 from otter_export.manifest import EngineManifest, describe_file
+from otter_export.signals import Signal
 from tests.tiny import LLAMA, write_tokenizer
 
 MODEL_BYTES = b"this is not an ONNX graph"

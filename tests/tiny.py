@@ -14,8 +14,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from otter_export import insert
-from otter_export.config import Signal
 from otter_export.insert import ChannelOptions
+from otter_export.signals import Signal
 
 #: 4 heads over 2, of 16; the tokens are those of `write_tokenizer`.
 SIZES: dict[str, Any] = {

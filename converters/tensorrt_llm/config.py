@@ -13,9 +13,9 @@ from otter_export.base_model import BaseModel
 from otter_export.checkpoint import Checkpoint
 from otter_export.config import OtterConfig
 from otter_export.converters.tensorrt_llm.layout import Layout
-from otter_export.engine_io import OUTPUT_KINDS
 from otter_export.errors import UnsupportedError
 from otter_export.precision import TENSORRT_LLM, Precision, choose_precision
+from otter_export.signals import kind_of
 
 #: Families of Llama's modules; biases are optional in the emitted models.
 FAMILIES = ("llama", "mistral", "qwen2")
@@ -46,10 +46,10 @@ def check_supported(checkpoint: Checkpoint, precision: str, where: str) -> Preci
     chosen = choose_precision(TENSORRT_LLM, precision, where)
     check_model(checkpoint.base, checkpoint.config, where)
     for signal in checkpoint.config.signals:
-        if signal.kind not in OUTPUT_KINDS:
+        if kind_of(signal).drafts:
             raise UnsupportedError(
-                f"signal {signal.name!r} has kind {signal.kind!r}; {where} builds "
-                f"{', '.join(OUTPUT_KINDS)}"
+                f"signal {signal.name!r} of kind {signal.kind!r} drafts tokens; {where} has no "
+                "step that takes drafts. Use target onnx or trt"
             )
     return chosen
 

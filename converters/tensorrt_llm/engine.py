@@ -33,13 +33,13 @@ from otter_export.engine_io import (
     TENSORRT_LLM,
     TENSORRT_LLM_INPUTS,
     TensorSpec,
-    signal_dims,
 )
 from otter_export.errors import EngineError
 from otter_export.files import write_json
 from otter_export.manifest import EngineManifest
 from otter_export.precision import Precision
 from otter_export.safetensors_io import write_safetensors
+from otter_export.signals import kind_of
 
 CHECKPOINT = "checkpoint"
 CONFIG_FILE = f"{CHECKPOINT}/config.json"
@@ -142,7 +142,7 @@ class LlmBuild:
         vocab = self.checkpoint.base.dimensions.vocab_size
         logits = TensorSpec(LOGITS, "float32", ("rows", self.layout.vocabulary_rows))
         signals = (
-            TensorSpec(s.name, "float32", ("rows", *signal_dims(s.kind, vocab)))
+            TensorSpec(s.name, "float32", ("rows", *kind_of(s).output_dims(s, vocab)))
             for s in self.checkpoint.config.signals
         )
         return (logits, *signals)

@@ -33,18 +33,20 @@ from otter_export.converters.tensorrt_llm.config import (
 )
 from otter_export.converters.tensorrt_llm.emitted import copy_emitted
 from otter_export.converters.tensorrt_llm.weights import Part, tensor_row
-from otter_export.engine_io import INPUT_IDS, LOGITS, TENSORRT_LLM, TensorSpec, signal_dims
+from otter_export.engine_io import INPUT_IDS, LOGITS, TENSORRT_LLM, TensorSpec
 from otter_export.files import write_json
 from otter_export.manifest import EngineManifest
 from otter_export.precision import TENSORRT_LLM as TENSORRT_LLM_PRECISIONS
 from otter_export.precision import Precision, choose_precision
 from otter_export.safetensors_io import PlannedTensor, TensorStore
 from otter_export.shards import in_shards, write_shards
+from otter_export.signals import kind_of
 
 PACKAGE = "otter_trtllm"
 EMITTED = tuple(
     f"{PACKAGE}/{name}.py" for name in ("__init__", "layers", "model", "weights", "client")
 )
+
 CONFIG_FILE = "config.json"
 _WHERE = "target trtllm"
 #: TensorRT-LLM's attention kernels.
@@ -121,7 +123,7 @@ def plan_directory(checkpoint: Checkpoint, request: BuildRequest) -> BuildPlan:
 def _outputs(checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
     vocab = checkpoint.base.dimensions.vocab_size
     signals = (
-        TensorSpec(s.name, "float32", ("sequences", *(signal_dims(s.kind, vocab) or (1,))))
+        TensorSpec(s.name, "float32", ("sequences", *(kind_of(s).output_dims(s, vocab) or (1,))))
         for s in checkpoint.config.signals
     )
     return (TensorSpec(LOGITS, "float32", ("sequences", vocab)), *signals)

@@ -9,6 +9,8 @@ inserted tensors there are is the channel's shape: a layer below its first one i
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,6 +28,7 @@ from otter_export.safetensors_io import (
     from_float32,
     to_float32,
 )
+from otter_export.signals import Signal, kind_of
 
 Bits = npt.NDArray[Any]
 Index = tuple[slice, ...]
@@ -91,9 +94,15 @@ class RankTensors:
         yield from self._norm("transformer.ln_f", base.family.final_norm)
         yield self._output_head()
         for i, signal in enumerate(config.signals):
-            for part in ("weight", "bias"):
-                stored = self._inserted(f"signals.{signal.name}.{part}")
-                yield self._whole(f"signals.{i}.{part}", stored)
+            rows = math.prod(kind_of(signal).output_dims(signal, base.dimensions.vocab_size))
+            for part, shape in (("weight", (rows, config.hidden_size)), ("bias", (rows,))):
+                head = functools.partial(self._head, signal, part, shape)
+                yield PlannedTensor(f"signals.{i}.{part}", self.dtype, shape, head)
+
+    def _head(self, signal: Signal, part: str, shape: tuple[int, ...]) -> Bits:
+        """What an engine multiplies with of a signal's head."""
+        stored = self.checkpoint.float32(f"signals.{signal.name}.{part}")
+        return from_float32(kind_of(signal).engine_head(stored).reshape(shape), self.dtype)
 
     def _start(self) -> PlannedTensor:
         """What the channel begins with, where it begins."""

@@ -17,7 +17,6 @@ from otter_export import __version__
 from otter_export.cli.finite_range import FiniteRange
 from otter_export.cli.progress import step_bar
 from otter_export.cli.table import human_bytes, table
-from otter_export.config import Signal
 from otter_export.evaluation.benchmark import Plan, measure
 from otter_export.evaluation.benchmark_plot import plot_benchmark
 from otter_export.evaluation.operator_shares import operator_shares
@@ -30,7 +29,8 @@ from otter_export.runtime.load import PROVIDERS, checked_threads
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from otter_export.runtime.methods.plain import Plain
 from otter_export.runtime.request import Request
-from otter_export.runtime.scheduler.sequence import reward_signal
+from otter_export.runtime.scheduler.chooser import reward_signal
+from otter_export.signals import Signal
 
 #: Tokens and runs of each method, and numbers of concurrent requests.
 _WHOLE = (24, 5, (2, 4, 8, 16))

@@ -23,7 +23,7 @@ from otter_export.runtime.load import PROVIDERS
 from otter_export.runtime.methods import METHODS
 from otter_export.runtime.prompt_file import Defaults, read_prompts
 from otter_export.runtime.request import Request, Result, TokenEvent
-from otter_export.runtime.scheduler.sequence import reward_signal
+from otter_export.runtime.scheduler.chooser import reward_signal
 
 
 @click.command()

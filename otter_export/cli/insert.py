@@ -13,24 +13,19 @@ from otter_export import insert as insertion
 from otter_export.channel import shape_words
 from otter_export.cli.progress import byte_bar
 from otter_export.cli.table import human_bytes, human_count, peak_memory
-from otter_export.config import Signal
 from otter_export.converters import TARGETS, refusals
-from otter_export.engine_io import OUTPUT_KINDS
 from otter_export.insert import ChannelOptions, Insertion
 from otter_export.modeling.tokenization import difference_from_transformers
 from otter_export.safetensors_io import WEIGHT_DTYPES
-
-#: Signals that predict a reward are bounded by default; the other kinds offset logits.
-_DEFAULT_ACTIVATION = {
-    "value": "tanh",
-    "q_value": "tanh",
-    "medusa": "identity",
-    "expert": "identity",
-}
+from otter_export.signals import SIGNALS, Signal
 
 
 class SignalType(click.ParamType):  # type: ignore[type-arg]
-    """``NAME:KIND[:ACTIVATION[:HEADS]]``; HEADS is for ``medusa``, the later tokens it drafts."""
+    """``NAME:KIND[:ACTIVATION[:HEADS[:TOKENS]]]``; the last two are of ``medusa`` signals.
+
+    HEADS is the number of later tokens that it drafts; TOKENS how many of the vocabulary, the
+    first ones, it can draft.
+    """
 
     name = "NAME:KIND[:ACTIVATION]"
 
@@ -39,16 +34,20 @@ class SignalType(click.ParamType):  # type: ignore[type-arg]
         if isinstance(value, Signal):
             return value
         name, *rest = str(value).split(":")
-        if not 1 <= len(rest) <= 3:
-            self.fail(f"{value!r}: expected NAME:KIND[:ACTIVATION[:HEADS]]", param, ctx)
-        kind = self._choice(value, "kind", rest[0], config_file.SIGNAL_KINDS, param, ctx)
-        activation = rest[1] if len(rest) > 1 else _DEFAULT_ACTIVATION[kind]
-        self._choice(value, "activation", activation, config_file.ACTIVATIONS, param, ctx)
+        if not 1 <= len(rest) <= 4:
+            self.fail(f"{value!r}: expected NAME:KIND[:ACTIVATION[:HEADS[:TOKENS]]]", param, ctx)
+        kind = SIGNALS.load(self._choice(value, "kind", rest[0], SIGNALS.names(), param, ctx))
+        activation = rest[1] if len(rest) > 1 else kind.activations[0]
+        self._choice(value, "activation", activation, kind.activations, param, ctx)
         heads = rest[2] if len(rest) > 2 else "1"
-        if not heads.isdecimal() or (kind != "medusa" and heads != "1"):
+        if not heads.isdecimal() or (not kind.has_heads and heads != "1"):
             self.fail(f"{value!r}: HEADS is a number, of a medusa signal only", param, ctx)
+        tokens = rest[3] if len(rest) > 3 else None
+        if tokens is not None and not (tokens.isdecimal() and kind.drafts):
+            self.fail(f"{value!r}: TOKENS is a number, of a medusa signal only", param, ctx)
         bounds = config_file.ACTIVATION_BOUNDS[activation]
-        return Signal(name, kind, activation, bounds, int(heads))
+        drafted = None if tokens is None else int(tokens)
+        return Signal(name, kind.name, activation, bounds, int(heads), drafted)
 
     def _choice(
         self,
@@ -186,9 +185,6 @@ def _settings(plan: Insertion) -> str:
 
 def _targets(plan: Insertion) -> str:
     """What each target will say of this checkpoint, before anything is trained."""
-    unbuilt = [s for s in plan.config.signals if s.kind not in OUTPUT_KINDS]
-    if unbuilt:
-        return f"none builds the signal {unbuilt[0].name} (kind {unbuilt[0].kind})"
     reasons = dict(refusals(plan.base, plan.config))
     builds = ", ".join(name for name in TARGETS if name not in reasons)
     return "\n".join([f"{builds} build it", *(f"  not {n}: {why}" for n, why in reasons.items())])

@@ -12,11 +12,11 @@ import click
 from otter_export import inspection
 from otter_export.channel import shape_words
 from otter_export.cli.table import human_bytes, human_count, table
-from otter_export.config import Signal
 from otter_export.engine_digest import engine_digest
 from otter_export.engine_io import TensorSpec
 from otter_export.inspection import PARTS, CheckpointSummary, EngineSummary, Size, dtypes
 from otter_export.manifest import EngineManifest
+from otter_export.signals import Signal
 
 
 @click.command()

@@ -12,22 +12,15 @@ from typing import Any
 import click
 
 from otter_export.cli.table import table
-from otter_export.config import ACTIVATION_BOUNDS, ACTIVATIONS, SIGNAL_KINDS, Signal
+from otter_export.config import ACTIVATION_BOUNDS, ACTIVATIONS
 from otter_export.converters.target import Availability, Target
 from otter_export.errors import MissingDependencyError
 from otter_export.families import FAMILIES
 from otter_export.family_features import features
 from otter_export.registry import Registry
+from otter_export.signals import SIGNALS, Signal
 
 Entry = dict[str, str]
-
-#: What each kind of signal predicts, and what the engine's output of its name holds.
-_SIGNAL_PURPOSE = {
-    "value": ("one score for the prefix", "[batch, rows]"),
-    "q_value": ("one score for each next token", "[batch, rows, V]"),
-    "medusa": ("logits of later tokens", "[batch, rows, heads, V]"),
-    "expert": ("logits of an expert and of an anti-expert", "[batch, rows, 2, V]"),
-}
 
 
 def _targets() -> list[Entry]:
@@ -60,12 +53,22 @@ def _families() -> list[Entry]:
 
 def _signals() -> list[Entry]:
     rows = []
-    for kind in SIGNAL_KINDS:
-        purpose, output = _SIGNAL_PURPOSE[kind]
-        symbols = {1: "1", 2: "2", -1: "d'", -2: "V", 64: "heads"}
-        shape = Signal("any", kind, heads=64).weight_shape(-1, -2)
-        weight = "[" + ", ".join(symbols[n] for n in shape) + "]"
-        rows.append({"name": kind, "predicts": purpose, "weight": weight, "output": output})
+    symbols: dict[int | str, str] = {1: "1", 2: "2", -1: "d'", -2: "V", 64: "n"}
+
+    def words(*sizes: int | str) -> str:
+        return f"[{', '.join(symbols.get(size, str(size)) for size in sizes)}]"
+
+    for name in SIGNALS:
+        kind, signal = SIGNALS.load(name), Signal("any", name, heads=64)
+        rows.append(
+            {
+                "name": name,
+                "predicts": kind.predicts.replace("`", ""),
+                "weight": words(*kind.weight_shape(signal, -1, -2)),
+                "output": words("batch", "rows", *kind.output_dims(signal, -2)),
+                "activations": ", ".join(kind.activations),
+            }
+        )
     for activation in ACTIVATIONS:
         bounds = ACTIVATION_BOUNDS[activation]
         meaning = "no bounds" if bounds is None else f"bounds {list(bounds)}"

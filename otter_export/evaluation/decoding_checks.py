@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from otter_export.engine_io import LOGITS, OUTPUT_KINDS
+from otter_export.engine_io import LOGITS
 from otter_export.evaluation import limits
 from otter_export.evaluation.check import CheckResult, Limit, decide, not_run
 from otter_export.evaluation.counting_engine import CountingEngine
@@ -27,6 +27,7 @@ from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from otter_export.runtime.methods.plain import Plain
 from otter_export.runtime.prefill import prefill
 from otter_export.runtime.request import Request, Result, TokenEvent
+from otter_export.signals import kind_of
 
 #: Prompts of the checks that generate.
 _PROMPTS = 3
@@ -52,7 +53,7 @@ def weight_zero(subject: Subject) -> CheckResult:
     Once as it is, and once with all candidates scored, where rows are computed in another shape:
     there the first token that differs must be a near-tie.
     """
-    if not any(signal.kind in OUTPUT_KINDS for signal in subject.manifest.signals):
+    if not any(kind_of(signal).scores for signal in subject.manifest.signals):
         return not_run("weight 0", "the engine has no signal that scores next tokens")
     prompts, count = subject.prompt_ids[:_PROMPTS], subject.max_tokens
     top_k = min(CANDIDATES, subject.manifest.vocab_size)
@@ -91,7 +92,7 @@ def weight_zero(subject: Subject) -> CheckResult:
 
 def forward_passes(subject: Subject) -> CheckResult:
     """Guided decoding takes one forward pass per generated token after the first."""
-    if not any(signal.kind in OUTPUT_KINDS for signal in subject.manifest.signals):
+    if not any(kind_of(signal).scores for signal in subject.manifest.signals):
         return not_run("forward passes", "the engine has no signal that scores next tokens")
     engine = CountingEngine(subject.engine)
     # The prompt's passes are in both, and go: how many they are depends on the engine.

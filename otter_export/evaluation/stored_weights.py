@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from otter_export.channel import token_ids_name
 from otter_export.checkpoint import Checkpoint
 from otter_export.evaluation.model_file import load_model, read_tensor
 from otter_export.evaluation.stored_codes import Quantized, dequantized, dequantized_linear
 from otter_export.safetensors_io import FloatArray
+from otter_export.signals import Signal, kind_of
 
 _FORMS = {"_int8": 8, "_int4": 4}
 #: What belongs to the weight before it, and is read with it.
@@ -152,7 +154,20 @@ def checkpoint_weights(checkpoint: Checkpoint) -> Mapping[str, Callable[[], Floa
     plain(f"{base.family.output_head}.bias")
     for name in checkpoint.tensors:
         found[name] = functools.partial(checkpoint.float32, name)
+    for signal in checkpoint.config.signals:
+        for part, shape in (("weight", (-1, checkpoint.config.hidden_size)), ("bias", (-1,))):
+            name = f"signals.{signal.name}.{part}"
+            found[name] = functools.partial(_engine_head, signal, found[name], shape)
+        found.pop(token_ids_name(signal), None)  # no weight: a runtime reads them
     return found
+
+
+def _engine_head(
+    signal: Signal, read: Callable[[], FloatArray], shape: tuple[int, ...]
+) -> FloatArray:
+    """The part of a stored head that an engine has."""
+    part: FloatArray = kind_of(signal).engine_head(read()).reshape(shape)
+    return part
 
 
 def mismatches(stored: StoredWeights, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:

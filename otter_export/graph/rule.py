@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
-from otter_export.channel import channel_sites, expected_tensors
+from otter_export.channel import channel_sites, expected_tensors, token_ids_name
 from otter_export.checkpoint import Checkpoint
 from otter_export.family import NormSite, ProjectionSite
 from otter_export.graph.emit import Emitter, add_initializer, lazy_tensor
 from otter_export.graph.weights import source_initializer
+from otter_export.safetensors_io import FloatArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +75,28 @@ class Widening:
             self.checkpoint.base.family.embeddings[0][0],
         )
 
-    def tensor(self, name: str, like: ir.Value) -> ir.Value:
-        """The inserted tensor ``name`` as an initializer of ``like``'s dtype; made on first use."""
+    def tensor(
+        self,
+        name: str,
+        like: ir.Value,
+        shape: tuple[int, ...] | None = None,
+        part: Callable[[FloatArray], FloatArray] = np.asarray,
+    ) -> ir.Value:
+        """The inserted tensor ``name`` as an initializer of ``like``'s dtype; made on first use.
+
+        Args:
+            name: Its name.
+            like: Gives the dtype.
+            shape: Of what is wanted of it; None is all of it.
+            part: What is wanted of it.
+        """
         dtype = like.dtype or ir.DataType.FLOAT
-        shape = self._shapes[name]
-        tensor = lazy_tensor(name, dtype, shape, lambda: self.checkpoint.float32(name))
+        wanted = self._shapes[name] if shape is None else shape
+
+        def make() -> FloatArray:
+            return part(self.checkpoint.float32(name)).reshape(wanted)
+
+        tensor = lazy_tensor(name, dtype, wanted, make)
         return add_initializer(self.model.graph, name, tensor)
 
     def shape(self, base: ir.Value, width: int) -> list[int | str | ir.SymbolicDim | None]:
@@ -86,8 +105,9 @@ class Widening:
         return [*leading, width]
 
     def unused_tensors(self) -> list[str]:
-        """Inserted tensors that no rule and no head has asked for."""
-        return [name for name in self._shapes if name not in self.model.graph.initializers]
+        """Inserted tensors that no rule and no head has asked for; a runtime reads token ids."""
+        known = {*self.model.graph.initializers, *map(token_ids_name, self.config.signals)}
+        return [name for name in self._shapes if name not in known]
 
     def has_tensor(self, name: str) -> bool:
         """Whether the checkpoint has an inserted tensor of this name."""

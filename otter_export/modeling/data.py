@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from otter_export.arguments import number, path_argument
-from otter_export.config import Signal
 from otter_export.errors import ConfigError, RequestError
 from otter_export.json_lines import STDIN, read_lines
 from otter_export.quoting import listed, nearest, one_line, quoted
+from otter_export.signals import Signal
 
 #: Fields of a line, by objective: (required, optional).
 FIELDS = {

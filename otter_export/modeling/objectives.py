@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from otter_export.config import Signal
 from otter_export.errors import UnsupportedError
 from otter_export.modeling.data import Batch
 from otter_export.modeling.otter_model import OtterOutput
+from otter_export.signals import Signal
 
 #: Shares of the response at which held-out metrics are reported.
 PREFIXES = (25, 50, 75, 100)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from otter_export.base_model import BaseModel
 from otter_export.boundary import errors_as
-from otter_export.channel import expected_tensors
+from otter_export.channel import expected_tensors, is_token_ids
 from otter_export.checkpoint import Checkpoint
 from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError
@@ -30,10 +30,18 @@ from otter_export.safetensors_io import FloatArray
 
 @dataclasses.dataclass(frozen=True)
 class OtterOutput:
-    """One forward pass: ``logits`` ``[B, S, V]`` and each signal, ``[B, S]`` or ``[B, S, V]``."""
+    """One forward pass.
+
+    Args:
+        logits: ``[B, S, V]``.
+        signals: What an engine gives, by name: ``[B, S, *output_dims]`` (`SignalKind.output_dims`).
+        channel: ``[B, S, d']``: n', what the heads read.
+        past_key_values: Of transformers, if it was asked for a cache.
+    """
 
     logits: Tensor
     signals: Mapping[str, Tensor]
+    channel: Tensor
     past_key_values: Any
 
 
@@ -86,8 +94,8 @@ class OtterModel(nn.Module):
         state = decoded.last_hidden_state
         channel = state[..., -self.config.hidden_size :]
         logits = self.logits(state) if compute_logits else state[..., :0]
-        signals = {name: head(channel) for name, head in self.signals.items()}
-        return OtterOutput(logits, signals, getattr(decoded, "past_key_values", None))
+        signals = {name: self.head(name).output(channel) for name in self.signals}
+        return OtterOutput(logits, signals, channel, getattr(decoded, "past_key_values", None))
 
     def logits(self, state: Tensor) -> Tensor:
         """Logits of a final state as Hugging Face's causal LM has them: scaled, or capped."""
@@ -130,7 +138,8 @@ def load_reference(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -
     model = OtterModel(base, checkpoint.config, source.family, source.dimensions, source.sites)
     model.load_channel(checkpoint.float32)
     names = {name for name, _ in model.channel_parameters()}
-    if names != set(expected_tensors(checkpoint.config, source)):
+    expected = expected_tensors(checkpoint.config, source)
+    if names != {name for name in expected if not is_token_ids(name)}:
         raise CheckpointError(f"{checkpoint.directory}: the base's modules do not fit its family")
     return model.to(dtype).eval()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from otter_export.config import Signal
+from otter_export.signals import Signal, kind_of
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda z: z,
@@ -19,22 +19,25 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class SignalHead(nn.Module):
     """``activation(W n' + b)``, read from the channel after the final norm.
 
-    ``weight`` and ``bias`` have the shapes of the checkpoint format (`Signal.weight_shape`).
+    ``weight`` and ``bias`` have the shapes of the checkpoint format (`SignalKind.weight_shape`).
     """
 
     def __init__(self, signal: Signal, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
-        shape = signal.weight_shape(hidden_size, vocab_size)
-        self.kind = signal.kind
+        self.kind = kind_of(signal)
+        shape = self.kind.weight_shape(signal, hidden_size, vocab_size)
         self.activation = signal.activation
         self.weight = nn.Parameter(torch.zeros(shape))
         self.bias = nn.Parameter(torch.zeros(shape[:-1]))
 
     def forward(self, channel: Tensor) -> Tensor:
-        """``[B, S, d']`` to ``[B, S]`` (value), ``[B, S, V]`` (q_value) or ``[B, S, heads, V]``."""
+        """``[B, S, d']`` to the stored head's ``[B, S, *head_dims]`` (`SignalKind.head_dims`)."""
         # Training holds the head in float32 beside bfloat16 states.
         channel = channel.to(self.weight.dtype)
         z = torch.tensordot(channel, self.weight, dims=([-1], [-1])) + self.bias
-        if self.kind == "value":
-            z = z.squeeze(-1)
         return _ACTIVATIONS[self.activation](z)
+
+    def output(self, channel: Tensor) -> Tensor:
+        """``[B, S, d']`` to what an engine gives, ``[B, S, *output_dims]``."""
+        output: Tensor = self.kind.output(self(channel))
+        return output

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.config import Signal
 from otter_export.errors import ConfigError, UnsupportedError
+from otter_export.signals import Signal
 
 TRAINABLE_KINDS = ("value", "q_value")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -28,9 +28,9 @@ from benchmarks.baselines.rad import rad
 from benchmarks.baselines.torch_model import TorchModel, language_model, reward_model
 from otter_export import ArgsGreedy, Plain, Request, generate, load_engine
 from otter_export.checkpoint import Checkpoint
-from otter_export.config import Signal
 from otter_export.modeling.otter_model import load_base, load_reference
 from otter_export.runtime.engine import Engine
+from otter_export.signals import Signal
 from tests import built
 
 PROMPT = [3, 1, 4, 1, 5]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from otter_export import manifest as manifest_file
-from otter_export.config import SIGNAL_KINDS
 from otter_export.manifest import EngineManifest
+from otter_export.signals import SIGNALS
 from tests import tiny
 from tests.command_line import Cli
 
@@ -52,5 +52,5 @@ def test_every_field_of_the_manifest_is_described(document: str) -> None:
 
 def test_every_kind_of_signal_is_described(repository: Path) -> None:
     text = (repository / "docs" / "checkpoint.md").read_text()
-    for kind in SIGNAL_KINDS:
+    for kind in SIGNALS:
         assert f"| `{kind}` |" in text

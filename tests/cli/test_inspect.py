@@ -13,8 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from otter_export import insert
-from otter_export.config import Signal
 from otter_export.insert import ChannelOptions
+from otter_export.signals import Signal
 from tests import tiny
 from tests.command_line import Cli
 from tests.dummy_engine import write_engine

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from otter_export.cli.list import LISTS
-from otter_export.config import SIGNAL_KINDS
 from otter_export.families import FAMILIES
+from otter_export.signals import SIGNALS
 from tests.command_line import Cli
 
 
@@ -33,7 +33,7 @@ def test_lists_follow_the_registries(cli: Cli) -> None:
     methods = json.loads(cli("list", "methods", "--json").stdout)
     assert [entry["name"] for entry in methods] == list(METHODS)
     signals = [entry["name"] for entry in json.loads(cli("list", "signals", "--json").stdout)]
-    assert signals[: len(SIGNAL_KINDS)] == list(SIGNAL_KINDS)
+    assert signals[: len(SIGNALS.names())] == list(SIGNALS)
 
 
 def test_a_missing_extra_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

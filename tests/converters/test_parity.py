@@ -20,8 +20,8 @@ from safetensors.numpy import load_file, save_file
 
 from otter_export.base_config import FAITHFUL_ACTIVATIONS
 from otter_export.checkpoint import Checkpoint
-from otter_export.config import Signal
 from otter_export.graph.pipeline import lower, onnxruntime
+from otter_export.signals import Signal
 from tests import built, tiny
 from tests.converters.conftest import Built, tokens
 

@@ -17,9 +17,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.config import Signal
 from otter_export.graph.pipeline import lower, onnxruntime
 from otter_export.modeling.otter_model import load_reference
+from otter_export.signals import Signal
 from tests import built
 from tests.converters.conftest import tokens
 from tests.graph.test_weight_passes import INT4, INT8, dequantized

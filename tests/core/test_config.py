@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otter_export import config as config_file
-from otter_export.config import ACTIVATION_BOUNDS, OtterConfig, Signal, read_json
+from otter_export.config import ACTIVATION_BOUNDS, OtterConfig, read_json
 from otter_export.engine_io import RESERVED_NAMES
 from otter_export.errors import ConfigError
+from otter_export.signals import SIGNALS, Signal
 
 names = st.from_regex(r"[a-z][a-z0-9_]{0,63}", fullmatch=True).filter(
     lambda name: name not in RESERVED_NAMES
@@ -23,11 +24,12 @@ widths = st.integers(1, 1 << 20)
 
 @st.composite
 def signal_values(draw: st.DrawFn) -> Signal:
-    activation = draw(st.sampled_from(config_file.ACTIVATIONS))
-    kind = draw(st.sampled_from(config_file.SIGNAL_KINDS))
+    kind = SIGNALS.load(draw(st.sampled_from(SIGNALS.names())))
+    activation = draw(st.sampled_from(kind.activations))
     bounds = draw(st.sampled_from([None, ACTIVATION_BOUNDS[activation]]))
-    heads = draw(st.integers(1, 64)) if kind == "medusa" else 1
-    return Signal(draw(names), kind, activation, bounds, heads)
+    heads = draw(st.integers(1, 64)) if kind.has_heads else 1
+    drafted = draw(st.none() | st.integers(1, 1 << 20)) if kind.drafts else None
+    return Signal(draw(names), kind.name, activation, bounds, heads, drafted)
 
 
 @st.composite

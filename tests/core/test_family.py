@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from otter_export.base_model import BaseModel
 from otter_export.channel import expected_tensors
-from otter_export.config import OtterConfig, Signal
+from otter_export.config import OtterConfig
 from otter_export.errors import ConfigError, OtterError, UnsupportedError
 from otter_export.families import FAMILIES, family_of
 from otter_export.family import BaseDimensions, sites
+from otter_export.signals import Signal
 from tests import tiny
 from tests.families import bases
 

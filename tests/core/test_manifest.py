@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otter_export.config import Signal
 from otter_export.engine_io import TensorSpec
 from otter_export.errors import EngineError
 from otter_export.manifest import EngineManifest, describe_file
+from otter_export.signals import Signal
 from tests.dummy_engine import MODEL_BYTES, manifest, write_engine
 
 

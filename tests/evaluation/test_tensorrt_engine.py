@@ -22,7 +22,7 @@ from otter_export.evaluation.subject import Options
 from otter_export.evaluation.verification import verify
 from otter_export.manifest import EngineManifest
 from tests import built, tiny
-from tests.devices import has_gpu
+from tests.devices import has_gpu, skip_unless_built_for_this_gpu
 from tests.evaluation.conftest import PROMPTS
 
 USABLE = [a.name for a in TARGET.availability() if a.usable and a.name != "tensorrt-llm"]
@@ -122,7 +122,9 @@ def test_without_a_gpu_the_cpu_must_be_asked_for(root: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
 def test_all_checks_pass_on_a_gpu(root: Path, precision: str) -> None:
     """The plan itself computes; its weights are read from the graph."""
-    assert verify(engine(root, precision), None, Options(PROMPTS, provider="cuda")).failed == ()
+    directory = engine(root, precision)
+    skip_unless_built_for_this_gpu(directory)
+    assert verify(directory, None, Options(PROMPTS, provider="cuda")).failed == ()
 
 
 def test_the_manifest_on_disk_stays_as_it_is(root: Path) -> None:

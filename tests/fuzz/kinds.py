@@ -286,8 +286,8 @@ def _lines(random: Random, records: list[dict[str, Any]]) -> bytes:
 
 def _training_data(folder: Path) -> Case:
     """Training data of both objectives."""
-    from otter_export.config import Signal
     from otter_export.modeling.data import Reader
+    from otter_export.signals import Signal
 
     class Words:
         def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -14,6 +15,8 @@ from otter_export.family import NormSite
 from otter_export.graph.base import base_graph
 from otter_export.graph.rules import RULES
 from otter_export.graph.widen import widen
+from otter_export.signals import SIGNALS, Signal, kind_of
+from tests import tiny
 from tests.graph.conftest import Over
 
 Line = tuple[Any, ...]
@@ -120,11 +123,17 @@ def test_a_graph_without_a_head_is_an_error(llama: Checkpoint) -> None:
         widen(model, llama)
 
 
-def test_unbuilt_signal_kinds_are_refused(llama: Checkpoint) -> None:
-    signal = dataclasses.replace(llama.config.signals[0], kind="expert")
-    config = dataclasses.replace(llama.config, signals=(signal,))
-    with pytest.raises(UnsupportedError, match=r"'reward' has kind 'expert'.*value, q_value"):
-        widen(base_graph(llama.base), dataclasses.replace(llama, config=config))
+@pytest.mark.parametrize("kind", SIGNALS)
+def test_every_kind_of_signal_is_an_output(kind: str, tmp_path: Path) -> None:
+    signal = Signal("made", kind, SIGNALS.load(kind).activations[-1], None, heads=1)
+    if SIGNALS.load(kind).has_heads:
+        signal = dataclasses.replace(signal, heads=3)
+    directory = tiny.write_checkpoint(tmp_path / "ck", signals=(signal,))
+    checkpoint = Checkpoint.open(directory)
+    model = widen(base_graph(checkpoint.base), checkpoint)
+    (output,) = (v for v in model.graph.outputs if v.name == "made")
+    dims = kind_of(signal).output_dims(signal, checkpoint.base.dimensions.vocab_size)
+    assert output.shape is not None and list(output.shape)[2:] == list(dims)
 
 
 #: Families that begin a layer with a norm, with a projection, and with two norms of one state.

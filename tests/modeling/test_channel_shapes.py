@@ -18,7 +18,6 @@ from safetensors.numpy import load_file, save_file
 
 from otter_export import ArgsGreedy, Request, generate
 from otter_export.checkpoint import Checkpoint
-from otter_export.config import Signal
 from otter_export.family import Space
 from otter_export.initialization import copied_rows
 from otter_export.modeling.data import Item, Row
@@ -26,6 +25,7 @@ from otter_export.modeling.otter_model import load_base, load_reference
 from otter_export.modeling.torch_engine import TorchOptions
 from otter_export.modeling.training import Trainer
 from otter_export.modeling.training_config import TrainingConfig
+from otter_export.signals import Signal
 from tests import built, tiny
 from tests.modeling.reference import load, tokens
 from tests.modeling.test_gradients import objective

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otter_export.config import Signal
 from otter_export.errors import UnsupportedError
 from otter_export.modeling.data import Batch, Item, Row, collate
 from otter_export.modeling.objectives import (
@@ -23,6 +22,7 @@ from otter_export.modeling.objectives import (
     response_rewards,
 )
 from otter_export.modeling.otter_model import OtterOutput
+from otter_export.signals import Signal
 from tests import tiny
 
 

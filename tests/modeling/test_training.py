@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.config import Signal
 from otter_export.errors import CheckpointError, ConfigError, UnsupportedError
 from otter_export.modeling.data import Item, Row
 from otter_export.modeling.train_state import DIRECTORY, load_state, remove_state
 from otter_export.modeling.training import Trainer
 from otter_export.modeling.training_config import Progress, TrainingConfig, schedule
+from otter_export.signals import Signal
 from tests import tiny
 from tests.modeling.reference import widths
 

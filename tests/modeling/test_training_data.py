@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otter_export.config import Signal
 from otter_export.errors import ConfigError
 from otter_export.modeling.data import Item, Reader, Row, batches, epoch_groups, overlap, split
+from otter_export.signals import Signal
 from tests import tiny
 from tests.pipes import written_pipe
 

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from otter_export.config import Signal
 from otter_export.errors import EngineError
 from otter_export.manifest import EngineManifest
 from otter_export.runtime.engine import BoolArray, Cache, IntArray, Step
 from otter_export.runtime.step_check import check_commit, check_forward
+from otter_export.signals import Signal
 
 EOS = 0
 REWARD = Signal("reward")

@@ -19,10 +19,10 @@ from otter_export import (
     load_engine,
     stream,
 )
-from otter_export.config import Signal
 from otter_export.errors import EngineError, OtterError, RequestError
 from otter_export.runtime import prompt_file
 from otter_export.runtime.prompt_file import Defaults, read_prompts
+from otter_export.signals import Signal
 from tests.runtime.fake_engine import ByteTokenizer, FakeEngine, make_manifest
 
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otter_export import ArgsGreedy, ArgsStochastic, Plain, Request, engine_io, generate
-from otter_export.config import Signal
 from otter_export.errors import EngineError
 from otter_export.runtime.engine import Engine, Step
 from otter_export.runtime.prefill import prefill
+from otter_export.signals import Signal
 from tests.runtime.digest_executor import make_engine
 from tests.runtime.fake_engine import REWARD, make_manifest
 

@@ -15,9 +15,9 @@ import onnx_ir as ir
 import tokenizers
 
 from otter_export import engine_io
-from otter_export.config import Signal
 from otter_export.engine_io import TensorSpec
 from otter_export.manifest import EngineManifest, describe_file
+from otter_export.signals import Signal
 
 LAYERS, VOCAB, HEAD = 2, 32, 8
 #: 31 characters, tokens 1 to 31.

@@ -343,7 +343,7 @@ class OtterForCausalLM(DecoderModelForCausalLM):
         self.quant_mode = config.quant_mode
         self.mapping = mapping
         super().__init__(config, OtterTransformer(config), lm_head)
-        rows = {"value": 1, "q_value": config.vocab_size}
+        rows = {"value": 1, "q_value": config.vocab_size, "expert": config.vocab_size}
         channel, dtype = config.otter["hidden_size"], config.dtype
         self.signals = ModuleList(
             ColumnLinear(channel, rows[s["kind"]], dtype=dtype) for s in config.otter["signals"]

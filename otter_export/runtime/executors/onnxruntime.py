@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import mmap
 import sys
 import threading
@@ -36,6 +37,8 @@ from otter_export.runtime.row_trial import try_rows
 from otter_export.runtime.step_engine import StepEngine
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+#: CUDA's default rounds the factors of a float32 product to tf32, which has 10 bits.
+_PROVIDER_OPTIONS: Mapping[str, Mapping[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
 #: Capacity is a multiple of this many slots, so that the graph sees few different shapes. It is
 #: also a multiple of every vector's lanes, so that a token adds up the same numbers in the same
 #: order whatever the capacity is.
@@ -122,8 +125,13 @@ def open_session(
         profile: Beginning of the path of a profile, which ``end_profiling`` of the session writes.
 
     Raises:
-        EngineError: ONNX Runtime cannot load the model.
+        EngineError: ONNX Runtime cannot load the model, or cannot start the provider.
     """
+    if provider == "cuda":
+        # The CUDA libraries of NVIDIA's pip packages, where ONNX Runtime does not look by itself.
+        # It prints those that it misses, of which it may need none.
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
@@ -145,7 +153,16 @@ def open_session(
             options.add_external_initializers_from_files_in_memory(
                 list(data), maps, [len(one) for one in maps]
             )
-        return ort.InferenceSession(source, options, providers=[PROVIDERS[provider]])
+        chosen = (PROVIDERS[provider], _PROVIDER_OPTIONS[provider])
+        session = ort.InferenceSession(source, options, providers=[chosen])
+    # It only warns of a provider whose libraries are missing, and would run on the CPU.
+    if PROVIDERS[provider] not in session.get_providers():
+        raise EngineError(
+            f"ONNX Runtime cannot start its provider {provider!r}: the driver, or a library of the "
+            "CUDA and cuDNN that it was built for, is missing; install them with: pip install "
+            "'onnxruntime-gpu[cuda,cudnn]'"
+        )
+    return session
 
 
 def linked_data(

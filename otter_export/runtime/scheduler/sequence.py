@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import logging
 import time
 from collections import abc
 from collections.abc import Iterable
 
-import numpy as np
-
-from otter_export.config import Signal
-from otter_export.engine_io import OUTPUT_KINDS, Q_VALUE
 from otter_export.errors import EngineError, OtterError, RequestError
-from otter_export.manifest import EngineManifest
-from otter_export.quoting import LIMIT, one_line, quoted
+from otter_export.quoting import quoted
 from otter_export.runtime.detokenizer import TextStream
-from otter_export.runtime.engine import Cache, Engine, FloatArray, IntArray, Step
-from otter_export.runtime.methods.base import ScoreArray
-from otter_export.runtime.request import Candidate, Request, Result, TokenEvent
-from otter_export.runtime.sampler import possible_winners, score_range, top_candidates
-from otter_export.runtime.scheduler.forecast import Forecast
+from otter_export.runtime.engine import Cache, Engine, Step
+from otter_export.runtime.request import Request, Result, TokenEvent
+from otter_export.runtime.scheduler.chooser import Chooser, Proposal, reward_signal
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,30 +25,6 @@ class State(enum.StrEnum):
     PREFILLING = "prefilling"
     RUNNING = "running"
     ENDED = "ended"
-
-
-@dataclasses.dataclass(frozen=True)
-class Proposal:
-    """Candidates for the next token, and what to feed to the engine for it.
-
-    Args:
-        feed: ``[c]``: token ids to feed: the winner alone if it is known, else as many of the
-            candidates, the first ones, as it is expected among.
-        candidates: ``[k]``: ids of the candidates.
-        logits: ``[k]``: their logits.
-        rewards: ``[k]``: their rewards, or None if the step brings them.
-        scores: ``[k]``: what the method compared, or None if that takes the rewards of the step.
-        winner: Index of the winner among the candidates; None as for ``scores``.
-        gated: Whether the method would have used rewards, had its gate been open.
-    """
-
-    feed: IntArray
-    candidates: IntArray
-    logits: FloatArray
-    rewards: FloatArray | None = None
-    scores: ScoreArray | None = None
-    winner: int | None = None
-    gated: bool = False
 
 
 class Sequence:
@@ -91,7 +59,9 @@ class Sequence:
         manifest = engine.manifest
         self.number = number
         self.request = request
-        self.signal = reward_signal(manifest, request.method.signal)
+        self._chooser = Chooser(
+            request.method, reward_signal(manifest, request.method.signal), request.seed
+        )
         self.prompt_ids = _encode(request.prompt, engine)
         count = request.method.candidate_count
         if count is not None and count > manifest.vocab_size:
@@ -103,9 +73,6 @@ class Sequence:
         self._limit = min(request.max_tokens, manifest.max_sequence_length - len(self.prompt_ids))
         self._eos = frozenset(manifest.eos_token_ids)
         self._tokenizer = engine.tokenizer
-        self._generator = np.random.Generator(np.random.PCG64(request.seed))
-        bounds = self.signal.bounds if request.method.prunes else None
-        self._forecast = None if bounds is None else Forecast(bounds)
         self._text = TextStream(engine.tokenizer, self.prompt_ids, request.stop)
         self._rewards: list[float] = []
         self._texts: list[str] = []
@@ -154,33 +121,8 @@ class Sequence:
         Raises:
             EngineError: The answer is not finite.
         """
-        method = self.request.method
-        row_logits, signal = step.logits[b, row], step.signals[self.signal.name][b, row]
-        ids = top_candidates(row_logits, method.candidate_count)
-        logits = row_logits[ids]
-        # A value scores the token that was fed, a q_value each that can follow it.
-        rewards = signal[ids] if self.signal.kind == Q_VALUE else None
-        if not method.guides(row_logits):
-            scores = np.asarray(logits, np.float64)
-            winner = method.choose(scores, self._generator)
-            one = slice(winner, winner + 1)
-            known = None if rewards is None else rewards[one]
-            self.proposal = Proposal(
-                ids[one], ids[one], logits[one], known, scores[one], 0, gated=method.needs_rewards
-            )
-        elif rewards is not None:
-            scores = method.combine(logits, self._finite(rewards))
-            winner = method.choose(scores, self._generator)
-            feed = ids[winner : winner + 1]
-            self.proposal = Proposal(feed, ids, logits, rewards, scores, winner)
-        elif self._forecast is not None:
-            bounds, expected = self._forecast.bounds, self._forecast.around(float(signal))
-            kept = possible_winners(method.combine, logits, bounds)
-            ids, logits = ids[kept], logits[kept]
-            likely = np.flatnonzero(possible_winners(method.combine, logits, bounds, expected))
-            self.proposal = Proposal(ids[: likely[-1] + 1], ids, logits)
-        else:
-            self.proposal = Proposal(ids, ids, logits)
+        signals = {name: values[b, row] for name, values in step.signals.items()}
+        self.proposal = self._chooser.propose(step.logits[b, row], signals)
 
     def advance(self, step: Step, b: int) -> tuple[TokenEvent, int] | None:
         """Take the engine's answer to the proposal: the first rows of sequence b.
@@ -192,56 +134,29 @@ class Sequence:
         Raises:
             EngineError: The answer is not finite.
         """
-        proposal, method = self.proposal, self.request.method
-        rewards, scores, winner, row = proposal.rewards, proposal.scores, proposal.winner, 0
-        if rewards is None:
-            rewards = step.signals[self.signal.name][b, : len(proposal.feed)]
         self._forwards += 1
-        self._finite(rewards)
-        if scores is None or winner is None:
-            scores = method.combine(proposal.logits[: len(rewards)], rewards)
-            if self._asks_again(scores):
-                return None
-            winner = row = method.choose(scores, self._generator)
-        token, reward = int(proposal.candidates[winner]), float(rewards[winner])
-        self.token_ids.append(token)
-        self._rewards.append(reward)
-        text = self._take_text(token)
+        proposal = self.proposal
+        answer = {n: values[b, : len(proposal.feed)] for n, values in step.signals.items()}
+        choice = self._chooser.settle(proposal, answer)
+        if isinstance(choice, Proposal):
+            self.proposal = choice
+            return None
+        winner = choice.candidates[choice.winner]
+        self.token_ids.append(winner.token_id)
+        self._rewards.append(winner.reward)
+        text = self._take_text(winner.token_id)
         if self.finish_reason is None:
-            self.propose(step, b, row)
-        fed = len(scores)
-        columns = (proposal.candidates[:fed], proposal.logits[:fed], rewards, scores)
-        candidates = tuple(
-            Candidate(int(t), float(z), float(r), float(s))
-            for t, z, r, s in zip(*columns, strict=True)
-        )
+            self.propose(step, b, choice.row)
         event = TokenEvent(
-            self.number, token, text, reward, candidates, self.finish_reason, proposal.gated
+            request=self.number,
+            token_id=winner.token_id,
+            text=text,
+            reward=winner.reward,
+            candidates=choice.candidates,
+            finish_reason=self.finish_reason,
+            gated=proposal.gated,
         )
-        return event, row
-
-    def _asks_again(self, scores: ScoreArray) -> bool:
-        """Whether candidates that were not fed can beat these scores; they are proposed then."""
-        proposal, fed = self.proposal, len(scores)
-        if self._forecast is None or fed == len(proposal.candidates):
-            return False
-        combine, bounds = self.request.method.combine, self._forecast.bounds
-        _, best = score_range(combine, proposal.logits[fed:], bounds)
-        # At a tie the first wins, which was fed.
-        possible = np.flatnonzero(best > scores.max())
-        self._forecast.learn(held=not len(possible))
-        if len(possible):
-            feed = proposal.candidates[: fed + possible[-1] + 1]
-            self.proposal = dataclasses.replace(proposal, feed=feed)
-        return bool(len(possible))
-
-    def _finite(self, rewards: FloatArray) -> FloatArray:
-        if not np.isfinite(rewards).all():
-            raise EngineError(
-                f"the engine returned a {self.signal.name} that is NaN or infinite; check it with: "
-                "otter-export verify DIR"
-            )
-        return rewards
+        return event, choice.row
 
     def _take_text(self, token: int) -> str:
         """Text that the newest token makes certain; sets `finish_reason`."""
@@ -289,25 +204,6 @@ def fail(sequences: Iterable[Sequence], error: Exception) -> None:
     for sequence in sequences:
         if sequence.error is None:
             sequence.error = error
-
-
-def reward_signal(manifest: EngineManifest, name: str | None) -> Signal:
-    """The signal that is the reward; None takes the first that scores next tokens.
-
-    Raises:
-        EngineError: There is none, or the named one does not score next tokens.
-    """
-    usable = [s for s in manifest.signals if s.kind in OUTPUT_KINDS]
-    described = ", ".join(f"{s.name} ({s.kind})" for s in manifest.signals)
-    if name is None and usable:
-        return usable[0]
-    if name is not None and manifest.signal(name) in usable:
-        return manifest.signal(name)
-    asked = f"asked for {one_line(name, LIMIT)}; " if name else ""
-    raise EngineError(
-        f"decoding needs a signal of kind {' or '.join(OUTPUT_KINDS)}; "
-        f"{asked}the engine's signals: {described}"
-    )
 
 
 def _encode(prompt: str | abc.Sequence[int], engine: Engine) -> list[int]:

@@ -14,11 +14,11 @@ import pytest
 from otter_export import load_engine
 from otter_export.checkpoint import Checkpoint
 from otter_export.cli import main
-from otter_export.config import Signal
 from otter_export.converters.target import Availability
 from otter_export.errors import EngineError, OtterError, UnsupportedError
 from otter_export.manifest import EngineManifest
 from otter_export.safetensors_io import read_header
+from otter_export.signals import Signal
 from tests import tiny
 from tests.built import random_checkpoint
 from tests.converters.tensorrt_llm.build import WIDE, built, planned

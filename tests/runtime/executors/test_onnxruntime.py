@@ -21,6 +21,7 @@ from otter_export.runtime.executors import onnxruntime as backend
 from otter_export.runtime.executors.onnxruntime import OnnxRuntimeExecutor
 from otter_export.runtime.prefill import prefill
 from otter_export.runtime.step_engine import StepEngine
+from tests.devices import has_gpu
 from tests.runtime.fake_engine import ByteTokenizer
 from tests.runtime.memory.fake_cuda import FakeCuda
 from tests.runtime.oracle import full_forward, guided_greedy
@@ -307,6 +308,46 @@ def test_cuda_needs_the_gpu_build(directory: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(backend.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(MissingDependencyError, match=r"onnxruntime-gpu.*otter-export\[cuda\]"):
         load_engine(directory, provider="cuda")
+
+
+def test_a_provider_that_does_not_start_is_an_error(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime warns and goes on with the CPU; what it prints of libraries is held back."""
+    monkeypatch.setattr(
+        backend.ort, "get_available_providers", lambda: list(backend.PROVIDERS.values())
+    )
+    plain = backend.ort.InferenceSession
+
+    def on_cpu(source: Any, options: Any, providers: list[Any]) -> Any:
+        assert providers == [("CUDAExecutionProvider", {"use_tf32": "0"})]
+        return plain(source, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(backend.ort, "InferenceSession", on_cpu)
+    monkeypatch.setattr(backend.ort, "preload_dlls", lambda: print("Failed to load libcudart"))
+    with pytest.raises(EngineError, match=r"cannot start its provider 'cuda'.*\[cuda,cudnn\]"):
+        load_engine(directory, provider="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not has_gpu() or "CUDAExecutionProvider" not in backend.ort.get_available_providers(),
+    reason="needs a CUDA device and onnxruntime-gpu",
+)
+def test_on_a_gpu_the_caches_stay_there(directory: Path) -> None:
+    """The same tokens as on the CPU, in a batch whose sequences join, grow and leave."""
+    requests = [
+        Request([7, 3], ArgsGreedy(top_k=6, weight=2.0), max_tokens=40),
+        Request([5] * 20, ArgsGreedy(top_k=3, weight=-2.0), max_tokens=25),
+        Request([9, 1, 4], Plain(), max_tokens=60),
+    ]
+    engine = load_engine(directory, provider="cuda")
+    engine.__dict__["tokenizer"] = ByteTokenizer()
+    found, expected = (generate(e, requests, batch_size=2) for e in (engine, load(directory)))
+    for one, other in zip(found, expected, strict=True):
+        assert one.token_ids == other.token_ids
+        # float32 sums in another order, never tf32.
+        np.testing.assert_allclose(one.rewards, other.rewards, atol=TOLERANCE)
 
 
 def _without(names: str, key: str):  # type: ignore[no-untyped-def]

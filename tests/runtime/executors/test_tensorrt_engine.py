@@ -19,7 +19,7 @@ from otter_export.errors import EngineError
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.prefill import prefill
 from tests import built, tiny
-from tests.devices import has_gpu
+from tests.devices import has_gpu, skip_unless_built_for_this_gpu
 from tests.runtime.fake_engine import ByteTokenizer
 
 TOLERANCE = 2e-2
@@ -96,6 +96,7 @@ def test_without_a_gpu_loading_says_so(directories: tuple[Path, Path]) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not has_gpu(), reason="needs a CUDA device")
 def test_it_runs_on_a_gpu(directories: tuple[Path, Path]) -> None:
+    skip_unless_built_for_this_gpu(directories[0])
     engine = _load(directories[0], None)
     _compare(engine, _load(directories[1], "cpu"))
     request = Request([5, 6, 7], ArgsGreedy(top_k=8, weight=2.0), max_tokens=30)

@@ -19,10 +19,10 @@ from otter_export import (
     generate,
     stream,
 )
-from otter_export.config import Signal
 from otter_export.errors import EngineError
 from otter_export.runtime.methods.base import DecodingMethod
 from otter_export.runtime.prefill import prefill
+from otter_export.signals import Signal
 from tests.runtime.fake_engine import EOS, ByteTokenizer, FakeEngine, make_manifest
 from tests.runtime.oracle import full_forward, guided_greedy
 

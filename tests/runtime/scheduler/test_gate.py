@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otter_export import ArgsGreedy, ArgsStochastic, Request, Result, TokenEvent, generate, stream
-from otter_export.config import Signal
 from otter_export.runtime.methods import METHODS
 from otter_export.runtime.methods.guided import GuidedMethod, entropy
 from otter_export.runtime.request import Candidate
+from otter_export.signals import Signal
 from tests.runtime.fake_engine import REWARD, FakeEngine, make_manifest
 from tests.runtime.oracle import full_forward
 

@@ -117,7 +117,7 @@ class OtterForCausalLM(DecoderModelForCausalLM):
             hidden_size=config.hidden_size,
             vocab_size=config.vocab_size,
         )
-        rows = {"value": 1, "q_value": config.vocab_size}
+        rows = {"value": 1, "q_value": config.vocab_size, "expert": config.vocab_size}
         self.signals = nn.ModuleList(SignalHead(config, rows[s["kind"]]) for s in otter["signals"])
 
     def forward(

@@ -83,8 +83,10 @@ def load(model: Any, weights: Mapping[str, Any]) -> None:
     if not model.config.tie_word_embeddings:
         model.lm_head.load_weights([{"weight": source.take("lm_head.weight")}])
     for signal, head in zip(model.config.otter["signals"], model.signals, strict=True):
-        _copy(head.weight, source.take(f"signals.{signal['name']}.weight"))
-        _copy(head.bias, source.take(f"signals.{signal['name']}.bias"))
+        for parameter, part in ((head.weight, "weight"), (head.bias, "bias")):
+            stored = source.take(f"signals.{signal['name']}.{part}")
+            # An expert and an anti-expert guide by their difference.
+            _copy(parameter, stored[0] - stored[1] if signal["kind"] == "expert" else stored)
     source.check_used()
 
 

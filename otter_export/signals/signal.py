@@ -1,0 +1,27 @@
+"""`Signal`: one trained output of a channel, as checkpoints and engines list it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Signal:
+    """One trained output of the channel.
+
+    Args:
+        name: Name of the engine's output: lower case letters, digits and underscores.
+        kind: One of `otter_export.signals.SIGNALS`; it fixes the head's shape.
+        activation: Applied to the head's output; one of those that its kind takes.
+        bounds: ``(low, high)`` that the activation guarantees, or None.
+        heads: Number of later tokens that a ``medusa`` signal drafts; 1 for the other kinds.
+        draft_vocab: V', the tokens that a ``medusa`` signal can draft, named by the tensor
+            ``signals.NAME.token_ids``; None: all of them. The other kinds have None.
+    """
+
+    name: str
+    kind: str = "value"
+    activation: str = "tanh"
+    bounds: tuple[float, float] | None = (-1.0, 1.0)
+    heads: int = 1
+    draft_vocab: int | None = None
