@@ -89,11 +89,12 @@ def number(
     above: float = -math.inf,
     minimum: float = -math.inf,
     maximum: float = math.inf,
+    error: type[OtterError] = RequestError,
 ) -> float:
     """The finite number of an argument.
 
     Raises:
-        RequestError: It is none, or out of range.
+        OtterError: Of the class ``error``: it is none, or out of range.
     """
     found = as_number(value)
     # NaN compares as False, so it is refused here as well.
@@ -107,7 +108,7 @@ def number(
     ]
     described = " and ".join(limit for limit in limits if limit)
     accepted = f"{name} must be a finite number {described}".rstrip()
-    raise RequestError(f"{accepted}, got {quoted(value)}")
+    raise error(f"{accepted}, got {quoted(value)}")
 
 
 def flag(name: str, value: object) -> bool:

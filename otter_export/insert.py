@@ -13,10 +13,8 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from otter_export import config as config_file
 from otter_export.arguments import flag, integer, keep, path_argument
@@ -35,19 +33,16 @@ from otter_export.quoting import quoted
 from otter_export.safetensors_io import (
     IDS_DTYPE,
     WEIGHT_DTYPES,
-    FloatArray,
     PlannedTensor,
     TensorStore,
-    from_float32,
     read_header,
+    rounded,
     write_safetensors,
 )
 from otter_export.shards import Shard, in_shards, write_shards
 from otter_export.signals import Signal
 from otter_export.tokenizer_file import FILE_NAME as TOKENIZER_FILE
 from otter_export.tokenizer_file import read_tokenizer, tokens_beyond
-
-_LARGEST_F16 = float(np.finfo(np.float16).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,29 +356,17 @@ def _planned(
         None if replacements is None else path_argument("replacements", replacements), shapes
     )
 
-    def rounded(name: str, make: Maker) -> PlannedTensor:
+    def planned(name: str, make: Maker) -> PlannedTensor:
         # The file may hold another dtype than the checkpoint is to have.
         source = make if name not in trained else lambda: trained.float32(name)
         if is_token_ids(name):
             return PlannedTensor(name, IDS_DTYPE, shapes[name], lambda: make().astype(np.int32))
+        dtype, remedy = options.dtype, "use --dtype BF16 or F32"
         return PlannedTensor(
-            name, options.dtype, shapes[name], lambda: _round(name, source(), options.dtype)
+            name, dtype, shapes[name], lambda: rounded(name, source(), dtype, remedy)
         )
 
-    return tuple(rounded(name, make) for name, _, make in initial)
-
-
-def _round(name: str, values: FloatArray, dtype: str) -> npt.NDArray[Any]:
-    """Round to the stored dtype.
-
-    Raises:
-        CheckpointError: A value is beyond the range of the dtype.
-    """
-    if dtype == "F16" and np.abs(values).max(initial=0) > _LARGEST_F16:
-        raise CheckpointError(
-            f"tensor {name} has values beyond the range of F16 (65504); use --dtype BF16 or F32"
-        )
-    return from_float32(values, dtype)
+    return tuple(planned(name, make) for name, _, make in initial)
 
 
 def _open_replacements(path: Path | None, shapes: Mapping[str, Sequence[int]]) -> TensorStore:

@@ -28,7 +28,7 @@ from otter_export.initialization import Maker, initial_tensors
 from otter_export.insert import Insertion, adapter_name, base_files, refuse_overlap
 from otter_export.output_directory import check_replaceable
 from otter_export.quoting import quoted
-from otter_export.safetensors_io import PlannedTensor, from_float32
+from otter_export.safetensors_io import PlannedTensor, from_float32, rounded
 
 #: Of the tensors that are in the way, so many are named.
 _NAMED = 4
@@ -92,7 +92,7 @@ def changed_tensors(checkpoint: Checkpoint, progress: Callable[[int], None]) -> 
     for name, _, make in made:
         info = checkpoint.tensors[name]
         if not name.startswith("signals."):
-            copy = _rounded(make, info.dtype)
+            copy = from_float32(make(), info.dtype)
             if not np.array_equal(checkpoint.tensors.raw(name), copy):
                 yield name
         progress(info.nbytes)
@@ -161,7 +161,7 @@ def _insertion(
             kept = functools.partial(stored.raw, name)
             tensors.append(PlannedTensor(name, stored[name].dtype, shape, kept))
         else:
-            copied = functools.partial(_rounded, make, dtype)
+            copied = functools.partial(_rounded, name, make, dtype)
             tensors.append(PlannedTensor(name, dtype, shape, copied))
     location = config.base_model_name_or_path
     if location is not None and (directory / location).is_dir():
@@ -178,5 +178,5 @@ def _insertion(
     )
 
 
-def _rounded(make: Maker, dtype: str) -> npt.NDArray[Any]:
-    return from_float32(make(), dtype)
+def _rounded(name: str, make: Maker, dtype: str) -> npt.NDArray[Any]:
+    return rounded(name, make(), dtype, "insert the channel with --dtype BF16 or F32")
