@@ -22,7 +22,7 @@ VERSIONS = (1, 2)
 ACTIVATIONS = ("identity", "tanh", "sigmoid")
 EMBEDDINGS = ("projection", "table")
 ATTENTIONS = ("own", "shared")
-INITIALIZATIONS = ("copy", "normal", "random")
+INITIALIZATIONS = ("copy", "normal", "random", "probe")
 #: What an activation guarantees by itself.
 ACTIVATION_BOUNDS = {"identity": None, "tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
 _SIGNAL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -72,7 +72,8 @@ class OtterConfig:
     @property
     def version(self) -> int:
         """The first version of the format that can say this."""
-        return 1 if (self.first_layer, self.attention) == (0, "own") else 2
+        is_first = self.initialization != "probe" and self.attention == "own"
+        return 1 if is_first and not self.first_layer else 2
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``otter_config.json``."""

@@ -99,6 +99,8 @@ class Family:
         layers: Path of the layer list.
         norms: Paths of the norms of the hidden state inside a layer.
         head_norms: Norms of queries and keys.
+        post_norms: Path of a projection to that of the norm (RMSNorm) of what it writes, where one
+            lies between it and the state.
         final_norm: Path of the norm before the heads.
         output_head: Path of the language model head; tied to the first embedding if absent.
         projections: The logical linear layers of a decoder layer.
@@ -142,6 +144,7 @@ class Family:
     activations: tuple[str, ...] = ()
     optional_prefix: str = ""
     head_norms: tuple[HeadNorm, ...] = ()
+    post_norms: Mapping[str, str] = dataclasses.field(default_factory=dict)
     layer_norm: bool = False
     norm_offset: float = 0.0
     scaled_embedding: bool = False

@@ -1,15 +1,15 @@
-"""Initial values of a channel's tensors: ``copy``, ``normal`` and ``random``.
+"""Initial values of a channel's tensors: ``copy``, ``normal``, ``random`` and ``probe``.
 
 ``copy`` takes fixed index sets: S of d' hidden units, M of m' neurons (both evenly spaced), the
 first H'kv key/value heads, and the first H'/H'kv query heads of each of them. With
 ``A = W[out-set, :]``, ``B = 0``, ``gamma' = gamma[S]`` and ``P = I[S, :]`` the channel's state
-equals ``x[S]`` from its first layer on.
+equals ``x[S]`` from its first layer on. ``probe`` is in `otter_export.probe`.
 numpy only: the streaming ``insert`` command and the torch reference both use it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,10 @@ from otter_export.channel import (
 from otter_export.config import OtterConfig
 from otter_export.errors import ConfigError
 from otter_export.family import ProjectionSite, Space, channel_width
+from otter_export.probe import Maker, Probe, check_probe, orthonormal, probe_makers
 from otter_export.safetensors_io import FloatArray
+from otter_export.signals import kind_of
 
-Maker = Callable[[], FloatArray]
 #: Standard deviation of ``normal``; that of GPT-2 and Llama initialisation.
 NORMAL_STD = 0.02
 
@@ -54,25 +55,48 @@ def copied_rows(config: OtterConfig, base: BaseModel, space: Space) -> npt.NDArr
 
 
 def initial_tensors(
-    config: OtterConfig, base: BaseModel, seed: int = 0
+    config: OtterConfig, base: BaseModel, seed: int = 0, probe: Probe | None = None
 ) -> Iterator[tuple[str, tuple[int, ...], Maker]]:
     """Yield ``(name, shape, make)`` for every inserted tensor; nothing is read until ``make()``.
 
     Each random tensor has its own generator, seeded by ``seed`` and its position, so that values do
-    not depend on which tensors were made before.
+    not depend on which tensors were made before. ``probe`` is for the initialisation of that name;
+    None draws one.
+
+    Raises:
+        ConfigError: The channel is too wide for its initialisation.
     """
-    makers = _copy_makers(config, base) if config.initialization == "copy" else {}
-    for index, (name, shape) in enumerate(expected_tensors(config, base).items()):
+    makers: dict[str, Maker] = {}
+    if config.initialization == "copy":
+        makers = _copy_makers(config, base)
+    elif config.initialization == "probe":
+        check_probe(config, base)
+        makers = _copy_makers(config, base) | probe_makers(
+            config, base, probe or _drawn_probe(config, base, seed)
+        )
+    shapes = expected_tensors(config, base)
+    for signal in config.signals:
+        if kind_of(signal).starts_at_zero:
+            makers[f"signals.{signal.name}.weight"] = _zeros(
+                shapes[f"signals.{signal.name}.weight"]
+            )
+    for index, (name, shape) in enumerate(shapes.items()):
         make = makers.get(name)
         if make is None:
             make = _drawn(name, shape, config.initialization, np.random.SeedSequence([seed, index]))
         yield name, shape, make
 
 
+def _drawn_probe(config: OtterConfig, base: BaseModel, seed: int) -> Probe:
+    """A random orthonormal R."""
+    none = np.zeros((0, base.dimensions.hidden_size), np.float32)
+    return Probe(orthonormal(none, config.hidden_size, seed))
+
+
 def _drawn(
     name: str, shape: tuple[int, ...], initialization: str, seed: np.random.SeedSequence
 ) -> Maker:
-    """Biases are zero, norm weights one; heads are drawn in every initialisation."""
+    """Biases are zero, norm weights one; most heads are drawn, alike in every initialisation."""
 
     def make() -> FloatArray:
         if is_token_ids(name):
@@ -92,7 +116,7 @@ def _drawn(
     return make
 
 
-def _copy_makers(config: OtterConfig, base: BaseModel) -> Mapping[str, Maker]:
+def _copy_makers(config: OtterConfig, base: BaseModel) -> dict[str, Maker]:
     sites = channel_sites(config, base.sites)
     written = {site.writes for site in sites.projections} | {norm.space for norm in sites.norms}
     rows = {space: copied_rows(config, base, space) for space in Space if space in written}

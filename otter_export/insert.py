@@ -26,9 +26,10 @@ from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError, ConfigError
 from otter_export.files import SETTINGS_LIMIT, copy_regular, is_file, write_json
 from otter_export.hub import TOKENIZER_FILES, find_base
-from otter_export.initialization import Maker, initial_tensors
+from otter_export.initialization import initial_tensors
 from otter_export.manifest import FILE_NAME as ENGINE_FILE
 from otter_export.output_directory import check_replaceable, output_directory
+from otter_export.probe import Maker, Probe
 from otter_export.quoting import quoted
 from otter_export.safetensors_io import (
     IDS_DTYPE,
@@ -54,7 +55,7 @@ class ChannelOptions:
         intermediate_size: m'; by default ``d' * m / d``, rounded up to a multiple of 64, at most m.
         heads: H'; by default H/Hkv, which all targets build.
         embedding: ``projection`` or ``table``.
-        initialization: ``copy``, ``normal`` or ``random``.
+        initialization: ``copy``, ``normal``, ``random`` or ``probe``.
         signals: What the channel predicts.
         dtype: ``F32``, ``F16`` or ``BF16``; of the inserted tensors as stored.
         seed: Of the drawn tensors.
@@ -160,6 +161,7 @@ def plan(
     adapter: bool = False,
     replacements: str | os.PathLike[str] | None = None,
     force: bool = False,
+    probe: Probe | None = None,
 ) -> Insertion:
     """Check everything that can be checked before writing.
 
@@ -171,6 +173,7 @@ def plan(
         replacements: A safetensors file with some of the inserted tensors, which replace the
             initial values: a trained channel, shipped without its base.
         force: Whether an existing checkpoint at ``destination`` may be replaced.
+        probe: Of the initialisation ``probe``; None draws one.
 
     Raises:
         OtterError: The base, the widths, the replacements or the destination are unusable.
@@ -195,7 +198,7 @@ def plan(
         force=force,
         base=base,
         config=config,
-        tensors=_planned(config, base, options, replacements),
+        tensors=_planned(config, base, options, replacements, probe),
         copied=() if adapter else base_files(base),
         shards=() if adapter or base.wrapper is None else in_shards(_text_tensors(base)),
         metadata={"format": "pt"},
@@ -349,8 +352,9 @@ def _planned(
     base: BaseModel,
     options: ChannelOptions,
     replacements: str | os.PathLike[str] | None,
+    probe: Probe | None,
 ) -> tuple[PlannedTensor, ...]:
-    initial = list(initial_tensors(config, base, options.seed))
+    initial = list(initial_tensors(config, base, options.seed, probe))
     shapes = {name: shape for name, shape, _ in initial}
     trained = _open_replacements(
         None if replacements is None else path_argument("replacements", replacements), shapes

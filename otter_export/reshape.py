@@ -9,14 +9,11 @@ numpy only, one tensor in memory at a time.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from otter_export import config as config_file
 from otter_export.arguments import flag, integer, path_argument
@@ -24,11 +21,12 @@ from otter_export.channel import check_widths, expected_tensors
 from otter_export.checkpoint import Checkpoint
 from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError, ConfigError
-from otter_export.initialization import Maker, initial_tensors
-from otter_export.insert import Insertion, adapter_name, base_files, refuse_overlap
+from otter_export.initialization import initial_tensors
+from otter_export.insert import Insertion, refuse_overlap
 from otter_export.output_directory import check_replaceable
 from otter_export.quoting import quoted
-from otter_export.safetensors_io import PlannedTensor, from_float32, rounded
+from otter_export.rewrite import rewritten
+from otter_export.safetensors_io import from_float32
 
 #: Of the tensors that are in the way, so many are named.
 _NAMED = 4
@@ -152,31 +150,6 @@ def _insertion(
     checkpoint: Checkpoint, config: OtterConfig, destination: Path, force: bool
 ) -> Insertion:
     """The checkpoint of another shape: a copied beginning, and the tensors that it keeps."""
-    directory, base, stored = checkpoint.directory, checkpoint.base, checkpoint.tensors
-    dtype = next(iter(stored.values())).dtype
     copying = dataclasses.replace(config, initialization="copy")
-    tensors = []
-    for name, shape, make in initial_tensors(copying, base):
-        if name in stored:
-            kept = functools.partial(stored.raw, name)
-            tensors.append(PlannedTensor(name, stored[name].dtype, shape, kept))
-        else:
-            copied = functools.partial(_rounded, name, make, dtype)
-            tensors.append(PlannedTensor(name, dtype, shape, copied))
-    location = config.base_model_name_or_path
-    if location is not None and (directory / location).is_dir():
-        location = adapter_name(os.fspath(directory / location), destination)
-    return Insertion(
-        destination=destination,
-        force=force,
-        base=base,
-        config=dataclasses.replace(config, base_model_name_or_path=location),
-        tensors=tuple(tensors),
-        copied=base_files(base) if location is None else (),
-        shards=(),
-        metadata={"format": "pt"},
-    )
-
-
-def _rounded(name: str, make: Maker, dtype: str) -> npt.NDArray[Any]:
-    return rounded(name, make(), dtype, "insert the channel with --dtype BF16 or F32")
+    tensors = initial_tensors(copying, checkpoint.base)
+    return rewritten(checkpoint, config, tensors, destination, force=force)

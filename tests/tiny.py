@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 
 from otter_export import insert
 from otter_export.insert import ChannelOptions
-from otter_export.signals import Signal
+from otter_export.safetensors_io import PlannedTensor, TensorStore, from_float32, write_safetensors
+from otter_export.signals import Signal, kind_of
 
 #: 4 heads over 2, of 16; the tokens are those of `write_tokenizer`.
 SIZES: dict[str, Any] = {
@@ -219,7 +220,10 @@ def write_checkpoint(
     adapter: bool = False,
     **channel: Any,
 ) -> Path:
-    """Write a checkpoint over a tiny base, which is made beside it when none is given."""
+    """Write a checkpoint over a tiny base, which is made beside it when none is given.
+
+    Heads that would start at zero are drawn: zeros would make comparisons of nothing.
+    """
     if base is None:
         base = write_base(directory.with_name(directory.name + "-base"), family)
     options = ChannelOptions(
@@ -230,4 +234,20 @@ def write_checkpoint(
         **channel,
     )
     insert.plan(str(base), directory, options, adapter=adapter).write()
+    names = [f"signals.{s.name}.weight" for s in signals if kind_of(s).starts_at_zero]
+    if names:
+        _draw(directory / "otter.safetensors", names)
     return directory
+
+
+def _draw(path: Path, names: list[str]) -> None:
+    """Draw tensors of a file anew, in the dtype that they have."""
+    store, generator = TensorStore.open(path.parent, path.stem), np.random.default_rng(7)
+    plan = []
+    for name, info in store.items():
+        values = np.array(store.raw(name))
+        if name in names:
+            drawn = (generator.standard_normal(info.shape) * 0.2).astype(np.float32)
+            values = from_float32(drawn, info.dtype)
+        plan.append(PlannedTensor(name, info.dtype, info.shape, lambda values=values: values))  # type: ignore[misc]
+    write_safetensors(path, plan, {"format": "pt"})

@@ -9,13 +9,8 @@ import torch
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.modeling.data import Reader, batches
-from otter_export.modeling.objectives import (
-    Evaluated,
-    Regression,
-    merged,
-    prefix_rewards,
-    response_rewards,
-)
+from otter_export.modeling.objectives.objective import joined
+from otter_export.modeling.objectives.regression import Regression
 from otter_export.modeling.otter_model import load_reference
 from otter_export.modeling.tokenization import end_token_id, load_tokenizer
 
@@ -39,14 +34,12 @@ def agreement(
     signal = checkpoint.config.signals[0]
     end = end_token_id(checkpoint.base)
     reader = Reader("regression", signal, load_tokenizer(checkpoint.base.directory), end)
-    parts, scores = [], []
+    objective, parts = Regression(signal), []
     for batch in batches(reader.read(snippets)[:limit], _BATCH_TOKENS, None):
         output = model(batch.ids, compute_logits=False, use_cache=False)
-        rewards = response_rewards(output, batch.ids, signal)
-        parts.append(prefix_rewards(rewards, batch, end is not None))
-        scores.append(batch.scores)
+        parts.append(objective.judge(output, batch, end is not None))
         progress(len(batch.ids))
-    return Regression().metrics(Evaluated(merged(parts), torch.cat(scores).double().numpy()))
+    return objective.metrics(joined(parts))
 
 
 def table(correlations: dict[str, float]) -> str:

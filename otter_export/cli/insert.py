@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+from tqdm import tqdm
 
 from otter_export import config as config_file
 from otter_export import insert as insertion
 from otter_export.channel import shape_words
-from otter_export.cli.progress import byte_bar
+from otter_export.cli.finite_range import FiniteRange
+from otter_export.cli.progress import DELAY_SECONDS, byte_bar
 from otter_export.cli.table import human_bytes, human_count, peak_memory
 from otter_export.converters import TARGETS, refusals
+from otter_export.errors import MissingDependencyError
 from otter_export.insert import ChannelOptions, Insertion
-from otter_export.modeling.tokenization import difference_from_transformers
+from otter_export.modeling.tokenization import (
+    difference_from_transformers,
+    end_token_id,
+    load_tokenizer,
+)
+from otter_export.probe import Probe
 from otter_export.safetensors_io import WEIGHT_DTYPES
 from otter_export.signals import SIGNALS, Signal
 
@@ -105,7 +115,29 @@ class SignalType(click.ParamType):  # type: ignore[type-arg]
     type=click.Choice(config_file.INITIALIZATIONS),
     default="copy",
     show_default=True,
-    help="Initial values: a copy of base units, normal (0.02), or uniform.",
+    help="Initial values: a copy of base units, normal (0.02), uniform, or a linear map of the "
+    "base's last state.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE.jsonl",
+    help="Of --init probe: texts (with scores for a value signal) that map and heads are fitted "
+    "to.  [default: a random map]",
+)
+@click.option(
+    "--score-scale",
+    type=FiniteRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Scores of --data are divided by this.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(2),
+    default=512,
+    show_default=True,
+    help="Longer texts of --data are cut.",
 )
 @click.option(
     "--embedding",
@@ -139,7 +171,15 @@ class SignalType(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--force", is_flag=True, help="Replace an existing checkpoint, after success.")
 def insert(
-    base: str, ckpt: Path, adapter: bool, replacements: Path | None, force: bool, **channel: Any
+    base: str,
+    ckpt: Path,
+    adapter: bool,
+    replacements: Path | None,
+    force: bool,
+    data: Path | None,
+    score_scale: float,
+    max_tokens: int,
+    **channel: Any,
 ) -> None:
     """Insert a channel into BASE (a directory or a hub id) and write the checkpoint CKPT.
 
@@ -148,15 +188,23 @@ def insert(
     """
     started = time.monotonic()
     channel["signals"] = channel["signals"] or (Signal("reward"),)
-    plan = insertion.plan(
+    options = ChannelOptions(**channel)
+    if data is not None and options.initialization != "probe":
+        raise click.UsageError(f"--data is for --init probe, not --init {options.initialization}")
+    planned = functools.partial(
+        insertion.plan,
         base,
         ckpt,
-        ChannelOptions(**channel),
+        options,
         adapter=adapter,
         replacements=replacements,
         force=force,
     )
+    plan = planned()
+    fit = None if data is None else _fit(plan, data, score_scale, max_tokens, options.seed)
     click.echo(_settings(plan))
+    if fit is not None:
+        plan = planned(probe=fit())
     for note in (*plan.notes, difference_from_transformers(plan.base)):
         if note is not None:
             click.echo(f"note: {note}")
@@ -166,6 +214,34 @@ def insert(
         f"wrote {ckpt}: {human_bytes(plan.total_bytes)} in {time.monotonic() - started:.1f} s, "
         f"peak memory {human_bytes(peak_memory())}"
     )
+
+
+def _fit(
+    plan: Insertion, data: Path, scale: float, max_tokens: int, seed: int
+) -> Callable[[], Probe]:
+    """Read the data; what comes back fits a probe of the base's last state to it."""
+    try:
+        from otter_export.modeling.data import Reader
+        from otter_export.modeling.probe_fit import fit_probe, fittable
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(error.name or "?", "train", "insert --data") from error
+    signals = fittable(plan.config.signals)
+    values = [s for s in signals if s.kind == "value"]
+    reader = Reader(
+        "regression" if values else "drafts",
+        (values or signals)[0],
+        load_tokenizer(plan.base.directory),
+        end_token_id(plan.base),
+        scale,
+        min(max_tokens, plan.base.dimensions.max_position_embeddings),
+    )
+    items = reader.read(data)
+
+    def fit() -> Probe:
+        with tqdm(total=len(items), desc="fitting", unit="text", delay=DELAY_SECONDS) as bar:
+            return fit_probe(plan.base, plan.config, items, seed, bar.update)
+
+    return fit
 
 
 def _settings(plan: Insertion) -> str:

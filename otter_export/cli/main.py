@@ -32,6 +32,9 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "insert": Command("otter_export.cli.insert:insert", None, "Insert a channel into a base."),
     "train": Command("otter_export.cli.train:train", "train", "Train a signal of a checkpoint."),
+    "add-signal": Command(
+        "otter_export.cli.add_signal:add_signal", None, "Add signals to a trained channel."
+    ),
     "reshape": Command(
         "otter_export.cli.reshape:reshape", "train", "Give a channel a cheaper shape, exactly."
     ),

@@ -18,15 +18,18 @@ from otter_export.config import read_json
 from otter_export.files import check_writable, exclusive
 from otter_export.modeling import report as reporting
 from otter_export.modeling.data import Item, Reader, overlap, split
+from otter_export.modeling.objectives import OBJECTIVES, check_objective
 from otter_export.modeling.tokenization import end_token_id, load_tokenizer
 from otter_export.modeling.train_state import remove_state
 from otter_export.modeling.training import Trainer
 from otter_export.modeling.training_config import (
     DTYPES,
+    FREEZES,
     Progress,
     TrainingConfig,
-    reward_signal,
+    signal_named,
 )
+from otter_export.signals import kind_of
 
 _DEFAULT = TrainingConfig()
 
@@ -38,10 +41,14 @@ _DEFAULT = TrainingConfig()
     required=True,
     type=click.Path(path_type=Path),
     metavar="FILE.jsonl",
-    help='Lines of {"text", "score"} or {"prompt", "text", "score"} (regression), or '
-    '{"prompt", "chosen", "rejected"} (pairwise).',
+    help='Lines of {"text", "score"} or {"prompt", "text", "score"} (regression), {"prompt", '
+    '"chosen", "rejected"} (pairwise), {"text", "label"} (experts), or {"text"} (drafts, distill).',
 )
-@click.option("--objective", required=True, type=click.Choice(["regression", "pairwise"]))
+@click.option(
+    "--objective",
+    type=click.Choice(list(OBJECTIVES)),
+    help="[default: the first for the signal's kind: regression, experts or drafts]",
+)
 @click.option(
     "--eval-data",
     type=click.Path(path_type=Path),
@@ -68,6 +75,32 @@ _DEFAULT = TrainingConfig()
     show_default=True,
     metavar="REGEX",
     help="Inserted tensors that learn, by name.",
+)
+@click.option(
+    "--freeze",
+    type=click.Choice(FREEZES),
+    default=_DEFAULT.freeze,
+    show_default=True,
+    help="channel: the signal's head alone learns, and the other signals keep their values.",
+)
+@click.option(
+    "--teacher",
+    metavar="SIGNAL",
+    help="Of distill: the value signal to learn from.  [default: the first]",
+)
+@click.option(
+    "--neutral-weight",
+    type=FiniteRange(0),
+    default=_DEFAULT.neutral_weight,
+    show_default=True,
+    help="Of experts: what a nat of divergence from the base costs on neutral text.",
+)
+@click.option(
+    "--labelled-weight",
+    type=FiniteRange(0),
+    default=_DEFAULT.labelled_weight,
+    show_default=True,
+    help="The same on text labelled expert or anti.",
 )
 @click.option(
     "--score-scale",
@@ -150,7 +183,7 @@ _DEFAULT = TrainingConfig()
 def train(
     checkpoint: Path,
     data: Path,
-    objective: str,
+    objective: str | None,
     eval_data: Path | None,
     test_data: Path | None,
     eval_fraction: float,
@@ -163,7 +196,7 @@ def train(
 ) -> None:
     """Train a signal of the checkpoint CKPT; the base stays frozen.
 
-    Every prefix of each response is supervised. A run that was interrupted continues when the same
+    Every token of each response is supervised. A run that was interrupted continues when the same
     command is repeated. The result replaces CKPT/otter.safetensors, with training_report.json and
     training_curve.png beside it.
     """
@@ -171,7 +204,9 @@ def train(
     opened = Checkpoint.open(checkpoint)
     if delta is not None:
         check_writable(delta)
-    signal = reward_signal(opened, signal_name or opened.config.signals[0].name)
+    signal = signal_named(opened, signal_name or opened.config.signals[0].name)
+    objective = objective or kind_of(signal).objectives[0]
+    check_objective(objective, signal)
     reader = Reader(
         objective,
         signal,
@@ -202,6 +237,12 @@ def train(
                 "also trained on; the metric will flatter",
                 err=True,
             )
+    if trainer.at_stake:
+        click.echo(
+            f"warning    the channel learns, and the other signals read it: "
+            f"{', '.join(trainer.at_stake)} will change; --freeze channel keeps them",
+            err=True,
+        )
     _run(trainer)
     trainer.use_best()
     results = {name: _judge(trainer, name, items) for name, items in judged.items()}
@@ -239,7 +280,8 @@ def _show_settings(trainer: Trainer, resumed: bool) -> None:
     parameters = sum(p.numel() for p in trainer.parameters.values())
     tokens = sum(len(row.ids) - row.start for item in trainer.train for row in item.rows)
     rows = {
-        "signal": f"{trainer.signal.name} ({trainer.signal.kind}, {trainer.signal.activation})",
+        "signal": f"{trainer.signal.name} ({trainer.signal.kind}, {trainer.signal.activation}), "
+        f"by {trainer.config.objective}",
         "trainable": f"{parameters:,} parameters in {len(trainer.parameters)} tensors",
         "data": f"{len(trainer.train)} items ({tokens:,} supervised tokens), "
         f"{len(trainer.held_out)} held out",
@@ -270,7 +312,9 @@ def _run(trainer: Trainer) -> None:
                 shown["loss"] = sum(recent) / len(recent)
             metric = trainer.objective.metric
             if progress.evaluations:
-                shown[f"held-out {metric}"] = progress.evaluations[-1][metric]["100"]
+                shown[f"held-out {metric}"] = progress.evaluations[-1][metric][
+                    trainer.objective.chosen
+                ]
             bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()}, refresh=False)
             bar.update(progress.step - bar.n)
 

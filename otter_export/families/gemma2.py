@@ -14,6 +14,10 @@ FAMILY = dataclasses.replace(
         "pre_feedforward_layernorm",
         "post_feedforward_layernorm",
     ),
+    post_norms={
+        "self_attn.o_proj": "post_attention_layernorm",
+        "mlp.down_proj": "post_feedforward_layernorm",
+    },
     windowed=True,
     settings=(
         *("layer_types", "query_pre_attn_scalar"),

@@ -15,11 +15,12 @@ FAMILY = dataclasses.replace(
     ),
     settings=(
         *("layer_types", "query_pre_attn_scalar", "sliding_window_pattern"),
-        *("rope_local_base_freq", "final_logit_softcapping"),
+        "rope_local_base_freq",
     ),
     refused=(
         *gemma2.FAMILY.refused,
         ("attn_logit_softcapping", None, "transformers' model has no such cap"),
+        ("final_logit_softcapping", None, "the base graph has no such cap here"),
     ),
     defaults={"query_pre_attn_scalar": 256},
 )

@@ -14,4 +14,8 @@ FAMILY = dataclasses.replace(
         "post_attention_layernorm",
         "post_mlp_layernorm",
     ),
+    post_norms={
+        "self_attn.o_proj": "post_self_attn_layernorm",
+        "mlp.down_proj": "post_mlp_layernorm",
+    },
 )

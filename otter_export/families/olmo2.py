@@ -10,6 +10,10 @@ FAMILY = dataclasses.replace(
     name="olmo2",
     model_types=("olmo2",),
     norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+    post_norms={
+        "self_attn.o_proj": "post_attention_layernorm",
+        "mlp.down_proj": "post_feedforward_layernorm",
+    },
     head_norms=(
         HeadNorm("self_attn.q_norm", Space.QUERY),
         HeadNorm("self_attn.k_norm", Space.KEY),

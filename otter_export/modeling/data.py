@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,18 +17,10 @@ from otter_export.arguments import number, path_argument
 from otter_export.errors import ConfigError, RequestError
 from otter_export.json_lines import STDIN, read_lines
 from otter_export.quoting import listed, nearest, one_line, quoted
-from otter_export.signals import Signal
+from otter_export.signals import Scores, Signal, kind_of
 
-#: Fields of a line, by objective: (required, optional).
-FIELDS = {
-    "regression": "{text, score}, or {prompt, text, score} ('response' is accepted for 'text')",
-    "pairwise": "{chosen, rejected} or {prompt, chosen, rejected}",
-}
-#: What `Reader` looks at; all else in a line is left out.
-_COLUMNS = {
-    "regression": ("prompt", "text", "response", "score"),
-    "pairwise": ("prompt", "chosen", "rejected"),
-}
+#: What a text is an example of, and the score of its item: data of the objective ``experts``.
+LABELS = {"expert": 1.0, "anti": -1.0, "neutral": 0.0}
 #: How similar a column must be to one of these to be taken for a misspelt one.
 _MISSPELT = 0.8
 _MAX_PROBLEMS = 20
@@ -55,11 +47,16 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One line of the data: one row and its score, or the chosen row and the rejected one."""
+    """One line of the data: one row and its score, or the chosen row and the rejected one.
+
+    The score of a labelled text is that of its label (`LABELS`). ``domain`` is what metrics may be
+    reported by.
+    """
 
     line: int
     rows: tuple[Row, ...]
     score: float = 0.0
+    domain: str = ""
 
     @property
     def length(self) -> int:
@@ -75,11 +72,13 @@ class Batch:
         ids: int64 ``[R, S]``; causal attention makes a padding mask unnecessary.
         supervised: bool ``[R, S]``; True at every token of the response.
         scores: float32 ``[R]``; zero for pairwise data, whose rows come as chosen, rejected, ...
+        domains: R names, empty for none.
     """
 
     ids: Tensor
     supervised: Tensor
     scores: Tensor
+    domains: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -92,9 +91,9 @@ class Reader:
     """Turns lines into items.
 
     Args:
-        objective: ``regression`` or ``pairwise``.
-        signal: Its bounds limit the scores; a ``q_value`` signal needs a token before the first
-            supervised one.
+        objective: One of `FORMATS`.
+        signal: Its bounds limit the scores; one that scores next tokens needs a token before the
+            first supervised one.
         tokenizer: Encodes prompt and response apart, as they are at generation.
         end_id: Appended to every response so that stopping is scored too; None appends nothing.
         score_scale: Scores are divided by it.
@@ -121,6 +120,7 @@ class Reader:
         path = path_argument("path", path, ConfigError)
         if path != STDIN and not path.exists():
             raise ConfigError(f"{path} does not exist; give a JSON lines file with --data")
+        form = FORMATS[self.objective]
         items: list[Item] = []
         problems: list[str] = []
         extra: set[str] = set()
@@ -128,41 +128,24 @@ class Reader:
         for line_number, raw in lines:
             try:
                 line = _parse(raw)
-                extra |= _extra_columns(line, _COLUMNS[self.objective])
-                items.append(self._item(line_number, line))
+                extra |= _extra_columns(line, form.columns)
+                items.append(form.item(self, line_number, line))
             except (_BadLineError, RequestError) as error:
                 problems.append(f"line {line_number}: {one_line(str(error), _PROBLEM_LENGTH)}")
                 if len(problems) == _MAX_PROBLEMS:
                     break
         if problems:
-            raise ConfigError(f"{path}: {'; '.join(problems)}; a line is {FIELDS[self.objective]}")
+            raise ConfigError(f"{path}: {'; '.join(problems)}; a line is {form.line}")
         if not items:
-            raise ConfigError(f"{path} holds no data; a line is {FIELDS[self.objective]}")
-        if self.objective == "regression" and len({item.score for item in items}) == 1 < len(items):
-            raise ConfigError(
-                f"{path}: every score is {items[0].score:g}; there is nothing to learn"
-            )
+            raise ConfigError(f"{path} holds no data; a line is {form.line}")
+        if len(items) > 1 and (useless := form.useless(items)):
+            raise ConfigError(f"{path}: {useless}; there is nothing to learn")
         if extra:
             _LOG.warning("%s: columns that are not used: %s", one_line(str(path)), listed(extra))
         return items
 
-    def _item(self, line_number: int, line: dict[str, Any]) -> Item:
-        if self.objective == "pairwise":
-            _check_fields(line, {"chosen", "rejected"})
-            chosen, rejected = _text(line, "chosen"), _text(line, "rejected")
-            if chosen == rejected:
-                raise _BadLineError("chosen and rejected are the same text")
-            prompt = _text(line, "prompt", empty=True) if "prompt" in line else ""
-            return Item(line_number, (self._row(prompt, chosen), self._row(prompt, rejected)))
-        name = "response" if "response" in line else "text"
-        if {"text", "response"} <= set(line):
-            raise _BadLineError("there are both text and response; give one of them")
-        _check_fields(line, {name, "score"})
-        prompt = _text(line, "prompt", empty=True) if "prompt" in line else ""
-        row = self._row(prompt, _text(line, name))
-        return Item(line_number, (row,), self._score(line["score"]))
-
-    def _score(self, value: Any) -> float:
+    def score(self, value: Any) -> float:
+        """A line's score, scaled; the signal must be able to reach it."""
         score = number("score", value) / self.score_scale
         if self.signal.bounds is not None:
             low, high = self.signal.bounds
@@ -174,6 +157,11 @@ class Reader:
                     "divide the scores with --score-scale"
                 )
         return score
+
+    def row(self, line: dict[str, Any], name: str) -> Row:
+        """The tokens of a line's prompt, if it has one, and of its column ``name``."""
+        prompt = _text(line, "prompt", empty=True) if "prompt" in line else ""
+        return self._row(prompt, _text(line, name))
 
     def _row(self, prompt: str, response: str) -> Row:
         head = self._prompt_ids(prompt)
@@ -187,7 +175,7 @@ class Reader:
             tail.append(self.end_id)
         ids = (head + tail)[: self.max_tokens]
         start = len(head)
-        if self.signal.kind == "q_value":
+        if kind_of(self.signal).scores is Scores.NEXT:
             start = max(start, 1)  # the first token has no row before it that could score it
         if start >= len(ids):
             raise _BadLineError(
@@ -207,6 +195,99 @@ class Reader:
 
 class _BadLineError(Exception):
     """What is wrong with one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """What a line of the data of an objective is.
+
+    Args:
+        line: Its columns, in words.
+        columns: All that are looked at; any others in a line are left out.
+        item: Makes an item of a line.
+        useless: What makes all items together useless, or nothing.
+    """
+
+    line: str
+    columns: tuple[str, ...]
+    item: Callable[[Reader, int, dict[str, Any]], Item]
+    useless: Callable[[Sequence[Item]], str] = lambda items: ""
+
+
+def _scored(reader: Reader, number: int, line: dict[str, Any]) -> Item:
+    text = _text_column(line, "score")
+    return Item(number, (reader.row(line, text),), reader.score(line["score"]))
+
+
+def _pair(reader: Reader, number: int, line: dict[str, Any]) -> Item:
+    _check_fields(line, {"chosen", "rejected"})
+    rows = reader.row(line, "chosen"), reader.row(line, "rejected")
+    if line["chosen"] == line["rejected"]:
+        raise _BadLineError("chosen and rejected are the same text")
+    return Item(number, rows)
+
+
+def _labelled(reader: Reader, number: int, line: dict[str, Any]) -> Item:
+    text, label = _text_column(line, "label"), line["label"]
+    if not isinstance(label, str) or label not in LABELS:
+        raise _BadLineError(f"label must be one of {', '.join(LABELS)}, got {quoted(label, 60)}")
+    return Item(number, (reader.row(line, text),), LABELS[label])
+
+
+def _plain(reader: Reader, number: int, line: dict[str, Any]) -> Item:
+    row = reader.row(line, _text_column(line))
+    domain = _text(line, "domain", empty=True) if "domain" in line else ""
+    return Item(number, (row,), domain=domain)
+
+
+def _text_column(line: dict[str, Any], *others: str) -> str:
+    """``text``, or ``response`` where a line calls it that; other columns that it must have too."""
+    if {"text", "response"} <= set(line):
+        raise _BadLineError("there are both text and response; give one of them")
+    name = "response" if "response" in line else "text"
+    _check_fields(line, {name, *others})
+    return name
+
+
+def _same_score(items: Sequence[Item]) -> str:
+    scores = {item.score for item in items}
+    return f"every score is {scores.pop():g}" if len(scores) == 1 else ""
+
+
+def _all_neutral(items: Sequence[Item]) -> str:
+    return "" if any(item.score for item in items) else "every label is neutral"
+
+
+_TEXT = ("prompt", "text", "response")
+_OR_RESPONSE = "('response' is accepted for 'text')"
+_PLAIN = Format(
+    f"{{text}} or {{prompt, text}}, and domain if you like {_OR_RESPONSE}",
+    (*_TEXT, "domain"),
+    _plain,
+)
+#: By objective.
+FORMATS = {
+    "regression": Format(
+        f"{{text, score}}, or {{prompt, text, score}} {_OR_RESPONSE}",
+        (*_TEXT, "score"),
+        _scored,
+        _same_score,
+    ),
+    "pairwise": Format(
+        "{chosen, rejected} or {prompt, chosen, rejected}",
+        ("prompt", "chosen", "rejected"),
+        _pair,
+    ),
+    "experts": Format(
+        f"{{text, label}} or {{prompt, text, label}} {_OR_RESPONSE}, label one of "
+        f"{', '.join(LABELS)}",
+        (*_TEXT, "label"),
+        _labelled,
+        _all_neutral,
+    ),
+    "drafts": _PLAIN,
+    "distill": _PLAIN,
+}
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
@@ -317,4 +398,5 @@ def collate(items: Sequence[Item]) -> Batch:
         ids[i, : len(row.ids)] = torch.tensor(row.ids)
         supervised[i, row.start : len(row.ids)] = True
     scores = torch.tensor([item.score for item in items for _ in item.rows], dtype=torch.float32)
-    return Batch(ids, supervised, scores)
+    domains = tuple(item.domain for item in items for _ in item.rows)
+    return Batch(ids, supervised, scores, domains)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import safetensors
@@ -79,7 +79,12 @@ class OtterModel(nn.Module):
             parameter.requires_grad_(".otter." in name or name.startswith("signals."))
 
     def forward(
-        self, input_ids: Tensor, *, compute_logits: bool = True, **arguments: Any
+        self,
+        input_ids: Tensor,
+        *,
+        compute_logits: bool = True,
+        compute_signals: Collection[str] | None = None,
+        **arguments: Any,
     ) -> OtterOutput:
         """Run the widened decoder.
 
@@ -87,6 +92,7 @@ class OtterModel(nn.Module):
             input_ids: ``[B, S]``.
             compute_logits: False skips the language model head (training of values needs none);
                 ``logits`` is then empty.
+            compute_signals: Names of the signals to compute; None computes all.
             **arguments: Passed to the Hugging Face decoder: attention_mask (2-D, or a 4-D bool or
                 additive mask for trees), position_ids, past_key_values, use_cache.
         """
@@ -94,7 +100,8 @@ class OtterModel(nn.Module):
         state = decoded.last_hidden_state
         channel = state[..., -self.config.hidden_size :]
         logits = self.logits(state) if compute_logits else state[..., :0]
-        signals = {name: self.head(name).output(channel) for name in self.signals}
+        names = self.signals if compute_signals is None else compute_signals
+        signals = {name: self.head(name).output(channel) for name in names}
         return OtterOutput(logits, signals, channel, getattr(decoded, "past_key_values", None))
 
     def logits(self, state: Tensor) -> Tensor:

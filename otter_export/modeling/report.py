@@ -15,6 +15,7 @@ from torch import Tensor
 
 from otter_export.checkpoint import OTTER_STEM, Checkpoint
 from otter_export.files import replacing
+from otter_export.modeling.objectives.rewards import PREFIXES
 from otter_export.modeling.train_state import write_json
 from otter_export.modeling.training import Trainer, stored_bits
 from otter_export.safetensors_io import PlannedTensor, rounded, write_safetensors
@@ -22,6 +23,9 @@ from otter_export.safetensors_io import PlannedTensor, rounded, write_safetensor
 REPORT = "training_report.json"
 CURVE = "training_curve.png"
 _SMOOTHING = 0.95
+#: Keys of metrics that are shares of a text.
+_PREFIXES = tuple(map(str, PREFIXES))
+_LABELS = {"end": "end token"}
 
 
 def write_trained(checkpoint: Checkpoint, trained: Mapping[str, Tensor]) -> int:
@@ -83,6 +87,7 @@ def report(
         "signal": trainer.config.signal,
         "metric": trainer.objective.metric,
         "results": dict(results),
+        "before": p.evaluations[0],
         "best_step": p.best_step,
         "steps": p.step,
         "epochs": p.step / trainer.steps_per_epoch,
@@ -92,6 +97,7 @@ def report(
         "trained_tensors": len(trainer.parameters),
         "trained_parameters": sum(t.numel() for t in trainer.parameters.values()),
         "config": dataclasses.asdict(trainer.config),
+        "others": trainer.changes_of_others(),
         "settings": dict(settings),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "evaluations": p.evaluations,
@@ -122,7 +128,7 @@ def draw_curve(path: Path, content: Mapping[str, Any]) -> None:
     left.set(xlabel="step", ylabel="loss")
     left.legend()
     for key in evaluations[0][content["metric"]]:
-        label = "end token" if key == "end" else f"{key} % of the text"
+        label = f"{key} % of the text" if key in _PREFIXES else _LABELS.get(key, key)
         right.plot(at, [e[content["metric"]][key] for e in evaluations], "o-", label=label)
     right.set(xlabel="step", ylabel=f"held-out {content['metric']}")
     right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the curves, not on them
@@ -144,14 +150,22 @@ def smoothed(values: list[float]) -> list[float]:
 
 
 def summary(content: Mapping[str, Any]) -> str:
-    """The metric by prefix, one line for each set of items."""
+    """The metric, one line for each set of items, and what it was before."""
     metric = content["metric"]
-    lines = []
+    by_prefix = " by prefix" if _PREFIXES[0] in content["before"][metric] else ""
+    lines = [f"before: {metric}{by_prefix} {_figures(content['before'][metric])}"]
     for name, result in content["results"].items():
-        shares = "  ".join(
-            f"{k}{'' if k == 'end' else '%'} {v:.3f}" for k, v in result[metric].items()
-        )
         lines.append(
-            f"{name.replace('_', '-')} {metric} by prefix ({result['items']} items): {shares}"
+            f"{name.replace('_', '-')} {metric}{by_prefix} ({result['items']} items): "
+            f"{_figures(result[metric])}"
         )
+    lines += [
+        f"signal {name} changed by {change['mean_change']:.3g} on average, "
+        f"{change['relative']:.3g} of its spread"
+        for name, change in content["others"].items()
+    ]
     return "\n".join(lines)
+
+
+def _figures(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{k}{'%' if k in _PREFIXES else ''} {v:.3f}" for k, v in values.items())

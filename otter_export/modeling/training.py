@@ -21,21 +21,17 @@ from otter_export.boundary import errors_as
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import CheckpointError, ConfigError
 from otter_export.modeling.data import Batch, Item, batches, collate, epoch_groups
-from otter_export.modeling.objectives import (
-    Evaluated,
-    merged,
-    objective_for,
-    prefix_rewards,
-    response_rewards,
-)
-from otter_export.modeling.otter_model import OtterModel, load_reference
+from otter_export.modeling.objectives import objective_for
+from otter_export.modeling.objectives.objective import Judged, joined
+from otter_export.modeling.other_signals import changes, others_at_stake
+from otter_export.modeling.otter_model import OtterModel, OtterOutput, load_reference
 from otter_export.modeling.train_state import amend_record, load_record, load_state, save_state
 from otter_export.modeling.training_config import (
     DTYPES,
     Progress,
     TrainingConfig,
-    reward_signal,
     schedule,
+    signal_named,
     trainable_names,
 )
 from otter_export.safetensors_io import LARGEST, rounded
@@ -58,7 +54,7 @@ class Trainer:
 
     Raises:
         ConfigError: ``trainable`` matches no tensor, or is not a regular expression.
-        UnsupportedError: The signal is unknown or cannot be trained as a reward.
+        UnsupportedError: The signal is unknown, or the objective does not train its kind.
     """
 
     def __init__(
@@ -72,13 +68,14 @@ class Trainer:
     ) -> None:
         self.checkpoint, self.config = checkpoint, config
         self.train, self.held_out, self.ends = train, held_out, ends
-        self.signal = reward_signal(checkpoint, config.signal)
-        self.objective = objective_for(config.objective, self.signal)
-        names = trainable_names(checkpoint, config)
+        self.signal = signal_named(checkpoint, config.signal)
+        self.objective = objective_for(checkpoint, config, self.signal)
+        names = trainable_names(checkpoint, config, keep_channel=self.objective.keeps_channel)
         _check_ids(checkpoint, [*train, *held_out])
         self.model = load_reference(checkpoint, DTYPES[config.dtype])
         # At the lengths of training texts, CPU flash attention takes twice as long backwards.
         self.model.base.set_attn_implementation("eager")
+        self._head = self.model.head(self.signal.name)
         self.parameters = _make_trainable(self.model, names, checkpoint)
         self.optimizer = _optimizer(self.parameters.values(), config)
         self.steps_per_epoch = len(self._epoch(0))
@@ -106,6 +103,9 @@ class Trainer:
             True when the run is finished, False when it was stopped and can be resumed.
         """
         p, started = self.progress, time.monotonic() - self.progress.seconds
+        if not p.evaluations:
+            self._evaluate()  # what training starts from, which it may fail to better
+            p.stale = 0
         while not self._finished():
             for batch in self._remaining_batches():
                 loss = self._step(batch)
@@ -147,7 +147,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.objective.loss(self._rewards(batch), batch)
+        loss = self.objective.loss(self._forward(batch), batch, self._head)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise ConfigError(
@@ -172,13 +172,17 @@ class Trainer:
         share = (p.step + 1) / max(self.total_steps, 1)
         return max(share, p.seconds / c.max_seconds) if c.max_seconds > 0 else share
 
-    def _rewards(self, batch: Batch) -> Tensor:
-        """float32 ``[R, S]``."""
+    def _forward(self, batch: Batch) -> OtterOutput:
         mixed = self.config.dtype != "float32"
         context = torch.autocast("cpu", torch.bfloat16) if mixed else contextlib.nullcontext()
         with self._in_torch(), context:
-            output = self.model(batch.ids, compute_logits=False, use_cache=False)
-        return response_rewards(output, batch.ids, self.signal)
+            output: OtterOutput = self.model(
+                batch.ids,
+                compute_logits=self.objective.needs_logits,
+                compute_signals=self.objective.reads,
+                use_cache=False,
+            )
+        return output
 
     def _evaluate(self) -> None:
         """Judge the held-out items; keep the tensors if they are the best so far.
@@ -206,7 +210,7 @@ class Trainer:
                 )
         metrics = self.evaluate(self.sample)
         p.evaluations.append({"step": p.step, **metrics})
-        chosen = metrics[self.objective.metric]["100"]
+        chosen = metrics[self.objective.metric][self.objective.chosen]
         if chosen > p.best_metric:
             p.best_metric, p.best_step, p.stale = chosen, p.step, 0
             self.best = {n: t.detach().clone() for n, t in self.parameters.items()}
@@ -217,24 +221,33 @@ class Trainer:
     def evaluate(
         self, items: Sequence[Item], listen: Callable[[int], None] = lambda items: None
     ) -> dict[str, Any]:
-        """Loss, and the metric by prefix, of items: ``{"loss": x, METRIC: {"25": x, ...}}``.
+        """Loss and metric of items: ``{"loss": x, METRIC: {"25": x, ...}}`` (`Objective.metrics`).
 
         Args:
             items: What to judge.
             listen: Called with the number of items just judged.
         """
         total, count = 0.0, 0
-        parts: list[Mapping[str, Sequence[float]]] = []
-        scores: list[Tensor] = []
+        parts: list[Judged] = []
         for batch in batches(items, self.config.batch_tokens):
-            rewards = self._rewards(batch)
-            total += float(self.objective.loss(rewards, batch)) * batch.tokens
+            output = self._forward(batch)
+            total += float(self.objective.loss(output, batch, self._head)) * batch.tokens
             count += batch.tokens
-            parts.append(prefix_rewards(rewards, batch, self.ends))
-            scores.append(batch.scores)
+            parts.append(self.objective.judge(output, batch, self._head, self.ends))
             listen(len(batch.ids) // len(items[0].rows))
-        evaluated = Evaluated(merged(parts), torch.cat(scores).double().numpy())
-        return {"loss": total / count, self.objective.metric: self.objective.metrics(evaluated)}
+        metrics = self.objective.metrics(joined(parts))
+        return {"loss": total / count, self.objective.metric: metrics}
+
+    @property
+    def at_stake(self) -> list[str]:
+        """Names of the other signals whose outputs this run changes."""
+        return others_at_stake(self.checkpoint, self.signal.name, list(self.parameters))
+
+    def changes_of_others(self) -> dict[str, dict[str, float]]:
+        """How far they are now from what they were (`otter_export.modeling.other_signals`)."""
+        items, tokens = self.sample, self.config.batch_tokens
+        names = self.at_stake
+        return changes(self.checkpoint, self.model, self.parameters, names, items, tokens)
 
     @torch.no_grad()
     def use_best(self) -> None:
@@ -312,7 +325,7 @@ class Trainer:
         """Digest of settings, data and the bits of every inserted tensor."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config)).encode())
         for items in (self.train, self.held_out):
-            digest.update(repr([(i.rows, i.score) for i in items]).encode())
+            digest.update(repr([(i.rows, i.score, i.domain) for i in items]).encode())
         for name in self.checkpoint.tensors:
             digest.update(name.encode() + bits(name).tobytes())
         return digest.hexdigest()

@@ -15,7 +15,6 @@ from otter_export.errors import ConfigError, UnsupportedError
 from otter_export.quoting import quoted
 from otter_export.signals import Signal
 
-TRAINABLE_KINDS = ("value", "q_value")
 #: The smallest value of each integer of `TrainingConfig`.
 _LEAST = {"epochs": 1, "max_steps": 0, "batch_tokens": 1, "eval_every": 1, "eval_items": 1}
 _LEAST |= {"patience": 0, "seed": 0}
@@ -25,8 +24,11 @@ _RANGES: dict[str, dict[str, float]] = {
     "weight_decay": {"minimum": 0},
     "warmup": {"minimum": 0, "maximum": 0.99},
     "clip": {"above": 0},
+    "neutral_weight": {"minimum": 0},
+    "labelled_weight": {"minimum": 0},
     "max_seconds": {"minimum": 0},
 }
+FREEZES = ("nothing", "channel")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -35,9 +37,12 @@ class TrainingConfig:
     """Settings of one run; everything that its result depends on, besides data and checkpoint.
 
     Args:
-        objective: ``regression`` or ``pairwise``.
+        objective: Its name (`otter_export.modeling.objectives.OBJECTIVES`).
         signal: Name of the signal to train.
         trainable: Regular expression; inserted tensors whose name it matches (anywhere) learn.
+        freeze: ``channel``: the signal's head alone learns, so that others keep their values.
+        teacher: Of ``distill``: the value signal to learn from; None takes the first.
+        neutral_weight, labelled_weight: Of ``experts``: what a nat away from the base costs.
         epochs: Passes over the training items.
         max_steps: The schedule ends after so many steps; 0 for no limit.
         batch_tokens: Tokens per step, padding included.
@@ -58,6 +63,10 @@ class TrainingConfig:
     objective: str = "regression"
     signal: str = "reward"
     trainable: str = "."
+    freeze: str = "nothing"
+    teacher: str | None = None
+    neutral_weight: float = 1.0
+    labelled_weight: float = 0.0
     epochs: int = 3
     max_steps: int = 0
     batch_tokens: int = 1024
@@ -80,11 +89,14 @@ class TrainingConfig:
         for name, limits in _RANGES.items():
             found = number(name, getattr(self, name), **limits, error=ConfigError)
             keep(self, **{name: found})
-        for name in ("objective", "signal", "trainable", "dtype"):
+        for name in ("objective", "signal", "trainable", "freeze", "dtype"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} must be a text, got {quoted(getattr(self, name))}")
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {quoted(self.dtype)}")
+        if not isinstance(self.teacher, str | None):
+            raise ConfigError(f"teacher must be a text or None, got {quoted(self.teacher)}")
+        for name, accepted in (("freeze", FREEZES), ("dtype", tuple(DTYPES))):
+            if (word := getattr(self, name)) not in accepted:
+                raise ConfigError(f"{name} must be {' or '.join(accepted)}, got {quoted(word)}")
 
 
 @dataclasses.dataclass
@@ -111,27 +123,29 @@ def schedule(share: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))
 
 
-def reward_signal(checkpoint: Checkpoint, name: str) -> Signal:
-    """The signal to train.
+def signal_named(checkpoint: Checkpoint, name: str) -> Signal:
+    """A signal of a checkpoint.
 
     Raises:
-        UnsupportedError: The checkpoint has no such signal, or it does not score prefixes.
+        UnsupportedError: It has none of that name.
     """
     signals = {s.name: s for s in checkpoint.config.signals}
     if name not in signals:
         raise UnsupportedError(
             f"there is no signal {name!r}; the checkpoint has {', '.join(signals)}"
         )
-    if signals[name].kind not in TRAINABLE_KINDS:
-        raise UnsupportedError(
-            f"signal {name!r} is of kind {signals[name].kind!r}; trained are: "
-            + ", ".join(TRAINABLE_KINDS)
-        )
     return signals[name]
 
 
-def trainable_names(checkpoint: Checkpoint, config: TrainingConfig) -> list[str]:
+def trainable_names(
+    checkpoint: Checkpoint, config: TrainingConfig, *, keep_channel: bool = False
+) -> list[str]:
     """Inserted tensors that ``config.trainable`` matches and that the signal depends on.
+
+    Args:
+        checkpoint: Whose tensors.
+        config: Also says whether the channel is frozen.
+        keep_channel: Whether the objective freezes it in any case.
 
     Raises:
         ConfigError: It is not a regular expression, or nothing matches.
@@ -142,9 +156,13 @@ def trainable_names(checkpoint: Checkpoint, config: TrainingConfig) -> list[str]
         raise ConfigError(
             f"--trainable {config.trainable!r} is no regular expression: {error}"
         ) from None
-    others = (s.name for s in checkpoint.config.signals if s.name != config.signal)
-    heads = tuple(f"signals.{name}." for name in others)
-    names = [n for n in checkpoint.tensors if pattern.search(n) and not n.startswith(heads)]
+    head = tuple(f"signals.{config.signal}.{part}" for part in ("weight", "bias"))
+    frozen = keep_channel or config.freeze == "channel"
+    names = [
+        name
+        for name in checkpoint.tensors
+        if (name in head or not (frozen or name.startswith("signals."))) and pattern.search(name)
+    ]
     if not names:
         raise ConfigError(
             f"--trainable {config.trainable!r} matches no inserted tensor; the names are shown by "

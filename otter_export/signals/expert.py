@@ -18,6 +18,8 @@ class Expert(SignalKind):
     name = "expert"
     predicts = "logit offsets of an expert and of an anti-expert; an engine gives their difference"
     scores = Scores.NEXT
+    objectives = ("experts",)
+    starts_at_zero = True
 
     def head_dims(self, signal: Signal, vocab_size: int) -> tuple[int, ...]:
         """The expert's V rows, and the anti-expert's."""

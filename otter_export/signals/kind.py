@@ -1,4 +1,4 @@
-"""What a kind of signal is: the shape of its head, the engine's output, and how decoding reads it.
+"""`SignalKind`: the shape of a head, the engine's output, and how decoding reads it.
 
 Tensors are whatever the caller has, numpy's or torch's: a kind indexes them and computes, and
 imports neither.
@@ -34,6 +34,7 @@ class SignalKind(abc.ABC):
         objectives: Names of the training objectives for it, the default first.
         scores: What its output scores, or None if it is no reward.
         drafts: Whether it drafts later tokens.
+        starts_at_zero: Whether an untrained head is zero; those of others are drawn.
         has_heads: Whether a signal has a number of ``heads``.
     """
 
@@ -43,6 +44,7 @@ class SignalKind(abc.ABC):
     objectives: ClassVar[tuple[str, ...]] = ()
     scores: ClassVar[Scores | None] = None
     drafts: ClassVar[bool] = False
+    starts_at_zero: ClassVar[bool] = False
     has_heads: ClassVar[bool] = False
 
     @abc.abstractmethod

@@ -12,6 +12,7 @@ class Medusa(SignalKind):
     name = "medusa"
     predicts = "logits of n later tokens, of all or of V' that `signals.NAME.token_ids` names"
     drafts = True
+    objectives = ("drafts",)
     has_heads = True
 
     def head_dims(self, signal: Signal, vocab_size: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ class QValue(SignalKind):
     name = "q_value"
     predicts = "one score for each next token"
     activations = ("tanh", "sigmoid", "identity")
-    objectives = ("regression", "pairwise")
+    objectives = ("regression", "pairwise", "distill")
     scores = Scores.NEXT
 
     def head_dims(self, signal: Signal, vocab_size: int) -> tuple[int, ...]:

@@ -129,6 +129,16 @@ ARGUMENTS = [
     Case("width of zero", "insert base new --hidden-size 0", "0 is not in the range x>=1"),
     Case("width that is no number", "insert base new --hidden-size wide", "not a valid integer"),
     Case("unknown initialisation", "insert base new --init zero", "'zero' is not one of 'copy'"),
+    Case(
+        "data for no probe",
+        "insert base new --data d.jsonl",
+        "--data is for --init probe, not --init copy",
+    ),
+    Case(
+        "no such data",
+        "insert base new --init probe --data gone.jsonl",
+        "gone.jsonl does not exist",
+    ),
     Case("unknown dtype", "insert base new --dtype F64", "'F64' is not one of 'F32'"),
     Case("negative seed", "insert base new --seed -1", "-1 is not in the range x>=0"),
     Case("signal without a kind", "insert base new --signal reward", "expected NAME:KIND"),
@@ -430,6 +440,7 @@ TRAINING = [
     Case("data not JSON", "train ckpt --data d.jsonl --objective regression", "d.jsonl.*line 1|d.jsonl:1", content("d.jsonl", "good film\n")),
     Case("other objective's data", "train ckpt --data d.jsonl --objective pairwise", "d.jsonl.*chosen", content("d.jsonl", '{"text": "a", "score": 1}\n' * 30)),
     Case("no such signal", "train ckpt --data d.jsonl --objective regression --signal style", "style", content("d.jsonl", '{"text": "w3 w4", "score": 1}\n' * 30)),
+    Case("objective of another kind", "train ckpt --data d.jsonl --objective drafts", "'drafts' does not train signal 'reward'.*accepted: regression, pairwise", content("d.jsonl", '{"text": "w3"}\n' * 30)),
     Case("no checkpoint", "train nowhere --data d.jsonl --objective regression", "nowhere", content("d.jsonl", "")),
 ]  # fmt: skip
 

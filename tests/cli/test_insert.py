@@ -338,3 +338,21 @@ def test_unwrapping_a_base_takes_no_memory(tmp_path: Path) -> None:
     growth = measure(base, tmp_path / "ckpt", "copy")
     assert (tmp_path / "ckpt" / "model-00001-of-00001.safetensors").stat().st_size > 192 << 20
     assert growth < 32 << 20, f"{growth} bytes for writing more than 192 MB"
+
+
+def test_a_probe_of_data(cli: Cli, tiny_llama: Path, tmp_path: Path) -> None:
+    """The value starts as a regression of the scores; `tests/modeling/test_probe_fit.py` which."""
+    lines = [{"text": f"w{3 + i % 40} w{5 + i % 7}", "score": 4 - i % 9} for i in range(40)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ("insert", tiny_llama, tmp_path / "ck", "--init", "probe", "--first-layer", 2)
+    command += ("--data", data, "--hidden-size", 8)
+    assert "outside the bounds [-1, 1]" in cli(*command).stderr
+    result = cli(*command, "--score-scale", 4)
+    assert result.status == 0
+    opened = Checkpoint.open(tmp_path / "ck")
+    rows = opened.float32("model.norm.otter.projection")
+    gain = opened.base.norm_weight(opened.base.sites.norms[-1])
+    np.testing.assert_allclose((rows / gain) @ (rows / gain).T, np.eye(8), atol=1e-5)  # float32
+    # One direction matters; the others are drawn and correlate with the scores by chance alone.
+    assert abs(opened.float32("signals.reward.weight")).max() > 0

@@ -1,7 +1,6 @@
 """L2, L4: engines of every shape of a channel: verification, decoding, precisions, old directories.
 
-Parity with the torch reference is in test_parity.py, all families are in
-tests/families/test_graph_shapes.py.
+Parity with the torch reference is in test_parity.py, all families are in tests/families/cells.py.
 """
 
 from __future__ import annotations

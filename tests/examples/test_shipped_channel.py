@@ -14,7 +14,8 @@ from otter_export import reshape
 from otter_export.channel import expected_tensors
 from otter_export.checkpoint import Checkpoint
 from otter_export.modeling.data import Reader, batches
-from otter_export.modeling.objectives import merged, pearson, prefix_rewards
+from otter_export.modeling.objectives.objective import joined
+from otter_export.modeling.objectives.rewards import pearson, prefix_rewards
 from otter_export.modeling.otter_model import load_base, load_reference
 from otter_export.modeling.tokenization import end_token_id, load_tokenizer
 from otter_export.safetensors_io import read_header
@@ -85,7 +86,7 @@ def test_it_agrees_with_people_on_held_out_snippets(
             assert rewards.abs().max() <= 1
             parts.append(prefix_rewards(rewards, batch, ends=True))
             scores += batch.scores.tolist()
-    correlations = {share: pearson(values, scores) for share, values in merged(parts).items()}
+    correlations = {share: pearson(values, scores) for share, values in joined(parts).items()}
     # 0.82 was measured on all 814 snippets; three standard errors of 160 below that.
     assert correlations["100"] > 0.75
     assert correlations["25"] > 0.3

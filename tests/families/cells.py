@@ -68,14 +68,7 @@ def insert(made: Made) -> Figures:
 def train(made: Made) -> Figures:
     """Three steps of the training loop: the loss is finite, only the channel changes."""
     checkpoint = made.insert("trained", initialization="normal")
-    items = [Item(i, (Row((*ids, 2), 1),), (-1.0) ** i) for i, ids in enumerate(prompts())]
-    trainer = Trainer(checkpoint, TrainingConfig(max_steps=3, batch_tokens=64), items, items)
-    ids = torch.tensor([prompts()[-1]])
-    with torch.no_grad():
-        found, expected = trainer.model(ids), load_reference(checkpoint)(ids)
-    # Training has an attention of its own, which must have the windows and caps too.
-    difference = built.relative(found.signals["next"].numpy(), expected.signals["next"].numpy())
-    assert difference < FP32
+    trainer, difference = _trainer(checkpoint)
     before = {name: p.detach().clone() for name, p in trainer.model.channel_parameters()}
     assert trainer.run()
     changed = {n for n, p in trainer.model.channel_parameters() if not torch.equal(p, before[n])}
@@ -111,6 +104,17 @@ def torch_engine(made: Made) -> Figures:
     """The checkpoint decodes in torch as its engine does."""
     engine = load_engine(made.checkpoint.directory, provider="cpu", threads=1)
     return _same_decoding(engine, made.engine)
+
+
+def shapes(made: Made) -> Figures:
+    """The channel's upper half with shared attention, and a probe, decode as torch computes."""
+    layers = made.checkpoint.base.dimensions.num_hidden_layers
+    half, probe = made.shaped(layers // 2, "shared"), made.shaped(layers)
+    figures = [_as_whole_sequences(shaped) for shaped in (half, probe)]
+    figures.append(torch_engine(half))
+    figures.append(trt_form(half))
+    _trainer(half.checkpoint)
+    return {name: max(one[name] for one in figures) for name in ("logits", "signals")}
 
 
 def trt_form(made: Made) -> Figures:
@@ -179,6 +183,7 @@ MODEL_CELLS: Mapping[str, Cell] = {
     "train": train,
     "decoding": decoding,
     "torch": torch_engine,
+    "shapes": shapes,
 }
 #: Those of a target are named after target and precision.
 ONNX_CELLS: Mapping[str, Cell] = {
@@ -191,6 +196,21 @@ TENSORRT_CELLS: Mapping[str, Cell] = {
     **{f"trtllm {name}": functools.partial(trtllm, precision=name) for name in TRTLLM.precisions},
 }
 CELLS: Mapping[str, Cell] = {**MODEL_CELLS, **ONNX_CELLS, **TENSORRT_CELLS}
+
+
+def _trainer(checkpoint: Checkpoint) -> tuple[Trainer, float]:
+    """A training run of three steps, and how far its signals are from the reference's.
+
+    Training has an attention of its own, which must have the windows and caps too.
+    """
+    items = [Item(i, (Row((*ids, 2), 1),), (-1.0) ** i) for i, ids in enumerate(prompts())]
+    trainer = Trainer(checkpoint, TrainingConfig(max_steps=3, batch_tokens=64), items, items)
+    ids = torch.tensor([prompts()[-1]])
+    with torch.no_grad():
+        found, expected = trainer.model(ids), load_reference(checkpoint)(ids)
+    difference = built.relative(found.signals["next"].numpy(), expected.signals["next"].numpy())
+    assert difference < FP32
+    return trainer, difference
 
 
 def _verified(directory: Path, checkpoint: Checkpoint, provider: str | None) -> Figures:
@@ -221,6 +241,19 @@ def _same_decoding(engine: Engine, expected: Engine) -> Figures:
         for ours, theirs in zip(*pairs, strict=True):
             assert ours.token_ids == theirs.token_ids
             np.testing.assert_allclose(ours.rewards, theirs.rewards, atol=FP32)
+    return {"logits": figures.pop("logits"), "signals": max(figures.values())}
+
+
+def _as_whole_sequences(made: Made) -> Figures:
+    """A tree step of the ``onnx`` engine behind prompts, and the reference without any cache."""
+    tokens = [5, 9, 77]
+    step = candidates(made.engine, prompts()[1:], tokens)
+    wanted = [made.torch_outputs([[*p, token] for token in tokens]) for p in prompts()[1:]]
+    figures = {}
+    for name, values in {"logits": step.logits, **step.signals}.items():
+        expected = np.stack([outputs[name][:, -1] for outputs in wanted])
+        figures[name] = built.relative(values, expected)
+        assert figures[name] < FP32, (name, figures)
     return {"logits": figures.pop("logits"), "signals": max(figures.values())}
 
 

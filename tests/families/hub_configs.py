@@ -607,6 +607,10 @@ REFUSED: Mapping[str, tuple[Mapping[str, Any], str]] = {
         },
         "rope_scaling asks for rotary scaling 'dynamic'",
     ),
+    "A Gemma 3 with Gemma 2's cap of logits": (
+        {"model_type": "gemma3_text", "final_logit_softcapping": 30.0},
+        "final_logit_softcapping = 30.0 is not supported: the base graph has no such cap here",
+    ),
     "Gemma 2 in a wrapper": (
         {
             "model_type": "llava",

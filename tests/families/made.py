@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,25 @@ class Made:
     Args:
         case: Which base.
         root: Where its directories are made.
+        channel: The shape of `checkpoint`, where it is not the default.
     """
 
     case: bases.Case
     root: Path
+    channel: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     _engines: dict[str, Path] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def base(self) -> Path:
         """The base as transformers writes it."""
         return bases.write_base(self.case, self.root / "base")
+
+    def shaped(self, first_layer: int, attention: str = "own") -> Made:
+        """The same base, and a channel of another shape."""
+        shape = {"first_layer": first_layer, "attention": attention}
+        other = Made(self.case, self.root / f"{attention}-from-{first_layer}", shape)
+        other.__dict__["base"] = self.base
+        return other
 
     @functools.cached_property
     def hugging_face(self) -> Any:
@@ -67,7 +76,7 @@ class Made:
     @functools.cached_property
     def checkpoint(self) -> Checkpoint:
         """One in which every inserted tensor is random."""
-        self.insert("checkpoint")
+        self.insert("checkpoint", **self.channel)
         # Bases of four layers too: gains compound, and with them the rounding of half precision.
         built.randomize(self.root / "checkpoint", gain=0.5)
         return Checkpoint.open(self.root / "checkpoint")

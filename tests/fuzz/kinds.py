@@ -285,7 +285,7 @@ def _lines(random: Random, records: list[dict[str, Any]]) -> bytes:
 
 
 def _training_data(folder: Path) -> Case:
-    """Training data of both objectives."""
+    """Training data of each objective."""
     from otter_export.modeling.data import Reader
     from otter_export.signals import Signal
 
@@ -297,6 +297,8 @@ def _training_data(folder: Path) -> Case:
     records: dict[str, list[dict[str, Any]]] = {
         "regression": [{"text": f"a {i}", "score": i / 8, "prompt": "b"} for i in range(8)],
         "pairwise": [{"prompt": "b", "chosen": f"a {i}", "rejected": "c"} for i in range(8)],
+        "experts": [{"text": f"a {i}", "label": "expert", "prompt": "b"} for i in range(8)],
+        "drafts": [{"prompt": "b", "response": f"a {i}", "domain": "code"} for i in range(8)],
     }
 
     def case(random: Random) -> None:

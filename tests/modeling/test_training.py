@@ -14,7 +14,7 @@ import torch
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import CheckpointError, ConfigError, UnsupportedError
-from otter_export.modeling.data import Item, Row
+from otter_export.modeling.data import Item, Row, collate
 from otter_export.modeling.report import write_delta
 from otter_export.modeling.train_state import DIRECTORY, load_state, remove_state
 from otter_export.modeling.training import Trainer
@@ -154,6 +154,53 @@ def test_only_the_chosen_tensors_change(make: Callable[..., Trainer]) -> None:
     assert changed == expected | {"signals.reward.weight", "signals.reward.bias"}
 
 
+def test_a_frozen_channel_leaves_the_other_signals_alone(make: Callable[..., Trainer]) -> None:
+    trainer = make(dataclasses.replace(CONFIG, freeze="channel"))
+    assert set(trainer.parameters) == {"signals.reward.weight", "signals.reward.bias"}
+    assert trainer.at_stake == []
+    ids = torch.tensor([[4, 5, 6, 14]])
+    with torch.no_grad():
+        before = trainer.model(ids).signals
+    assert trainer.run()
+    trainer.use_best()
+    with torch.no_grad():
+        after = trainer.model(ids).signals
+    assert torch.equal(after["next"], before["next"])
+    assert not torch.equal(after["reward"], before["reward"])
+    assert trainer.changes_of_others() == {}
+
+
+def test_what_a_moving_channel_does_to_other_signals_is_measured(
+    make: Callable[..., Trainer],
+) -> None:
+    trainer = make(dataclasses.replace(CONFIG, epochs=1))
+    assert trainer.at_stake == ["next"]
+    ids, supervised = (getattr(collate(trainer.sample[:32]), n) for n in ("ids", "supervised"))
+    with torch.no_grad():
+        before = trainer.model(ids).signals["next"][supervised].double()
+    assert trainer.run()
+    trainer.use_best()
+    with torch.no_grad():
+        after = trainer.model(ids).signals["next"][supervised].double()
+    change = float((after - before).abs().mean())
+    found = trainer.changes_of_others()
+    # In batches: float32 sums in another order.
+    assert found["next"]["mean_change"] == pytest.approx(change, rel=1e-3) and change > 1e-3
+    spread = float(before.std(correction=0))
+    assert found["next"]["relative"] == pytest.approx(change / spread, rel=1e-3)
+    with torch.no_grad():
+        assert torch.equal(trainer.model(ids).signals["next"][supervised].double(), after)
+
+
+def test_training_that_betters_nothing_changes_nothing(make: Callable[..., Trainer]) -> None:
+    trainer = make(dataclasses.replace(CONFIG, max_steps=2, learning_rate=1e-12))
+    first = {n: p.detach().clone() for n, p in trainer.parameters.items()}
+    assert trainer.run()
+    assert [e["step"] for e in trainer.progress.evaluations] == [0, 2]
+    if trainer.progress.best_step == 0:
+        assert all(torch.equal(trainer.best[n], p) for n, p in first.items())
+
+
 def test_bfloat16_learns_as_well(make: Callable[..., Trainer]) -> None:
     trainer = make(dataclasses.replace(CONFIG, dtype="bfloat16"))
     assert all(p.dtype == torch.float32 for p in trainer.parameters.values())
@@ -268,7 +315,7 @@ def test_a_damaged_state_is_one_clear_error(make: Callable[..., Trainer], damage
 def test_what_cannot_be_trained_is_refused(make: Callable[..., Trainer]) -> None:
     drafts = Signal("drafts", "medusa", "identity", None, 2)
     signals = (tiny.REWARD, drafts)
-    with pytest.raises(UnsupportedError, match="trained are: value, q_value"):
+    with pytest.raises(UnsupportedError, match="of kind 'medusa'; accepted: drafts"):
         make(dataclasses.replace(CONFIG, signal="drafts"), signals=signals)
     with pytest.raises(UnsupportedError, match="the checkpoint has reward, next"):
         make(dataclasses.replace(CONFIG, signal="price"))
@@ -276,6 +323,8 @@ def test_what_cannot_be_trained_is_refused(make: Callable[..., Trainer]) -> None
         make(dataclasses.replace(CONFIG, trainable="("))
     with pytest.raises(ConfigError, match="matches no inserted tensor"):
         make(dataclasses.replace(CONFIG, trainable="layers\\.99"))
+    with pytest.raises(ConfigError, match="matches no inserted tensor"):
+        make(dataclasses.replace(CONFIG, freeze="channel", trainable="layers"))
 
 
 def test_a_diverging_run_says_what_to_do(make: Callable[..., Trainer]) -> None:
@@ -328,7 +377,7 @@ def test_a_delta_holds_no_infinity(tmp_path: Path) -> None:
         ("seed", -1, "seed must be an integer of at least 0, got -1"),
         ("batch_tokens", 1.5, "batch_tokens must be an integer of at least 1, got 1.5"),
         ("trainable", None, "trainable must be a text, got None"),
-        ("dtype", "float16", "dtype must be one of float32, bfloat16, got 'float16'"),
+        ("dtype", "float16", "dtype must be float32 or bfloat16, got 'float16'"),
     ],
 )
 def test_settings_are_checked(field: str, value: object, error: str) -> None:

@@ -90,6 +90,31 @@ def test_scores_are_divided_and_long_texts_cut(tmp_path: Path) -> None:
     assert item == Item(1, (Row((5, 6, 7), 0),), 0.75)
 
 
+def test_rows_of_labelled_texts(tmp_path: Path) -> None:
+    lines = [
+        {"text": "w5 w6", "label": "expert"},
+        {"prompt": "w3", "response": "w5", "label": "anti"},
+        {"text": "w7", "label": "neutral"},
+    ]
+    style = Signal("style", "expert", "identity", None)
+    items = read(tmp_path, lines, objective="experts", signal=style)
+    assert [item.score for item in items] == [1.0, -1.0, 0.0]
+    # Something has to predict the first token that is supervised.
+    assert [item.rows[0].start for item in items] == [1, 1, 1]
+    with pytest.raises(ConfigError, match="every label is neutral; there is nothing to learn"):
+        read(tmp_path, [lines[2], lines[2]], objective="experts", signal=style)
+
+
+def test_rows_of_plain_texts(tmp_path: Path) -> None:
+    ahead = Signal("ahead", "medusa", "identity", None, 2)
+    lines = [{"text": "w5", "domain": "code"}, {"prompt": "w3", "text": "w5 w6"}]
+    first, second = read(tmp_path, lines, objective="drafts", signal=ahead)
+    assert first == Item(1, (Row((5, 2), 0),), domain="code")
+    assert second == Item(2, (Row((3, 5, 6, 2), 1),))
+    (batch,) = batches([first, second], 100)
+    assert batch.domains == ("code", "")
+
+
 GOOD = {"text": "w5", "score": 0.5}
 PAIR = {"prompt": "w3", "chosen": "w4", "rejected": "w5"}
 BAD_LINES: dict[str, tuple[str, object, str]] = {
@@ -122,6 +147,16 @@ BAD_LINES: dict[str, tuple[str, object, str]] = {
     "score has many digits": ("regression", GOOD | {"score": 10**400}, "must be a finite number"),
     "no chosen": ("pairwise", {"prompt": "w3", "rejected": "w5"}, "missing chosen"),
     "equal pair": ("pairwise", PAIR | {"rejected": "w4"}, "the same text"),
+    "no label": ("experts", {"text": "w5"}, "missing label"),
+    "unknown label": ("experts", {"text": "w5", "label": "good"}, "one of expert, anti, neutral"),
+    "label is a number": ("experts", {"text": "w5", "label": 1}, "one of expert, anti, neutral"),
+    "label is a list": ("experts", {"text": "w5", "label": []}, "one of expert, anti, neutral"),
+    "text and response both": (
+        "drafts",
+        {"text": "w5", "response": "w5"},
+        "both text and response",
+    ),
+    "domain is a number": ("drafts", {"text": "w5", "domain": 5}, "domain must be"),
     "regression data": ("pairwise", GOOD, "missing chosen, rejected; its columns: score, text"),
 }
 
@@ -129,7 +164,8 @@ BAD_LINES: dict[str, tuple[str, object, str]] = {
 @pytest.mark.parametrize("case", BAD_LINES)
 def test_bad_line(tmp_path: Path, case: str) -> None:
     objective, line, message = BAD_LINES[case]
-    good = GOOD if objective == "regression" else PAIR
+    others = {"experts": {"text": "w5", "label": "anti"}, "drafts": {"text": "w5"}}
+    good = {"regression": GOOD, "pairwise": PAIR, **others}[objective]
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, [good, line], objective=objective, max_tokens=16)
     text = str(caught.value)

@@ -1,8 +1,6 @@
-"""L0: objectives and metrics on numbers that can be checked by hand."""
+"""L0: rewards of prefixes, on numbers that can be checked by hand."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
@@ -12,22 +10,14 @@ from hypothesis import strategies as st
 
 from otter_export.errors import UnsupportedError
 from otter_export.modeling.data import Batch, Item, Row, collate
-from otter_export.modeling.objectives import (
-    Evaluated,
-    Pairwise,
-    Regression,
-    objective_for,
-    pearson,
-    prefix_rewards,
-    response_rewards,
-)
+from otter_export.modeling.objectives.rewards import pearson, prefix_rewards, response_rewards
 from otter_export.modeling.otter_model import OtterOutput
 from otter_export.signals import Signal
 from tests import tiny
 
 
 def output(name: str, values: torch.Tensor) -> OtterOutput:
-    return OtterOutput(torch.zeros(0), {name: values}, None)
+    return OtterOutput(torch.zeros(0), {name: values}, torch.zeros(0), None)
 
 
 def batch(*rows: tuple[int, int], score: float = 0.0) -> Batch:
@@ -53,37 +43,6 @@ def test_other_kinds_are_no_rewards() -> None:
     signal = Signal("drafts", "medusa", "identity", None, 2)
     with pytest.raises(UnsupportedError, match="value and q_value"):
         response_rewards(output("drafts", torch.zeros(1, 2, 2, 8)), torch.zeros(1, 2), signal)
-
-
-def test_regression_averages_over_the_response_alone() -> None:
-    data = batch((2, 4), (0, 3), score=0.5)
-    rewards = torch.full((2, 4), 9.0)
-    rewards[0, 2:] = torch.tensor([0.5, 1.5])
-    rewards[1, :3] = torch.tensor([0.5, 0.5, 1.0])
-    assert float(Regression().loss(rewards, data)) == pytest.approx((1.0 + 0.25) / 5)
-
-
-def test_pairwise_compares_prefixes_of_equal_length() -> None:
-    chosen, rejected = Row((3, 4, 5, 6), 1), Row((3, 7, 8), 1)
-    data = collate([Item(1, (chosen, rejected))])
-    rewards = torch.tensor([[9.0, 1.0, 2.0, 3.0], [9.0, 0.5, -1.0, 9.0]])
-    # The rejected response ends first: its final reward meets the chosen one's third prefix.
-    expected = [math.log1p(math.exp(-2.0 * d)) for d in (0.5, 3.0, 4.0)]
-    assert float(Pairwise(2.0).loss(rewards, data)) == pytest.approx(sum(expected) / 3)
-
-
-def test_pairwise_scale_follows_the_bounds() -> None:
-    assert objective_for("pairwise", tiny.REWARD) == Pairwise(3.0)
-    unbounded = Signal("reward", "value", "identity", None)
-    assert objective_for("pairwise", unbounded) == Pairwise(1.0)
-    with pytest.raises(UnsupportedError, match="known: regression, pairwise"):
-        objective_for("ranking", tiny.REWARD)
-
-
-def test_accuracy_counts_ties_half() -> None:
-    rewards = {"100": np.array([1.0, 0.0, 0.0, 1.0, 2.0, 2.0, 3.0, 2.0])}
-    metrics = Pairwise().metrics(Evaluated(rewards, np.zeros(8)))
-    assert metrics == {"100": pytest.approx(2.5 / 4)}
 
 
 def test_prefix_rewards_pick_the_ends_of_prefixes() -> None:

@@ -1,0 +1,58 @@
+"""L0: a trained channel gets more signals, and what it had keeps its bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from otter_export import add_signal
+from otter_export.checkpoint import Checkpoint
+from otter_export.errors import CheckpointError, ConfigError, OtterError
+from otter_export.signals import Signal
+from tests import built, tiny
+
+STYLE = Signal("style", "expert", "identity", None)
+AHEAD = Signal("ahead", "medusa", "identity", None, 2, 40)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_tensors_that_were_there_keep_their_bits(tmp_path: Path, adapter: bool) -> None:
+    path = tiny.write_checkpoint(tmp_path / "ck", adapter=adapter, dtype="BF16")
+    built.randomize(path)
+    before = Checkpoint.open(path)
+    out = tmp_path / "deeper" / "out"
+    out.parent.mkdir()
+    add_signal.plan(before, out, [AHEAD, tiny.NEXT], seed=3).write()
+    after = Checkpoint.open(out)
+    assert after.config.signals == (tiny.REWARD, AHEAD, tiny.NEXT)
+    for name in before.tensors:
+        assert after.tensors[name].dtype == before.tensors[name].dtype
+        assert np.array_equal(after.tensors.raw(name), before.tensors.raw(name)), name
+    added = set(after.tensors) - set(before.tensors)
+    assert added == {f"signals.{n}.{p}" for n in ("ahead", "next") for p in ("weight", "bias")} | {
+        "signals.ahead.token_ids"
+    }
+    assert after.float32("signals.next.weight").std() > 0
+    assert after.base.directory.resolve() == (
+        before.base.directory.resolve() if adapter else out.resolve()
+    )
+
+
+def test_what_cannot_be_added(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(tiny.write_checkpoint(tmp_path / "ck"))
+    with pytest.raises(ConfigError, match="two signals are named 'reward'"):
+        add_signal.plan(checkpoint, tmp_path / "out", [Signal("reward", "q_value")])
+    with pytest.raises(ConfigError, match="'logits' is reserved"):
+        add_signal.plan(checkpoint, tmp_path / "out", [Signal("logits")])
+    with pytest.raises(CheckpointError, match="holds the checkpoint"):
+        add_signal.plan(checkpoint, tmp_path / "ck", [STYLE], force=True)
+    with pytest.raises(OtterError, match="exists"):
+        add_signal.plan(checkpoint, tmp_path / "ck", [STYLE])
+
+
+def test_an_expert_begins_as_no_offset(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(tiny.write_checkpoint(tmp_path / "ck"))
+    add_signal.plan(checkpoint, tmp_path / "out", [STYLE]).write()
+    assert not Checkpoint.open(tmp_path / "out").float32("signals.style.weight").any()

@@ -1,0 +1,59 @@
+"""L0: a q_value learns the value of the prefix that each next token makes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from otter_export.checkpoint import Checkpoint
+from otter_export.errors import UnsupportedError
+from otter_export.modeling.data import Item, Row, collate
+from otter_export.modeling.objectives.distill import Distill
+from otter_export.modeling.otter_model import OtterOutput
+from otter_export.modeling.training_config import TrainingConfig
+from otter_export.signals import Signal
+from tests import tiny
+
+
+def no_head(channel: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("scores are read from the output")
+
+
+def test_the_label_is_the_value_in_the_token_s_own_row() -> None:
+    data = collate([Item(0, (Row((4, 5, 6), 1),))])
+    values = torch.tensor([[9.0, 0.5, -0.25]], requires_grad=True)
+    scores = torch.zeros(1, 3, 8, requires_grad=True)
+    output = OtterOutput(torch.zeros(0), {"reward": values, "next": scores}, torch.zeros(0), None)
+    loss = Distill(tiny.NEXT, tiny.REWARD).loss(output, data, no_head)
+    assert float(loss.detach()) == pytest.approx((0.5**2 + 0.25**2) / 2)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert values.grad is None, "the teacher does not follow"
+    assert scores.grad is not None
+    # Row 0 scores token 5, row 1 token 6.
+    assert [tuple(at) for at in scores.grad.nonzero().tolist()] == [(0, 0, 5), (0, 1, 6)]
+
+
+def test_the_metric_is_the_correlation_with_the_value() -> None:
+    generator = np.random.default_rng(0)
+    found = Distill(tiny.NEXT, tiny.REWARD).metrics({"end": generator.standard_normal((20, 2))})
+    pairs = np.random.default_rng(0).standard_normal((20, 2))
+    assert found["end"] == pytest.approx(np.corrcoef(pairs.T)[0, 1])
+
+
+def test_a_teacher_is_a_value_signal_whose_range_can_be_reached(tmp_path: Path) -> None:
+    free = Signal("free", "value", "identity", None)
+    signals = (tiny.NEXT, tiny.REWARD, free)
+    checkpoint = Checkpoint.open(tiny.write_checkpoint(tmp_path / "ck", signals=signals))
+    config = TrainingConfig(objective="distill", signal="next")
+    assert Distill.of(checkpoint, config, tiny.NEXT) == Distill(tiny.NEXT, tiny.REWARD)
+    with pytest.raises(UnsupportedError, match=r"--teacher 'next' is no value .*: reward, free"):
+        Distill.of(checkpoint, dataclasses.replace(config, teacher="next"), tiny.NEXT)
+    with pytest.raises(UnsupportedError, match=r"'free' has no bounds; .* activation identity"):
+        Distill.of(checkpoint, dataclasses.replace(config, teacher="free"), tiny.NEXT)
+    alone = Checkpoint.open(tiny.write_checkpoint(tmp_path / "alone", signals=(tiny.NEXT,)))
+    with pytest.raises(UnsupportedError, match="has no value signal"):
+        Distill.of(alone, config, tiny.NEXT)
