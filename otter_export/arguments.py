@@ -111,15 +111,15 @@ def number(
     raise error(f"{accepted}, got {quoted(value)}")
 
 
-def flag(name: str, value: object) -> bool:
+def flag(name: str, value: object, error: type[OtterError] = RequestError) -> bool:
     """The truth value of an argument.
 
     Raises:
-        RequestError: It is no bool.
+        OtterError: Of the class ``error``: it is no bool.
     """
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    raise RequestError(f"{name} must be true or false, got {quoted(value)}")
+    raise error(f"{name} must be true or false, got {quoted(value)}")
 
 
 def path_argument(name: str, value: object, error: type[OtterError] = RequestError) -> Path:

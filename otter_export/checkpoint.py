@@ -21,6 +21,7 @@ from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError
 from otter_export.files import is_directory, is_file
 from otter_export.hub import find_base
+from otter_export.quoting import quoted
 from otter_export.safetensors_io import IDS_DTYPE, WEIGHT_DTYPES, FloatArray, TensorStore
 from otter_export.signals import Signal, kind_of
 
@@ -134,3 +135,14 @@ def _base_directory(checkpoint: Path, config: OtterConfig, fetch: bool) -> Path:
     if is_directory(local):
         return local
     return find_base(name, fetch=fetch)
+
+
+def checkpoint_argument(value: object) -> Checkpoint:
+    """The checkpoint of an argument.
+
+    Raises:
+        CheckpointError: It is none.
+    """
+    if isinstance(value, Checkpoint):
+        return value
+    raise CheckpointError(f"checkpoint must be what Checkpoint.open gives, got {quoted(value)}")

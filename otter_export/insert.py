@@ -92,10 +92,18 @@ class ChannelOptions:
         if not isinstance(self.dtype, str) or self.dtype not in WEIGHT_DTYPES:
             known = ", ".join(WEIGHT_DTYPES)
             raise ConfigError(f"dtype must be one of {known}, got {quoted(self.dtype)}")
-        if not isinstance(self.signals, tuple | list) or not all(
-            isinstance(signal, Signal) for signal in self.signals
-        ):
-            raise ConfigError(f"signals must be a tuple of Signal, got {quoted(self.signals)}")
+        keep(self, signals=signals_argument(self.signals))
+
+
+def signals_argument(value: object) -> tuple[Signal, ...]:
+    """The signals of an argument.
+
+    Raises:
+        ConfigError: They are none.
+    """
+    if isinstance(value, tuple | list) and all(isinstance(signal, Signal) for signal in value):
+        return tuple(value)
+    raise ConfigError(f"signals must be a tuple of Signal, got {quoted(value)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +192,8 @@ def plan(
     adapter, force = flag("adapter", adapter), flag("force", force)
     if not isinstance(options, ChannelOptions):
         raise ConfigError(f"options must be ChannelOptions, got {quoted(options)}")
+    if not isinstance(probe, Probe | None):
+        raise ConfigError(f"probe must be a Probe or None, got {quoted(probe)}")
     check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
     directory = find_base(base_name)
     refuse_overlap(destination, directory, "the base")

@@ -18,7 +18,7 @@ import numpy as np
 from otter_export import config as config_file
 from otter_export.arguments import flag, integer, path_argument
 from otter_export.channel import check_widths, expected_tensors
-from otter_export.checkpoint import Checkpoint
+from otter_export.checkpoint import Checkpoint, checkpoint_argument
 from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError, ConfigError
 from otter_export.initialization import initial_tensors
@@ -57,10 +57,7 @@ def plan(
         OtterError: The destination cannot be written.
     """
     destination, force = path_argument("destination", destination), flag("force", force)
-    if not isinstance(checkpoint, Checkpoint):
-        raise CheckpointError(
-            f"checkpoint must be what Checkpoint.open gives, got {quoted(checkpoint)}"
-        )
+    checkpoint = checkpoint_argument(checkpoint)
     if first_layer is not None:
         first_layer = integer("first_layer", first_layer, least=0, error=ConfigError)
     if attention is not None and not (

@@ -22,6 +22,7 @@ from otter_export.cli.table import human_bytes, human_count
 from otter_export.errors import CheckpointError, VerificationError
 from otter_export.evaluation.parity import Difference, difference
 from otter_export.evaluation.prompts import PROMPTS
+from otter_export.files import steady
 from otter_export.modeling.otter_model import load_reference
 from otter_export.modeling.tokenization import load_tokenizer
 
@@ -64,6 +65,7 @@ def reshape(
     torch before OUT gets its name, and the largest difference of each signal is printed.
     """
     started = time.monotonic()
+    click.get_current_context().with_resource(steady(ckpt, "is being trained"))
     checkpoint = Checkpoint.open(ckpt)
     token_ids = _token_ids(checkpoint, prompts or PROMPTS)
     size = sum(info.nbytes for info in checkpoint.tensors.values())

@@ -200,7 +200,7 @@ def train(
     command is repeated. The result replaces CKPT/otter.safetensors, with training_report.json and
     training_curve.png beside it.
     """
-    click.get_current_context().with_resource(exclusive(checkpoint, "is being trained"))
+    click.get_current_context().with_resource(exclusive(checkpoint, "is being trained or read"))
     opened = Checkpoint.open(checkpoint)
     if delta is not None:
         check_writable(delta)

@@ -350,10 +350,12 @@ _OBJECTS: tuple[Any, ...] = (
 def _api(folder: Path) -> Case:
     """Arguments of the Python API."""
     import otter_export as api
-    from otter_export import insert, reshape
+    from otter_export import add_signal, insert, reshape
     from otter_export.checkpoint import Checkpoint
-    from otter_export.config import Signal
+    from otter_export.modeling.training_config import TrainingConfig
     from otter_export.runtime.scheduler import Limits, Scheduler
+    from otter_export.serving.settings import Settings
+    from otter_export.signals import Signal
     from tests import tiny
     from tests.dummy_engine import write_engine
     from tests.runtime.fake_engine import FakeEngine, make_manifest
@@ -406,6 +408,12 @@ def _api(folder: Path) -> Case:
         (insert.plan, planned | {"options": insert.ChannelOptions(16), "force": False}),
         (Checkpoint.open, {"directory": copied}),
         (reshape.plan, {"checkpoint": checkpoint, "destination": str(out)} | shape),
+        (
+            add_signal.plan,
+            {"checkpoint": checkpoint, "destination": out, "signals": (Signal("a"),), "seed": 0},
+        ),
+        (Settings, dataclasses.asdict(Settings())),
+        (TrainingConfig, dataclasses.asdict(TrainingConfig())),
         (Limits, {field.name: 5 for field in dataclasses.fields(Limits)}),
         (submit, {"request": api.Request([1], max_tokens=2), "deadline_seconds": 5}),
     ]
@@ -484,6 +492,7 @@ def _commands(folder: Path) -> Case:
         ["insert", *new, "--heads", "2"],
         ["insert", *new, "--first-layer", "1", "--attention", "shared"],
         ["reshape", str(checkpoint), str(folder / "new"), "--first-layer", "1", "--prompt", "w3"],
+        ["add-signal", str(checkpoint), str(folder / "new"), "--signal", "b:value:tanh"],
         ["bench", str(engine), "--quick", "--top-k", "4", "--seconds", "0.1", "--signal", "reward"],
         ["inspect", str(checkpoint)],
         ["inspect", str(engine), "--json"],
