@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from otter_export.load import load_engine
+    from otter_export.runtime.best_of import best_of
     from otter_export.runtime.generation import generate, stream
     from otter_export.runtime.methods.args_greedy import ArgsGreedy
     from otter_export.runtime.methods.args_stochastic import ArgsStochastic
+    from otter_export.runtime.methods.experts import Experts
     from otter_export.runtime.methods.plain import Plain
+    from otter_export.runtime.penalties import Penalties
     from otter_export.runtime.request import Candidate, Request, Result, TokenEvent
 
 __version__ = "0.1.0"
@@ -40,10 +43,13 @@ __all__ = [
     "ArgsGreedy",
     "ArgsStochastic",
     "Candidate",
+    "Experts",
+    "Penalties",
     "Plain",
     "Request",
     "Result",
     "TokenEvent",
+    "best_of",
     "generate",
     "load_engine",
     "stream",
@@ -53,10 +59,13 @@ _MODULES = {
     "ArgsGreedy": "otter_export.runtime.methods.args_greedy",
     "ArgsStochastic": "otter_export.runtime.methods.args_stochastic",
     "Candidate": "otter_export.runtime.request",
+    "Experts": "otter_export.runtime.methods.experts",
+    "Penalties": "otter_export.runtime.penalties",
     "Plain": "otter_export.runtime.methods.plain",
     "Request": "otter_export.runtime.request",
     "Result": "otter_export.runtime.request",
     "TokenEvent": "otter_export.runtime.request",
+    "best_of": "otter_export.runtime.best_of",
     "generate": "otter_export.runtime.generation",
     "load_engine": "otter_export.load",
     "stream": "otter_export.runtime.generation",

@@ -11,13 +11,14 @@ import math
 import numbers
 import operator
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from otter_export.errors import OtterError, RequestError
-from otter_export.quoting import quoted
+from otter_export.quoting import LIMIT, one_line, quoted
 
 #: The greatest integer unless told otherwise: what int64 holds.
 _LARGEST_INTEGER = (1 << 63) - 1
@@ -109,6 +110,36 @@ def number(
     described = " and ".join(limit for limit in limits if limit)
     accepted = f"{name} must be a finite number {described}".rstrip()
     raise error(f"{accepted}, got {quoted(value)}")
+
+
+def named_numbers(name: str, value: object) -> dict[str, float]:
+    """The finite numbers of an argument, by name: from a mapping, or texts like ``reward=0.5``.
+
+    Raises:
+        RequestError: They are none, one is no number, or a name comes twice.
+    """
+    accepted = f"{name} must be a number for each of some names, such as {{'reward': 1.5}}"
+    pairs: list[tuple[object, object]] = []
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    elif isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
+        accepted = f"{name} must be NAME=NUMBER, such as reward=1.5"
+        pairs = [
+            (left, _read_number(right)) for left, _, right in (t.rpartition("=") for t in value)
+        ]
+    if not pairs or not all(isinstance(key, str) and key for key, _ in pairs):
+        raise RequestError(f"{accepted}, got {quoted(value)}")
+    found = {str(key): number(f"{name} of {one_line(str(key), LIMIT)}", n) for key, n in pairs}
+    if len(found) < len(pairs):
+        raise RequestError(f"{name} has a name twice, got {quoted(value)}")
+    return found
+
+
+def _read_number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def flag(name: str, value: object, error: type[OtterError] = RequestError) -> bool:

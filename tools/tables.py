@@ -62,10 +62,10 @@ def results(*names: str) -> str:
     )
 
 
-def _of_results(name: str, *records: str) -> tuple[str, str, str, Callable[[], str]]:
-    """A table of docs/performance.md that is a copy of records."""
+def _of_results(page: str, name: str, *records: str) -> tuple[str, str, str, Callable[[], str]]:
+    """A table of a page that is a copy of records."""
     return (
-        "docs/performance.md",
+        page,
         f"<!-- {name}: by `python -m tools.tables`, from benchmarks/results; "
         "a test compares them -->",
         f"<!-- {name} end -->",
@@ -88,9 +88,10 @@ TABLES: tuple[tuple[str, str, str, Callable[[], str]], ...] = (
         "<!-- tables end -->",
         families,
     ),
-    _of_results("speed", "peers_speed"),
-    _of_results("savings", "peers_time", "peers_space"),
-    _of_results("shapes", "shape_quality"),
+    _of_results("docs/performance.md", "speed", "peers_speed"),
+    _of_results("docs/performance.md", "savings", "peers_time", "peers_space"),
+    _of_results("docs/performance.md", "shapes", "shape_quality"),
+    _of_results("docs/gpu.md", "onnxruntime", "gpu_onnxruntime_steps", "gpu_onnxruntime_bench"),
     (
         "docs/architecture.md",
         "<!-- files: by `python -m tools.tables`, from the modules' docstrings; "

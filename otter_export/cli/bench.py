@@ -90,7 +90,7 @@ def bench(
     with step_bar(plan.runs, "run") as done:
         found = measure(engine, plan, done)
     report = {
-        "engine": _described(directory, manifest, reward_signal(manifest, signal)),
+        "engine": _described(directory, manifest, reward_signal(manifest, guided)),
         "machine": _machine(chosen),
         "guidance": {"top_k": top_k, "weight": weight},
         **found,
@@ -109,13 +109,13 @@ def bench(
         click.echo(f"plot: {plot}", err=True)
 
 
-def _described(directory: Path, manifest: EngineManifest, signal: Signal) -> dict[str, Any]:
+def _described(directory: Path, manifest: EngineManifest, signal: Signal | None) -> dict[str, Any]:
     return {
         "directory": str(directory),
         "target": manifest.target,
         "precision": manifest.precision,
-        "signal": signal.name,
-        "kind": signal.kind,
+        "signal": signal.name if signal else None,
+        "kind": signal.kind if signal else None,
     }
 
 

@@ -17,11 +17,13 @@ from otter_export.engine_digest import check_engine
 from otter_export.errors import RequestError
 from otter_export.evaluation.reward_plot import check_plot_path, plot_rewards
 from otter_export.load import load_engine
+from otter_export.runtime.best_of import best_of
+from otter_export.runtime.drafts import DRAFTERS, NONE
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.generation import BATCH_SIZE, stream
 from otter_export.runtime.load import PROVIDERS
 from otter_export.runtime.methods import METHODS
-from otter_export.runtime.prompt_file import Defaults, read_prompts
+from otter_export.runtime.prompt_file import PENALTIES, Defaults, read_prompts
 from otter_export.runtime.request import Request, Result, TokenEvent
 from otter_export.runtime.scheduler.chooser import reward_signal
 
@@ -44,6 +46,18 @@ from otter_export.runtime.scheduler.chooser import reward_signal
 @click.option("--top-k", type=int, help="Candidates per token.  [default: 8; plain: all]")
 @click.option("--weight", type=float, help="Of the reward; may be negative.  [default: 1.0]")
 @click.option(
+    "--weights",
+    multiple=True,
+    metavar="SIGNAL=WEIGHT",
+    help="Instead of --signal and --weight: one of several signals that add up; may be repeated.",
+)
+@click.option(
+    "--minimum",
+    multiple=True,
+    metavar="SIGNAL=VALUE",
+    help="Leave out candidates whose signal is below this, unless all are; may be repeated.",
+)
+@click.option(
     "--gate",
     type=float,
     metavar="NATS",
@@ -52,9 +66,43 @@ from otter_export.runtime.scheduler.chooser import reward_signal
 @click.option("--max-tokens", type=int, default=64, show_default=True)
 @click.option("--temperature", type=float, help="For sampling; plain is greedy without one.")
 @click.option("--top-p", type=float, help="Sample from this share of the probability.")
+@click.option(
+    "--repetition-penalty",
+    type=float,
+    help="Divides positive logits of tokens that were there, the prompt's too.  [default: 1, none]",
+)
+@click.option(
+    "--presence-penalty", type=float, help="Off the logits of generated tokens.  [default: 0]"
+)
+@click.option(
+    "--frequency-penalty", type=float, help="The same, each time they came.  [default: 0]"
+)
+@click.option(
+    "--ban",
+    "banned_tokens",
+    type=int,
+    multiple=True,
+    metavar="ID",
+    help="A token id that is never generated; may be repeated.",
+)
+@click.option("--min-tokens", type=int, help="Tokens before the text may end.  [default: 0]")
 @click.option("--seed", type=int, help="Of the sampling, the same for every prompt.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Ends the text; may be repeated.")
 @click.option("--signal", help="The signal that is the reward.  [default: the engine's first]")
+@click.option(
+    "--best-of",
+    "tries",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Sample N texts, and keep the one whose last reward is best.  [default: one text]",
+)
+@click.option(
+    "--drafts",
+    default=NONE,
+    show_default=True,
+    metavar="NAME",
+    help=f"Guess tokens ahead, for speed alone: {', '.join((NONE, *DRAFTERS))} or a medusa signal.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per prompt and line.")
 @click.option("--stream/--no-stream", "live", default=True, help="Show tokens as they come.")
 @click.option(
@@ -78,6 +126,8 @@ def generate(
     max_tokens: int,
     seed: int | None,
     stop: tuple[str, ...],
+    tries: int | None,
+    drafts: str,
     as_json: bool,
     live: bool,
     plot: Path | None,
@@ -88,8 +138,11 @@ def generate(
     **method_options: Any,
 ) -> None:
     """Continue each TEXT with the engine in DIR, steered by its reward."""
-    options = {name: value for name, value in method_options.items() if value is not None}
-    defaults = Defaults(method, options, {"max_tokens": max_tokens, "stop": stop, "seed": seed})
+    # An option that may be repeated, and was not given, is empty.
+    options = {k: v for k, v in method_options.items() if v is not None and v != ()}
+    request = {"max_tokens": max_tokens, "stop": stop, "seed": seed, "drafts": drafts}
+    request |= {name: options.pop(name) for name in PENALTIES if name in options}
+    defaults = Defaults(method, options, request)
     # Everything that the user can get wrong is checked before the model is loaded.
     requests = [defaults.request_for(prompt) for prompt in (*texts, *prompts)]
     if prompt_file is not None:
@@ -103,7 +156,10 @@ def generate(
             check_engine(directory, sha256, advance)
     engine = load_engine(directory, provider=provider, threads=threads)
     with until_closed():
-        results = _generate(engine, requests, batch_size, as_json, live)
+        if tries is None:
+            results = _generate(engine, requests, batch_size, as_json, live)
+        else:
+            results = _best(engine, requests, tries, as_json)
     if plot is not None:
         _plot(engine, requests, results, batch_size, plot)
 
@@ -119,7 +175,8 @@ def _generate(
             click.echo(json.dumps(result.to_json()))
         return results
     texts = [_text(engine, request) for request in requests]
-    bounds = reward_signal(engine.manifest, requests[0].method.signal).bounds or (-1.0, 1.0)
+    signal = reward_signal(engine.manifest, requests[0].method)
+    bounds = (signal and signal.bounds) or (-1.0, 1.0)
     # The iterator checks all requests, so an error comes before the first prompt is printed.
     items = stream(engine, requests, batch_size=batch_size)
     view = TextView(texts, bounds, live)
@@ -133,6 +190,17 @@ def _generate(
     results = [done[index] for index in range(len(requests))]
     if len(results) > 1:
         click.echo("\n" + summary(results, time.perf_counter() - started))
+    return results
+
+
+def _best(engine: Engine, requests: list[Request], tries: int, as_json: bool) -> list[Result]:
+    """Generate several texts for each prompt, and print the best."""
+    results = []
+    for index, request in enumerate(requests):
+        best = dataclasses.replace(best_of(engine, request, tries)[0], request=index)
+        results.append(best)
+        text = f"{best.prompt}{best.text}\n{summary([best])}"
+        click.echo(json.dumps(best.to_json()) if as_json else text)
     return results
 
 
@@ -166,5 +234,6 @@ def _plot(
     if plain != requests:
         unguided = _collect(engine, plain, batch_size, "unguided")
         series = {"guided": [r.rewards for r in results], "unguided": [r.rewards for r in unguided]}
-    plot_rewards(path, series, reward_signal(engine.manifest, requests[0].method.signal).name)
+    signal = reward_signal(engine.manifest, requests[0].method)
+    plot_rewards(path, series, signal.name if signal else "no reward")
     click.echo(f"plot: {path}", err=True)

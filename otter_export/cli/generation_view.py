@@ -63,8 +63,8 @@ class TextView:
         click.echo("".join(self._waiting[self._current]), nl=False)
         self._waiting[self._current].clear()
 
-    def _styled(self, text: str, reward: float) -> str:
-        if not self._color or not text:
+    def _styled(self, text: str, reward: float | None) -> str:
+        if not self._color or not text or reward is None:
             return text
         return click.style(text, fg=reward_color(reward, self._bounds))
 
@@ -80,19 +80,20 @@ def reward_color(reward: float, bounds: tuple[float, float]) -> tuple[int, int, 
 
 
 def summary(results: Sequence[Result], seconds: float | None = None) -> str:
-    """One line: mean reward, tokens, why it ended, speed, forward passes per token.
+    """One line: mean reward if there is one, tokens, why it ended, speed, forwards per token.
 
     Args:
         results: Finished requests, at least one.
         seconds: Wall time of all of them; None adds up their own.
     """
     tokens = sum(len(r.token_ids) for r in results)
-    mean = sum(sum(r.rewards) for r in results) / tokens
+    rewards = [reward for r in results for reward in r.rewards]
+    mean = f"mean reward {sum(rewards) / len(rewards):+.3f}, " if rewards else ""
     seconds = sum(r.seconds for r in results) if seconds is None else seconds
     forwards = sum(r.forwards for r in results) / tokens
     what = f"{len(results)} prompts, " if len(results) > 1 else ""
     end = f" ({results[0].finish_reason})" if len(results) == 1 else ""
     return (
-        f"[{what}mean reward {mean:+.3f}, {tokens} tokens{end}, {tokens / seconds:.1f} tokens/s, "
+        f"[{what}{mean}{tokens} tokens{end}, {tokens / seconds:.1f} tokens/s, "
         f"{forwards:.2f} forwards per token]"
     )

@@ -207,6 +207,8 @@ def train(
     signal = signal_named(opened, signal_name or opened.config.signals[0].name)
     objective = objective or kind_of(signal).objectives[0]
     check_objective(objective, signal)
+    if settings["teacher"] is not None and objective != "distill":
+        raise click.UsageError(f"--teacher is for --objective distill, not {objective}")
     reader = Reader(
         objective,
         signal,

@@ -13,12 +13,19 @@ from otter_export.errors import OtterError, RequestError
 from otter_export.json_lines import read_lines
 from otter_export.quoting import listed, one_line, quoted
 from otter_export.runtime.methods import make_method, method_options
+from otter_export.runtime.penalties import Penalties
 from otter_export.runtime.request import Request
 
 #: Options of a request besides those of its method.
-_REQUEST_OPTIONS = ("max_tokens", "stop", "seed")
-_METHOD_OPTIONS = ("top_k", "weight", "gate", "temperature", "top_p", "signal", "prune")
-FIELDS = ("prompt", "method", *_METHOD_OPTIONS, *_REQUEST_OPTIONS)
+_REQUEST_OPTIONS = ("max_tokens", "stop", "seed", "drafts")
+_METHOD_OPTIONS = (
+    *("top_k", "weight", "weights", "minimum", "gate"),
+    *("temperature", "top_p", "signal", "prune"),
+)
+PENALTIES = tuple(field.name for field in dataclasses.fields(Penalties))
+FIELDS = ("prompt", "method", *_METHOD_OPTIONS, *_REQUEST_OPTIONS, *PENALTIES)
+#: An option that stands for others: where a request has the one, defaults of the others are void.
+_INSTEAD = {"weights": ("weight", "signal"), "weight": ("weights",), "signal": ("weights",)}
 _LIMIT_BYTES = 256 << 20
 #: Problems that one message lists.
 _SHOWN = 5
@@ -32,7 +39,8 @@ class Defaults:
     Args:
         method: Registered name of a decoding method.
         options: Options of that method; another method takes those that it knows.
-        request: ``max_tokens``, ``stop`` and ``seed``, where they differ from `Request`'s own.
+        request: ``max_tokens``, ``stop``, ``seed``, ``drafts`` and `PENALTIES`, where they differ
+            from `Request`'s own.
     """
 
     method: str = "args-greedy"
@@ -55,9 +63,13 @@ class Defaults:
             raise RequestError(f"method must be the name of a method, got {quoted(name)}")
         accepted = method_options(name)
         options = {k: v for k, v in self.options.items() if k in accepted or name == self.method}
+        for void in (other for k in given for other in _INSTEAD.get(k, ())):
+            options.pop(void, None)
         options |= {k: v for k, v in given.items() if k in _METHOD_OPTIONS}
-        request = {**self.request, **{k: v for k, v in given.items() if k in _REQUEST_OPTIONS}}
-        return Request(prompt, make_method(name, options), **request)
+        own = (*_REQUEST_OPTIONS, *PENALTIES)
+        request = {**self.request, **{k: v for k, v in given.items() if k in own}}
+        penalties = Penalties(**{k: request.pop(k) for k in PENALTIES if k in request})
+        return Request(prompt, make_method(name, options), penalties=penalties, **request)
 
 
 def read_prompts(path: str | Path, defaults: Defaults) -> list[Request]:

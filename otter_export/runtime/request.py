@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,10 @@ import numpy as np
 from otter_export.arguments import as_integer, integer, keep
 from otter_export.errors import RequestError
 from otter_export.quoting import quoted
+from otter_export.runtime.drafts import NONE
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from otter_export.runtime.methods.base import DecodingMethod
+from otter_export.runtime.penalties import Penalties
 
 #: Characters of a prompt or a stop word: a tokenizer takes about 250 times as many bytes.
 _MAX_TEXT = 4 << 20
@@ -32,6 +34,10 @@ class Request:
         seed: Of the sequence's own random generator; None draws one. The result depends on the
             prompt, the options and the seed, never on the other requests of a batch; on the CPU bit
             for bit (docs/batching.md).
+        penalties: Penalties and bans, which come before anything is chosen.
+        drafts: What guesses the tokens behind the next one, to be checked in the same step:
+            ``none``, ``lookup`` (n-grams of the prompt and the text), the name of a ``medusa``
+            signal, or ``auto``. It changes the time, never a token.
 
     Raises:
         RequestError: An option is out of range.
@@ -42,11 +48,18 @@ class Request:
     max_tokens: int = 64
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    penalties: Penalties = dataclasses.field(default_factory=Penalties)
+    drafts: str = NONE
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, DecodingMethod):
             raise RequestError(
                 f"method must be a decoding method such as ArgsGreedy(), got {quoted(self.method)}"
+            )
+        if not isinstance(self.penalties, Penalties):
+            raise RequestError(
+                f"penalties must be Penalties(...) such as Penalties(repetition_penalty=1.2), got "
+                f"{quoted(self.penalties)}"
             )
         keep(
             self,
@@ -58,6 +71,9 @@ class Request:
             described = "from 0 to 2**64 - 1"
             seed = integer("seed", self.seed, least=0, most=(1 << 64) - 1, described=described)
             keep(self, seed=seed)
+        # Which names there are depends on the engine, where the sequence checks it.
+        if not isinstance(self.drafts, str):
+            raise RequestError(f"drafts must be the name of a drafter, got {quoted(self.drafts)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,15 +82,18 @@ class Candidate:
 
     Args:
         token_id: The token.
-        logit: Its logit.
-        reward: Its reward.
-        score: What the method compared.
+        logit: Its logit, after penalties.
+        reward: Its value of the signal that is the reward; of several, of the first. None if the
+            engine has none.
+        score: What the method compared; where a minimum left the token out, what it would have.
+        signals: Its values of all signals that the method reads, by name.
     """
 
     token_id: int
     logit: float
-    reward: float
+    reward: float | None
     score: float
+    signals: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,20 +105,22 @@ class TokenEvent:
         token_id: The token.
         text: Text that it made certain: empty inside a character or a possible stop word, and
             whatever is left on the last token. The texts of a request add up to its result's.
-        reward: Its reward.
+        reward: Its reward, as a candidate's.
         candidates: What was scored for its place, best logit first; candidates that could not win
-            are left out.
+            are left out, and all but about 64 where any token was one.
         finish_reason: ``eos``, ``stop`` or ``length`` on the last token, else None.
         gated: Whether a guided method's gate was closed: it was chosen without rewards.
+        signals: As a candidate's.
     """
 
     request: int
     token_id: int
     text: str
-    reward: float
+    reward: float | None
     candidates: tuple[Candidate, ...]
     finish_reason: str | None
     gated: bool = False
+    signals: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,10 +133,13 @@ class Result:
         prompt_ids: Its token ids.
         token_ids: Generated tokens, the end-of-sequence token included.
         text: Their text, without special tokens and up to the stop word.
-        rewards: Reward of each generated token.
+        rewards: Reward of each generated token; none if the engine has no signal that scores.
         finish_reason: ``eos``, ``stop`` or ``length``.
         forwards: Forward passes after the prompt that this request took part in.
         seconds: From the start of its prompt to its end.
+        signals: Values of each signal that the method reads, one a token, by name.
+        drafted: Drafts that were fed; None if none were asked for.
+        accepted: Those of them that were right.
     """
 
     request: int
@@ -127,11 +151,22 @@ class Result:
     finish_reason: str
     forwards: int
     seconds: float
+    signals: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict, hash=False)
+    drafted: int | None = None
+    accepted: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """One line of ``otter-export generate --json``: all fields but ``request``."""
+        """One line of ``otter-export generate --json``: all fields but ``request``.
+
+        ``signals`` is there only if there are several, and the counts of drafts if drafts were
+        asked for.
+        """
         fields = dataclasses.asdict(self)
         del fields["request"]
+        if len(self.signals) < 2:
+            del fields["signals"]
+        if self.drafted is None:
+            del fields["drafted"], fields["accepted"]
         return fields
 
 

@@ -1,4 +1,4 @@
-"""Choosing among next tokens: the k best logits, which of them cannot win, and drawing one."""
+"""Choosing among next tokens: the best logits, which of them cannot win, and drawing one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import numpy.typing as npt
 from otter_export.errors import EngineError
 from otter_export.runtime.engine import BoolArray, FloatArray, IntArray
 
+#: Scores are computed in float64, so that adding a reward never makes or breaks a tie by rounding.
+ScoreArray = npt.NDArray[np.float64]
 #: `DecodingMethod.combine`.
-Combine = Callable[[FloatArray, npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+Combine = Callable[[FloatArray, ScoreArray], ScoreArray]
+#: Least and greatest rewards: of all candidates, or ``[k]``.
+Range = tuple[float | ScoreArray, float | ScoreArray]
 #: Parts of the vocabulary whose best logits are compared first.
 _PARTS = 256
 
@@ -59,26 +63,51 @@ def _floor(logits: FloatArray, count: int) -> np.float32:
     return np.float32(np.partition(logits, len(logits) - count)[len(logits) - count])
 
 
+def nucleus(logits: FloatArray, ids: IntArray, temperature: float, top_p: float) -> IntArray:
+    """The smallest set of best candidates that holds at least ``top_p`` of their probability.
+
+    Args:
+        logits: ``[V]``.
+        ids: ``[k]``: the candidates.
+        temperature: Above 0: the probability is ``softmax(logits / temperature)`` over them.
+        top_p: Above 0, at most 1; 1 returns ``ids`` as they are.
+
+    Returns:
+        Token ids, best first, at least one; of equal logits in the order of ``ids``.
+    """
+    if top_p >= 1:
+        return ids
+    scores = np.asarray(logits[ids], np.float64)
+    weights = _weights(scores, temperature)
+    total = weights.sum()
+    # What is left out here has less than 1 - top_p of the total together, so the nucleus is among
+    # the rest, and a vocabulary need not be sorted. The half is for rounding.
+    large = np.flatnonzero(weights >= 0.5 * (1 - top_p) * total / len(weights))
+    order = large[np.argsort(-scores[large], kind="stable")]
+    size = int(np.searchsorted(np.cumsum(weights[order]), top_p * total)) + 1
+    return ids[order[:size]]
+
+
 def score_range(
-    combine: Combine, logits: FloatArray, rewards: tuple[float, float]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    combine: Combine, logits: FloatArray, rewards: Range
+) -> tuple[ScoreArray, ScoreArray]:
     """Least and greatest score of each candidate, both ``[k]``.
 
     Args:
         combine: That of a method that `DecodingMethod.prunes`. Its roundings are monotone in the
             reward too, so the range is exact in floating point.
         logits: ``[k]``, of the candidates.
-        rewards: Least and greatest reward.
+        rewards: Least and greatest reward, of each candidate or of all.
     """
-    low, high = (combine(logits, np.full(logits.shape, end)) for end in rewards)
+    low, high = (combine(logits, np.broadcast_to(end, logits.shape)) for end in rewards)
     return np.minimum(low, high), np.maximum(low, high)
 
 
 def possible_winners(
     combine: Combine,
     logits: FloatArray,
-    bounds: tuple[float, float],
-    expected: tuple[float, float] | None = None,
+    bounds: Range,
+    expected: Range | None = None,
 ) -> BoolArray:
     """``[k]``: which candidates can still win under greedy selection, given the reward's bounds.
 
@@ -97,40 +126,23 @@ def possible_winners(
     return np.asarray(best >= worst.max())
 
 
-def sample(
-    scores: npt.NDArray[np.float64],
-    temperature: float,
-    top_p: float,
-    generator: np.random.Generator,
-) -> int:
-    """Index drawn from ``softmax(scores / temperature)``, cut to its nucleus.
+def sample(scores: ScoreArray, temperature: float, generator: np.random.Generator) -> int:
+    """Index drawn from ``softmax(scores / temperature)``.
 
     Exactly one number is drawn, whatever the scores are.
 
     Args:
         scores: ``[k]``, finite.
         temperature: Above 0.
-        top_p: Above 0, at most 1; the nucleus is the smallest set of best scores that holds at
-            least this probability, and never empty.
         generator: Source of the draw.
     """
-    # The difference comes first: a tiny temperature then gives 0 and -inf, never inf - inf.
-    with np.errstate(over="ignore"):
-        weights = np.exp((scores - scores.max()) / temperature)
-    nucleus = _nucleus(weights, top_p) if top_p < 1 else None
-    cumulative = np.cumsum(weights if nucleus is None else weights[nucleus])
+    cumulative = np.cumsum(_weights(scores, temperature))
     draw = generator.random() * cumulative[-1]
     # random() is below 1, but its product can round up to the total.
-    index = min(int(np.searchsorted(cumulative, draw, side="right")), len(cumulative) - 1)
-    return index if nucleus is None else int(nucleus[index])
+    return min(int(np.searchsorted(cumulative, draw, side="right")), len(cumulative) - 1)
 
 
-def _nucleus(weights: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.int64]:
-    """Indices of the nucleus, the greatest weight first; of equal ones the first first."""
-    total = weights.sum()
-    # What is left out here has less than 1 - top_p of the total together, so the nucleus is among
-    # the rest, and a vocabulary need not be sorted. The half is for rounding.
-    large = np.flatnonzero(weights >= 0.5 * (1 - top_p) * total / len(weights))
-    order = large[np.argsort(-weights[large], kind="stable")]
-    size = int(np.searchsorted(np.cumsum(weights[order]), top_p * total)) + 1
-    return order[:size]
+def _weights(scores: ScoreArray, temperature: float) -> ScoreArray:
+    # The difference comes first: a tiny temperature then gives 0 and -inf, never inf - inf.
+    with np.errstate(over="ignore"):
+        return np.asarray(np.exp((scores - scores.max()) / temperature))

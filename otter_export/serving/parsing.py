@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from otter_export.arguments import as_integer
+from otter_export.arguments import as_integer, named_numbers
 from otter_export.errors import EngineError, RequestError
 from otter_export.quoting import listed, nearest, quoted
+from otter_export.runtime.drafts import NONE
 from otter_export.runtime.methods import METHODS, make_method, method_options
 from otter_export.runtime.methods.base import DecodingMethod
+from otter_export.runtime.penalties import Penalties
+from otter_export.runtime.prompt_file import PENALTIES
 from otter_export.runtime.request import Request
 from otter_export.serving.settings import AUTO, Settings
 from otter_export.serving.tensors import INPUT_NAMES, INPUTS, NUMPY_TYPES, TensorField
@@ -23,6 +26,8 @@ from otter_export.serving.tensors import INPUT_NAMES, INPUTS, NUMPY_TYPES, Tenso
 _METHOD_OPTIONS = {
     "top_k": "top_k",
     "reward_weight": "weight",
+    "weights": "weights",
+    "minimum": "minimum",
     "gate": "gate",
     "temperature": "temperature",
     "top_p": "top_p",
@@ -38,6 +43,9 @@ _MAX_PARAMETER_BYTES = 1 << 16
 #: Bytes of a text that is a name.
 _MAX_NAME_BYTES = 256
 _LARGEST_TIMEOUT = 1 << 62
+#: Signals that a request may name.
+_MAX_SIGNALS = 16
+_MAX_BANNED_TOKENS = 1024
 #: Beyond this a weight leaves no digit of the logits.
 _LARGEST_WEIGHT = 1e6
 
@@ -85,15 +93,14 @@ def parse_request(
         _check_size(field, array, settings)
     _check_parameters(given)
     values = {field.name: _read(field, array) for field, array in arrays.items()}
-    for name in ("frequency_penalty", "presence_penalty"):
-        if values.pop(name, 0) != 0:
-            raise RequestError(f"{name} is not supported; leave it out, or send 0")
     request = Request(
         _prompt(values, settings),
         _method(values, settings),
         max_tokens=values.get("max_tokens", settings.default_max_tokens),
         stop=_stop_words(values.get("stop_words", []), settings),
         seed=values.get("seed"),
+        penalties=Penalties(**{k: values[k] for k in PENALTIES if k in values}),
+        drafts=values.get("drafts", NONE),
     )
     return ServedRequest(
         request,
@@ -129,7 +136,13 @@ def _check_size(field: TensorField, array: npt.NDArray[Any], settings: Settings)
     """Refuse too many values, or too long ones, by their sizes alone."""
     name, count = field.name, array.size
     # A token is a byte at least. Empty stop words do not count later, but they are read.
-    most = {"input_ids": settings.max_prompt_bytes, "stop_words": 4 * settings.max_stop_words}
+    most = {
+        "input_ids": settings.max_prompt_bytes,
+        "stop_words": 4 * settings.max_stop_words,
+        "weights": _MAX_SIGNALS,
+        "minimum": _MAX_SIGNALS,
+        "banned_tokens": _MAX_BANNED_TOKENS,
+    }
     if field.many and count > most[name]:
         raise RequestError(f"there are {count} {name}; at most {most[name]} are accepted")
     if field.data_type != "STRING" or array.dtype != np.object_ or (not field.many and count != 1):
@@ -225,11 +238,20 @@ def _stop_words(words: list[str], settings: Settings) -> tuple[str, ...]:
 
 def _method(values: Mapping[str, Any], settings: Settings) -> DecodingMethod:
     options = {name: values[name] for name in _METHOD_OPTIONS if name in values}
-    weight = options.get("reward_weight", 0.0)
-    # NaN compares as False, so it is refused here as well.
-    if not abs(weight) <= _LARGEST_WEIGHT:
-        largest = f"{_LARGEST_WEIGHT:g}"
-        raise RequestError(f"reward_weight must be from -{largest} to {largest}, got {weight!r}")
+    for option in ("weights", "minimum"):
+        if not options.get(option, True):
+            del options[option]
+        elif option in options:
+            options[option] = named_numbers(option, options[option])
+    given = {"reward_weight": options.get("reward_weight", 0.0)}
+    given |= {f"weight of {name}": w for name, w in options.get("weights", {}).items()}
+    largest = f"{_LARGEST_WEIGHT:g}"
+    for name, weight in given.items():
+        # NaN compares as False, so it is refused here as well.
+        if not abs(weight) <= _LARGEST_WEIGHT:
+            raise RequestError(f"{name} must be from -{largest} to {largest}, got {weight!r}")
+    if "weights" in options and "reward_weight" in options:
+        raise RequestError("there are both reward_weight and weights; send one of them")
     name = values.get("method", settings.default_method)
     chosen = _automatic(options) if name == AUTO else name
     accepted = method_options(chosen)
@@ -242,7 +264,10 @@ def _method(values: Mapping[str, Any], settings: Settings) -> DecodingMethod:
         raise RequestError(
             f"method {chosen} does not take {listed(foreign)}; it takes {', '.join(taken)}"
         )
-    return make_method(chosen, {**_defaults(chosen, accepted, settings), **_renamed(options)})
+    defaults = _defaults(chosen, accepted, settings)
+    if "weights" in options:
+        defaults.pop("weight", None)
+    return make_method(chosen, {**defaults, **_renamed(options)})
 
 
 def _automatic(options: Mapping[str, Any]) -> str:
@@ -252,14 +277,12 @@ def _automatic(options: Mapping[str, Any]) -> str:
 
 
 def _defaults(method: str, accepted: tuple[str, ...], settings: Settings) -> dict[str, Any]:
-    """Defaults of guided methods; ``plain`` keeps its own, as a limit of k would change it."""
+    """Defaults of guided methods; where k is not limited by itself, a limit would change it."""
     if method not in METHODS or "weight" not in accepted:
         return {}
-    return {
-        "weight": settings.default_reward_weight,
-        "top_k": settings.default_top_k,
-        "gate": settings.default_gate,
-    }
+    found = {"weight": settings.default_reward_weight, "gate": settings.default_gate}
+    limited = METHODS.load(method)().candidate_count is not None
+    return {**found, "top_k": settings.default_top_k} if limited else found
 
 
 def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:

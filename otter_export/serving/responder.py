@@ -117,7 +117,7 @@ def token_outputs(event: TokenEvent, max_candidates: int) -> Outputs:
         max_candidates: Most candidates to return; 0 returns none.
     """
     reason = event.finish_reason or ""
-    outputs = _outputs(event.text, [event.token_id], [event.reward], reason)
+    outputs = _outputs(event.text, [event.token_id], _present([event.reward]), reason)
     return outputs | (_candidates([event], max_candidates) if max_candidates else {})
 
 
@@ -135,13 +135,18 @@ def result_outputs(result: Result, events: Sequence[TokenEvent], max_candidates:
     return outputs | (_candidates(events, max_candidates) if max_candidates else {})
 
 
-def _outputs(text: str, tokens: list[int], rewards: list[float], reason: str) -> Outputs:
+def _outputs(text: str, tokens: list[int], rewards: list[object], reason: str) -> Outputs:
     return {
         "text_output": output("text_output", [text]),
         "token_id": output("token_id", list(tokens)),
         "reward": output("reward", list(rewards)),
         "finish_reason": output("finish_reason", [reason]),
     }
+
+
+def _present(rewards: list[float | None]) -> list[object]:
+    """None at all where the engine has no signal that scores tokens."""
+    return [reward for reward in rewards if reward is not None]
 
 
 def _candidates(events: Sequence[TokenEvent], most: int) -> Outputs:
@@ -152,6 +157,6 @@ def _candidates(events: Sequence[TokenEvent], most: int) -> Outputs:
         "candidate_counts": output("candidate_counts", [len(c) for c in kept]),
         "candidate_ids": output("candidate_ids", [c.token_id for c in flat]),
         "candidate_logits": output("candidate_logits", [c.logit for c in flat]),
-        "candidate_rewards": output("candidate_rewards", [c.reward for c in flat]),
+        "candidate_rewards": output("candidate_rewards", _present([c.reward for c in flat])),
         "candidate_scores": output("candidate_scores", [c.score for c in flat]),
     }

@@ -57,6 +57,10 @@ INPUTS: tuple[TensorField, ...] = (
     TensorField("method", "STRING", False, "a decoding method; `otter-export list methods`"),
     TensorField("top_k", "INT32", False, "candidates per token"),
     TensorField("reward_weight", "FP32", False, "weight of the reward; may be negative"),
+    TensorField("weights", "STRING", True, "`SIGNAL=WEIGHT` of several signals, instead of one"),
+    TensorField(
+        "minimum", "STRING", True, "`SIGNAL=VALUE`: leave out candidates below, unless all are"
+    ),
     TensorField(
         "gate", "FP32", False, "guide only where the base's entropy is at least this (nats)"
     ),
@@ -65,17 +69,25 @@ INPUTS: tuple[TensorField, ...] = (
     TensorField("seed", "UINT64", False, "of the sampling; without one it differs every time"),
     TensorField("stop_words", "STRING", True, "texts that end the generation"),
     TensorField("signal", "STRING", False, "the signal that is the reward, if there are several"),
+    TensorField(
+        "drafts", "STRING", False, "guess tokens ahead: `none`, `lookup`, `auto`, a signal"
+    ),
     TensorField("return_candidates", "BOOL", False, "whether to return the candidates"),
     TensorField("deadline_ms", "INT32", False, "an error instead if it takes longer, in ms"),
-    TensorField("frequency_penalty", "FP32", False, "0 only; the OpenAI frontend always sends it"),
-    TensorField("presence_penalty", "FP32", False, "0 only; the OpenAI frontend always sends it"),
+    TensorField("repetition_penalty", "FP32", False, "divides positive logits of tokens seen"),
+    TensorField("presence_penalty", "FP32", False, "off the logits of generated tokens, -2 to 2"),
+    TensorField("frequency_penalty", "FP32", False, "the same for each time they were generated"),
+    TensorField("banned_tokens", "INT64", True, "token ids that are never generated"),
+    TensorField("min_tokens", "INT32", False, "tokens before the text may end"),
 )
 
 #: Shapes are ``[1]``, or ``[n]`` where there may be many.
 OUTPUTS: tuple[TensorField, ...] = (
     TensorField("text_output", "STRING", False, "the text, without the stop word"),
     TensorField("token_id", "INT64", True, "the tokens"),
-    TensorField("reward", "FP32", True, "the reward of each token"),
+    TensorField(
+        "reward", "FP32", True, "the reward of each token; empty if the engine scores none"
+    ),
     TensorField("finish_reason", "STRING", False, "`eos`, `stop`, `length`; empty before the end"),
     TensorField("candidate_counts", "INT32", True, "how many candidates each token had"),
     TensorField("candidate_ids", "INT64", True, "candidates of all tokens, best logit first"),

@@ -12,13 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otter_export import ArgsGreedy, ArgsStochastic, Plain
+from otter_export import ArgsGreedy, ArgsStochastic, Experts, Plain
 from otter_export.errors import OtterError, RequestError, UnsupportedError
 from otter_export.runtime.methods import METHODS, make_method, method_options
 from otter_export.runtime.methods.base import DecodingMethod
 
 #: Every registered method has its case here; test_every_method_is_covered compares.
-COVERED = {"args-greedy": ArgsGreedy, "args-stochastic": ArgsStochastic, "plain": Plain}
+COVERED = {
+    "args-greedy": ArgsGreedy,
+    "args-stochastic": ArgsStochastic,
+    "experts": Experts,
+    "plain": Plain,
+}
 
 
 def test_every_method_is_covered() -> None:
@@ -34,7 +39,7 @@ def test_a_method_is_a_frozen_dataclass_under_its_own_name(name: str) -> None:
         method.signal = "other"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("cls", [ArgsGreedy, ArgsStochastic])
+@pytest.mark.parametrize("cls", [ArgsGreedy, ArgsStochastic, Experts])
 def test_combine_adds_the_weighted_reward(cls: type[DecodingMethod]) -> None:
     method = cls(weight=2.0)  # type: ignore[call-arg]
     scores = method.combine(np.array([1.0, 2.0], np.float32), np.array([0.5, -1.0], np.float32))
@@ -61,6 +66,11 @@ def test_greedy_takes_the_first_of_the_best(scores: list[int]) -> None:
         (ArgsGreedy(weight=-1), True),
         (ArgsGreedy(weight=0), False),
         (ArgsGreedy(weight=0, prune=False), True),
+        (ArgsGreedy(weight=0, minimum={"reward": 0.5}), True),
+        (ArgsGreedy(weights={"reward": 0, "future": 1}), True),
+        (ArgsGreedy(weights={"reward": 0, "future": 0}), False),
+        (Experts(), True),
+        (Experts(weight=0, temperature=1.0), False),
         (ArgsStochastic(), True),
         (ArgsStochastic(weight=0.0), False),
         (Plain(temperature=1.0), False),
@@ -97,6 +107,21 @@ WRONG = [
     ("args-stochastic", {"top_p": 0}, "top_p must be a finite number above 0 and at most 1"),
     ("args-stochastic", {"top_p": 1.01}, "top_p must be a finite number above 0 and at most 1"),
     ("args-stochastic", {"signal": 3}, "signal must be the name"),
+    ("args-greedy", {"weights": {}}, "weights must be a number for each of some names"),
+    ("args-greedy", {"weights": {"": 1.0}}, "weights must be a number for each of some names"),
+    ("args-greedy", {"weights": {"a": "b"}}, "weights of a must be a finite number, got 'b'"),
+    ("args-greedy", {"weights": ["a"]}, "weights must be NAME=NUMBER, such as reward=1.5, got"),
+    ("args-greedy", {"weights": ["a=x"]}, "weights of a must be a finite number, got 'x'"),
+    ("args-greedy", {"weights": ["a=1", "a=2"]}, "weights has a name twice"),
+    ("args-greedy", {"weights": 3}, "weights must be a number for each of some names"),
+    ("args-greedy", {"weights": {"a": 1}, "weight": 2}, "leave signal and weight out"),
+    ("args-greedy", {"weights": {"a": 1}, "signal": "a"}, "leave signal and weight out"),
+    ("args-stochastic", {"minimum": {"a": math.nan}}, "minimum of a must be a finite number"),
+    ("experts", {"top_k": 0}, "top_k must be an integer from 1"),
+    ("experts", {"top_p": 0}, "top_p must be a finite number above 0 and at most 1"),
+    ("experts", {"temperature": -1}, "temperature must be a finite number at least 0"),
+    ("experts", {"prune": True}, "has no option prune"),
+    ("plain", {"minimum": {"a": 1.0}}, "has no option minimum"),
     ("plain", {"weight": 1.0}, "has no option weight"),
     ("plain", {"temperature": -0.5}, "temperature must be a finite number at least 0"),
     ("plain", {"top_k": 0}, "top_k must be an integer from 1"),

@@ -12,6 +12,8 @@ import pytest
 from otter_export import (
     ArgsGreedy,
     ArgsStochastic,
+    Experts,
+    Penalties,
     Plain,
     Request,
     Result,
@@ -43,6 +45,7 @@ from tests.runtime.fake_engine import ByteTokenizer, FakeEngine, make_manifest
         ({"seed": -1}, r"seed must be an integer from 0 to 2\*\*64 - 1, got -1"),
         ({"seed": 1 << 64}, "seed must be an integer"),
         ({"seed": 1.5}, "seed must be an integer"),
+        ({"penalties": {}}, r"penalties must be Penalties\(\.\.\.\) such as"),
         ({"stop": ("",)}, "stop must be texts of at least one character"),
         ({"stop": ("a", 3)}, "stop must be texts of at least one character"),
         ({"stop": 7}, "stop must be texts"),
@@ -88,11 +91,31 @@ def engine(**options: Any) -> FakeEngine:
         ),
         (
             lambda: generate(
-                engine(signals=(Signal("reward"), Signal("tilt", kind="expert"))),
+                engine(signals=(Signal("reward"), Signal("tilt", kind="medusa"))),
                 "a",
                 ArgsGreedy(signal="tilt"),
             ),
-            r"asked for tilt; the engine's signals: reward \(value\), tilt \(expert\)",
+            r"asked for tilt; the engine's signals: reward \(value\), tilt \(medusa\)",
+        ),
+        (
+            lambda: generate(engine(), "a", Experts()),
+            r"method experts needs a signal of kind expert; the engine's signals: reward \(value\)",
+        ),
+        (
+            lambda: generate(engine(), "a", Experts(signal="reward")),
+            r"experts scores all tokens, and a signal of kind value \(reward\) only those",
+        ),
+        (
+            lambda: generate(engine(), "a", ArgsGreedy(weights={"reward": 1, "joy": 2})),
+            "no signal 'joy'; its signals: reward",
+        ),
+        (
+            lambda: generate(engine(), "a", ArgsGreedy(minimum={"joy": 2})),
+            "no signal 'joy'; its signals: reward",
+        ),
+        (
+            lambda: generate(engine(), "a", penalties=Penalties(banned_tokens=(3, 256))),
+            "banned_tokens has token id 256; the engine's vocabulary is 0 to 255",
         ),
         (lambda: generate(engine(), 5), "prompts must be texts or requests, got 5"),
         (lambda: generate(engine(), "a", batch_size=0), "batch_size must be an integer of at"),
@@ -170,7 +193,9 @@ def test_a_beginning_in_the_prompt_is_not_doubled(caplog: pytest.LogCaptureFixtu
 
 
 def test_the_methods_that_have_an_option_are_named() -> None:
-    with pytest.raises(RequestError, match=r"methods that have it: args-stochastic, plain$"):
+    with pytest.raises(
+        RequestError, match=r"methods that have it: args-stochastic, experts, plain$"
+    ):
         Defaults(options={"temperature": 0.7}).request_for("a")
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from otter_export import ArgsGreedy
 from otter_export.errors import EngineError
-from otter_export.runtime.sampler import _nucleus, possible_winners, sample, top_candidates
+from otter_export.runtime.sampler import nucleus, possible_winners, sample, top_candidates
 
 #: Few distinct values, so that ties are common; some are minus infinity.
 TIED = st.lists(st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=40)
@@ -89,9 +89,9 @@ def test_weight_zero_leaves_only_the_best() -> None:
     assert possible_winners(method.combine, logits, (-1.0, 1.0)).tolist() == [True, False]
 
 
-def _frequencies(scores: list[float], temperature: float, top_p: float) -> np.ndarray:
+def _frequencies(scores: list[float], temperature: float) -> np.ndarray:
     generator = np.random.default_rng(7)
-    draws = [sample(np.array(scores), temperature, top_p, generator) for _ in range(8000)]
+    draws = [sample(np.array(scores), temperature, generator) for _ in range(8000)]
     return np.bincount(draws, minlength=len(scores)) / len(draws)
 
 
@@ -101,14 +101,14 @@ def test_sampling_follows_the_softmax(temperature: float) -> None:
     expected = np.exp(np.array(scores) / temperature)
     expected /= expected.sum()
     # 8000 draws: the standard deviation of a frequency is at most 0.0056; four of them.
-    assert np.abs(_frequencies(scores, temperature, 1.0) - expected).max() < 0.0225
+    assert np.abs(_frequencies(scores, temperature) - expected).max() < 0.0225
 
 
 def test_top_p_keeps_the_smallest_sufficient_set() -> None:
-    scores = np.log([0.5, 0.1, 0.3, 0.1]).tolist()
-    found = _frequencies(scores, 1.0, 0.7)
-    assert found[1] == found[3] == 0
-    assert abs(found[0] - 0.625) < 0.0225
+    logits = np.log(np.array([0.5, 0.1, 0.3, 0.1, 0.9], np.float32))
+    assert nucleus(logits, np.array([0, 1, 2, 3]), 1.0, 0.7).tolist() == [0, 2]
+    # A temperature flattens what it is taken from: 0.42, 0.19, 0.33 and 0.19 of their square roots.
+    assert nucleus(logits, np.array([0, 1, 2, 3]), 2.0, 0.7).tolist() == [0, 2, 1]
 
 
 @given(
@@ -116,10 +116,11 @@ def test_top_p_keeps_the_smallest_sufficient_set() -> None:
     st.floats(0.001, 0.999),
 )
 def test_the_nucleus_is_that_of_all_scores_sorted(scores: list[float], top_p: float) -> None:
-    weights = np.exp(np.array(scores))
-    order = np.argsort(-weights, kind="stable")
+    logits = np.array(scores, np.float32)
+    order = np.argsort(-logits, kind="stable")
+    weights = np.exp(logits.astype(np.float64))
     shares = np.cumsum(weights[order]) / weights.sum()
-    found = _nucleus(weights, top_p)
+    found = nucleus(logits, np.arange(len(logits)), 1.0, top_p)
     assert found.tolist() == order[: len(found)].tolist()
     # Up to the rounding of sums in different orders.
     assert shares[len(found) - 1] > top_p - 1e-12
@@ -127,19 +128,20 @@ def test_the_nucleus_is_that_of_all_scores_sorted(scores: list[float], top_p: fl
 
 
 def test_the_nucleus_is_never_empty() -> None:
-    assert sample(np.array([0.0, 1.0]), 1.0, 1e-12, np.random.default_rng(0)) == 1
+    logits = np.array([0.0, 1.0], np.float32)
+    assert nucleus(logits, np.array([0, 1]), 1.0, 1e-12).tolist() == [1]
 
 
 @given(st.lists(FLOATS, min_size=1, max_size=8), st.integers(0, 100))
 def test_a_tiny_temperature_is_greedy(scores: list[float], seed: int) -> None:
     array = np.array(scores, np.float64)
-    chosen = sample(array, 1e-30, 1.0, np.random.default_rng(seed))
+    chosen = sample(array, 1e-30, np.random.default_rng(seed))
     assert array[chosen] == array.max()
 
 
-@given(st.lists(FLOATS, min_size=1, max_size=8), st.floats(0.01, 1))
-def test_one_number_is_drawn_whatever_the_scores(scores: list[float], top_p: float) -> None:
+@given(st.lists(FLOATS, min_size=1, max_size=8), st.floats(0.01, 9))
+def test_one_number_is_drawn_whatever_the_scores(scores: list[float], heat: float) -> None:
     used, expected = np.random.default_rng(5), np.random.default_rng(5)
-    sample(np.array(scores, np.float64), 1.0, top_p, used)
+    sample(np.array(scores, np.float64), heat, used)
     expected.random()
     assert used.random() == expected.random()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from otter_export import ArgsGreedy, ArgsStochastic, Plain
+from otter_export import ArgsGreedy, ArgsStochastic, Experts, Penalties, Plain
 from otter_export.errors import EngineError, OtterError, RequestError
 from otter_export.serving.parsing import ServedRequest, parse_request, read_parameters
 from otter_export.serving.settings import Settings
@@ -55,6 +55,13 @@ METHODS = [
     ({"method": "args-greedy", "temperature": 0.0, "top_p": 1.0}, ArgsGreedy(top_k=5, weight=2.0)),
     ({"signal": "kindness"}, ArgsGreedy(top_k=5, weight=2.0, signal="kindness")),
     ({"frequency_penalty": 0.0, "presence_penalty": 0.0}, ArgsGreedy(top_k=5, weight=2.0)),
+    (
+        {"weights": ["kind=1", "dull=-0.5"], "minimum": ["kind=0.25"]},
+        ArgsGreedy(weights={"kind": 1.0, "dull": -0.5}, minimum={"kind": 0.25}, top_k=5),
+    ),
+    ({"weights": [], "minimum": []}, ArgsGreedy(top_k=5, weight=2.0)),
+    # Its tokens are limited by top_p: the default of top_k would change what it is.
+    ({"method": "experts", "top_p": 0.8}, Experts(top_p=0.8, weight=2.0)),
 ]
 
 
@@ -85,13 +92,28 @@ def test_other_fields() -> None:
             "stop_words": ["", "\n\n", "ü"],
             "seed": 2**64 - 1,
             "max_tokens": 3,
+            "drafts": "auto",
         }
     )
+    assert served.request.drafts == "auto"
     assert (served.stream, served.return_candidates) == (True, True)
     assert served.request.stop == ("\n\n", "ü")
     assert (served.request.seed, served.request.max_tokens) == (2**64 - 1, 3)
     ids = parse_request(arrays({"input_ids": [5, 6]}), SETTINGS).request.prompt
     assert ids == [5, 6] and all(type(i) is int for i in ids)
+
+
+def test_penalties() -> None:
+    assert parse({}).request.penalties == Penalties()
+    fields = {
+        "repetition_penalty": 1.2,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.1,
+        "banned_tokens": [5, 6],
+        "min_tokens": 3,
+    }
+    penalties = parse(fields).request.penalties
+    assert penalties == Penalties(**{**fields, "banned_tokens": (5, 6)})
 
 
 def test_the_earliest_deadline_counts() -> None:
@@ -141,8 +163,18 @@ BAD = [
     ({"method": "plain", "reward_weight": 1.0}, "plain does not take reward_weight; it takes"),
     ({"signal": ""}, "signal must be the name of a signal"),
     ({"deadline_ms": 0}, "deadline_ms must be at least 1, got 0"),
-    ({"frequency_penalty": 0.5}, "frequency_penalty is not supported"),
-    ({"presence_penalty": float("nan")}, "presence_penalty is not supported"),
+    ({"frequency_penalty": 2.5}, "frequency_penalty must be a finite number at least -2 and at mo"),
+    ({"presence_penalty": float("nan")}, "presence_penalty must be a finite number at least -2"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty must be a finite number at least 0.01"),
+    ({"banned_tokens": [-1]}, "banned_tokens must be token ids, 0 or more each, got [-1]"),
+    ({"banned_tokens": [1] * 1025}, "there are 1025 banned_tokens; at most 1024 are accepted"),
+    ({"min_tokens": -1}, "min_tokens must be an integer of at least 0"),
+    ({"weights": ["reward"]}, "weights must be NAME=NUMBER, such as reward=1.5, got ['reward']"),
+    ({"weights": ["a=1e7"]}, "weight of a must be from -1e+06 to 1e+06"),
+    ({"weights": ["a=1"] * 17}, "there are 17 weights; at most 16 are accepted"),
+    ({"weights": ["a=1"], "reward_weight": 1.0}, "both reward_weight and weights; send one"),
+    ({"weights": ["a=1"], "signal": "a"}, "leave signal and weight out"),
+    ({"minimum": ["=1"]}, "minimum must be NAME=NUMBER, such as reward=1.5"),
 ]
 
 

@@ -17,6 +17,7 @@ from otter_export.runtime.methods.base import DecodingMethod
 METHODS: Registry[type[DecodingMethod]] = Registry("method", expected=type)
 METHODS.register("args-greedy", "otter_export.runtime.methods.args_greedy:ArgsGreedy")
 METHODS.register("args-stochastic", "otter_export.runtime.methods.args_stochastic:ArgsStochastic")
+METHODS.register("experts", "otter_export.runtime.methods.experts:Experts")
 METHODS.register("plain", "otter_export.runtime.methods.plain:Plain")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,26 +13,27 @@ import numpy.typing as npt
 from otter_export.arguments import integer, keep
 from otter_export.errors import RequestError
 from otter_export.quoting import quoted
-from otter_export.runtime.engine import FloatArray
+from otter_export.runtime.engine import FloatArray, IntArray
+from otter_export.runtime.sampler import ScoreArray, top_candidates
 
-#: Scores are computed in float64, so that adding a reward never makes or breaks a tie by rounding.
-ScoreArray = npt.NDArray[np.float64]
+__all__ = ["DecodingMethod", "ScoreArray", "add_weighted", "top_k_option"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodingMethod(abc.ABC):
     """How the next token is chosen among the candidates of one position.
 
-    A method is data and pure functions; it never sees an engine. The loop asks `candidate_count`
-    for the number of candidates, `guides` whether their rewards count at this place, scores them
-    with `combine` and picks one with `choose`.
+    A method is data and pure functions; it never sees an engine. The loop asks `candidates` for the
+    tokens that can be chosen, `guides` whether their rewards count at this place, scores them with
+    `combine` and picks one with `choose`.
 
     Args:
-        signal: The signal that is the reward; None takes the engine's first ``value`` or
-            ``q_value`` signal.
+        signal: The signal that is the reward; None takes the engine's first of those `kinds`.
     """
 
     name: ClassVar[str]
+    #: Kinds of signals that are the reward where none is named.
+    kinds: ClassVar[tuple[str, ...]] = ("value", "q_value")
     signal: str | None = None
 
     def __post_init__(self) -> None:
@@ -45,7 +47,30 @@ class DecodingMethod(abc.ABC):
     @property
     @abc.abstractmethod
     def candidate_count(self) -> int | None:
-        """How many of the best next tokens are candidates; None: all of them."""
+        """How many of the best next tokens are candidates at most; None: all of them."""
+
+    def candidates(self, logits: FloatArray) -> IntArray:
+        """Ids of the candidates, by what the base says of them: ``[k]``, best first.
+
+        All of the vocabulary come in the order of their ids.
+
+        Args:
+            logits: ``[V]``, after penalties and bans.
+
+        Raises:
+            EngineError: They hold NaN, or no token is possible.
+        """
+        return top_candidates(logits, self.candidate_count)
+
+    @property
+    def parts(self) -> Mapping[str | None, float]:
+        """The signals that add up to the reward, each with its factor; None as for `signal`."""
+        return {self.signal: 1.0}
+
+    @property
+    def floors(self) -> Mapping[str, float]:
+        """Least values of signals; candidates below one are left out, unless all are."""
+        return {}
 
     @property
     def needs_rewards(self) -> bool:
@@ -78,7 +103,7 @@ class DecodingMethod(abc.ABC):
 
         Args:
             logits: Their logits.
-            rewards: Their rewards.
+            rewards: Their rewards, those of several signals added up by `parts`.
         """
         del rewards
         return np.asarray(logits, dtype=np.float64)

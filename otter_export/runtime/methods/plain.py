@@ -8,12 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from otter_export.arguments import keep, number
-from otter_export.runtime.methods.base import (
-    DecodingMethod,
-    ScoreArray,
-    top_k_option,
-)
-from otter_export.runtime.sampler import sample
+from otter_export.runtime.engine import FloatArray, IntArray
+from otter_export.runtime.methods.base import DecodingMethod, ScoreArray, top_k_option
+from otter_export.runtime.sampler import nucleus, sample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,8 +45,13 @@ class Plain(DecodingMethod):
         """1 when greedy, else `top_k`."""
         return self.top_k if self.temperature else 1
 
+    def candidates(self, logits: FloatArray) -> IntArray:
+        """The best token when greedy, else the nucleus of the k best."""
+        found = super().candidates(logits)
+        return nucleus(logits, found, self.temperature, self.top_p) if self.temperature else found
+
     def choose(self, scores: ScoreArray, generator: np.random.Generator) -> int:
         """The first (best) candidate when greedy, else one draw from the softmax."""
         if not self.temperature:
             return 0
-        return sample(scores, self.temperature, self.top_p, generator)
+        return sample(scores, self.temperature, generator)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from otter_export.errors import EngineError
+from otter_export.errors import RequestError
 from otter_export.manifest import EngineManifest
-from otter_export.quoting import LIMIT, one_line
 from otter_export.runtime.engine import FloatArray, IntArray
 from otter_export.runtime.methods.base import DecodingMethod, ScoreArray
-from otter_export.runtime.request import Candidate
+from otter_export.runtime.request import Candidate, Request
 from otter_export.runtime.sampler import possible_winners, score_range, top_candidates
 from otter_export.runtime.scheduler.forecast import Forecast
-from otter_export.signals import SIGNALS, Scores, Signal, kind_of
+from otter_export.runtime.scheduler.reward_sum import RewardSum, Values
+from otter_export.signals import Signal
+
+#: Candidates that are reported, the best logits, of a method that takes them from all tokens.
+_REPORTED = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +29,9 @@ class Proposal:
         feed: ``[c]``: token ids to feed: the winner alone if it is known, else as many of the
             candidates, the first ones, as it is expected among.
         candidates: ``[k]``: ids of the candidates.
-        logits: ``[k]``: their logits.
-        rewards: ``[k]``: their rewards, or None if the step brings them.
-        scores: ``[k]``: what the method compared, or None if that takes the rewards of the step.
+        logits: ``[k]``: their logits, after penalties.
+        known: ``[k]`` each: their values of the signals that are known before they are fed.
+        scores: ``[k]``: what the method compared, or None if that takes the values of the step.
         winner: Index of the winner among the candidates; None as for ``scores``.
         gated: Whether the method would have used rewards, had its gate been open.
     """
@@ -36,7 +39,7 @@ class Proposal:
     feed: IntArray
     candidates: IntArray
     logits: FloatArray
-    rewards: FloatArray | None = None
+    known: Values
     scores: ScoreArray | None = None
     winner: int | None = None
     gated: bool = False
@@ -60,54 +63,78 @@ class Choice:
 class Chooser:
     """A request's method on an engine's outputs, with what it remembers of the tokens before.
 
+    Penalties and bans come first, then the candidates by the base alone, then the rewards, then the
+    choice (docs/decoding.md).
+
     Args:
-        method: How tokens are chosen.
-        signal: The reward.
-        seed: Of the request's own random generator; None draws one.
+        request: Its method, penalties and seed count.
+        manifest: Of the engine.
+        prompt_length: Tokens of the prompt.
+
+    Raises:
+        RequestError: The method or the penalties do not fit the engine.
+        EngineError: There is no such signal.
     """
 
-    def __init__(self, method: DecodingMethod, signal: Signal, seed: int | None) -> None:
-        self.signal = signal
-        self._method = method
-        self._scores_next = kind_of(signal).scores is Scores.NEXT
-        self._generator = np.random.Generator(np.random.PCG64(seed))
-        bounds = signal.bounds if method.prunes else None
-        self._forecast = None if bounds is None else Forecast(bounds)
+    def __init__(self, request: Request, manifest: EngineManifest, prompt_length: int) -> None:
+        self._method = request.method
+        self._penalties = request.penalties
+        self._penalties.check(manifest.vocab_size)
+        self._prompt_length = prompt_length
+        self._eos = manifest.eos_token_ids
+        self._reward = RewardSum(request.method, manifest)
+        self._generator = np.random.Generator(np.random.PCG64(request.seed))
+        bounds = self._reward.bounds() if request.method.prunes else None
+        self._bounds = bounds
+        self._forecasts = {name: Forecast(ends) for name, ends in (bounds or {}).items()}
+        if (
+            self._reward.fed
+            and request.method.candidate_count is None
+            and request.method.needs_rewards
+        ):
+            raise RequestError(
+                f"method {request.method.name} scores all tokens, and a signal of kind value "
+                f"({min(self._reward.fed)}) only those that are fed; give top_k, such as 8"
+            )
 
-    def propose(self, logits: FloatArray, signals: Mapping[str, FloatArray]) -> Proposal:
+    def propose(
+        self, logits: FloatArray, signals: Mapping[str, FloatArray], history: Sequence[int]
+    ) -> Proposal:
         """What to feed for the next token; draws from the generator at most once.
 
         Args:
             logits: ``[V]``, of the last token's row.
             signals: What the engine gives for that row, by name.
+            history: Token ids up to that row's: the prompt's, then the generated ones.
 
         Raises:
             EngineError: They are not finite.
         """
-        method, signal = self._method, signals[self.signal.name]
-        ids = top_candidates(logits, method.candidate_count)
-        chosen = logits[ids]
-        # A value scores the token that was fed, the other kinds each that can follow it.
-        rewards = signal[ids] if self._scores_next else None
+        method, reward = self._method, self._reward
+        logits = self._penalties.apply(logits, history, self._prompt_length, self._eos)
+        ids = method.candidates(logits)
+        chosen, known = logits[ids], reward.known(signals, ids)
         if not method.guides(logits):
             scores = np.asarray(chosen, np.float64)
             winner = method.choose(scores, self._generator)
             one = slice(winner, winner + 1)
-            known = None if rewards is None else rewards[one]
-            return Proposal(
-                ids[one], ids[one], chosen[one], known, scores[one], 0, gated=method.needs_rewards
-            )
-        if rewards is not None:
-            scores = method.combine(chosen, self._finite(rewards))
-            winner = method.choose(scores, self._generator)
-            return Proposal(ids[winner : winner + 1], ids, chosen, rewards, scores, winner)
-        if self._forecast is not None:
-            bounds, expected = self._forecast.bounds, self._forecast.around(float(signal))
-            kept = possible_winners(method.combine, chosen, bounds)
-            ids, chosen = ids[kept], chosen[kept]
-            likely = np.flatnonzero(possible_winners(method.combine, chosen, bounds, expected))
-            return Proposal(ids[: likely[-1] + 1], ids, chosen)
-        return Proposal(ids, ids, chosen)
+            known = _part(known, one)
+            gated = method.needs_rewards
+            return Proposal(ids[one], ids[one], chosen[one], known, scores[one], 0, gated)
+        if not reward.fed:
+            values = reward.all_of(known, {}, len(ids))
+            scores = method.combine(chosen, reward.total(values))
+            winner = self._choose(scores, values)
+            return Proposal(ids[winner : winner + 1], ids, chosen, known, scores, winner)
+        if self._bounds is None:
+            return Proposal(ids, ids, chosen, known)
+        low, high = reward.reach(known, self._bounds, len(ids))
+        kept = np.flatnonzero(possible_winners(method.combine, chosen, (low, high)))
+        ids, chosen, known = ids[kept], chosen[kept], _part(known, kept)
+        near = {n: f.around(float(signals[n])) for n, f in self._forecasts.items()}
+        expected, bounds = reward.reach(known, near, len(ids)), (low[kept], high[kept])
+        likely = np.flatnonzero(possible_winners(method.combine, chosen, bounds, expected))
+        return Proposal(ids[: likely[-1] + 1], ids, chosen, known)
 
     def settle(self, proposal: Proposal, answer: Mapping[str, FloatArray]) -> Choice | Proposal:
         """The winner of a proposal.
@@ -123,60 +150,63 @@ class Chooser:
         Raises:
             EngineError: The answer is not finite.
         """
-        rewards, scores, winner, row = proposal.rewards, proposal.scores, proposal.winner, 0
-        if rewards is None:
-            rewards = answer[self.signal.name]
-        self._finite(rewards)
+        scores, winner, row = proposal.scores, proposal.winner, 0
+        count = len(proposal.feed) if scores is None else len(scores)
+        values = self._reward.all_of(proposal.known, answer, count)
         if scores is None or winner is None:
-            scores = self._method.combine(proposal.logits[: len(rewards)], rewards)
+            scores = self._method.combine(proposal.logits[:count], self._reward.total(values))
             if wider := self._wider(proposal, scores):
                 return wider
-            winner = row = self._method.choose(scores, self._generator)
-        fed = len(scores)
-        columns = (proposal.candidates[:fed], proposal.logits[:fed], rewards, scores)
-        candidates = tuple(
-            Candidate(int(t), float(z), float(r), float(s))
-            for t, z, r, s in zip(*columns, strict=True)
-        )
-        return Choice(candidates, winner, row)
+            winner = row = self._choose(scores, values)
+        names, columns = list(values), [v.tolist() for v in values.values()]
+        ids, logits, listed = proposal.candidates, proposal.logits, scores
+
+        def candidate(i: int) -> Candidate:
+            signals = {n: column[i] for n, column in zip(names, columns, strict=True)}
+            reward = signals[names[0]] if names else None
+            return Candidate(int(ids[i]), float(logits[i]), reward, float(listed[i]), signals)
+
+        shown: Sequence[int] = range(count)
+        if self._method.candidate_count is None and count > _REPORTED:
+            best = top_candidates(logits, _REPORTED).tolist()
+            shown = best if winner in best else [*best, winner]
+        return Choice(tuple(candidate(i) for i in shown), shown.index(winner), row)
+
+    def _choose(self, scores: ScoreArray, values: Values) -> int:
+        """Index of the winner among the candidates that reach every minimum."""
+        allowed = self._reward.allowed(values)
+        if allowed is None:
+            return self._method.choose(scores, self._generator)
+        left = np.flatnonzero(allowed)
+        return int(left[self._method.choose(scores[left], self._generator)])
 
     def _wider(self, proposal: Proposal, scores: ScoreArray) -> Proposal | None:
         """The proposal with candidates that were not fed and can beat these scores, if any can."""
-        fed = len(scores)
-        if self._forecast is None or fed == len(proposal.candidates):
+        fed, count = len(scores), len(proposal.candidates)
+        if self._bounds is None or fed == count:
             return None
-        _, best = score_range(self._method.combine, proposal.logits[fed:], self._forecast.bounds)
+        reach = self._reward.reach(
+            _part(proposal.known, slice(fed, None)), self._bounds, count - fed
+        )
+        _, best = score_range(self._method.combine, proposal.logits[fed:], reach)
         # At a tie the first wins, which was fed.
         possible = np.flatnonzero(best > scores.max())
-        self._forecast.learn(held=not len(possible))
+        for forecast in self._forecasts.values():
+            forecast.learn(held=not len(possible))
         if not len(possible):
             return None
         feed = proposal.candidates[: fed + possible[-1] + 1]
         return dataclasses.replace(proposal, feed=feed)
 
-    def _finite(self, rewards: FloatArray) -> FloatArray:
-        if not np.isfinite(rewards).all():
-            raise EngineError(
-                f"the engine returned a {self.signal.name} that is NaN or infinite; check it with: "
-                "otter-export verify DIR"
-            )
-        return rewards
 
-
-def reward_signal(manifest: EngineManifest, name: str | None) -> Signal:
-    """The signal that is the reward; None takes the first that scores next tokens.
+def reward_signal(manifest: EngineManifest, method: DecodingMethod) -> Signal | None:
+    """The signal that is reported as the reward; None if the engine has none and needs none.
 
     Raises:
-        EngineError: There is none, or the named one does not score next tokens.
+        EngineError: The method needs one that is not there, or that does not score tokens.
     """
-    usable = [s for s in manifest.signals if kind_of(s).scores]
-    described = ", ".join(f"{s.name} ({s.kind})" for s in manifest.signals)
-    if name is None and usable:
-        return usable[0]
-    if name is not None and manifest.signal(name) in usable:
-        return manifest.signal(name)
-    asked = f"asked for {one_line(name, LIMIT)}; " if name else ""
-    scoring = " or ".join(kind for kind in SIGNALS if SIGNALS.load(kind).scores)
-    raise EngineError(
-        f"decoding needs a signal of kind {scoring}; {asked}the engine's signals: {described}"
-    )
+    return next(iter(RewardSum(method, manifest).signals), None)
+
+
+def _part(values: Values, which: slice | IntArray) -> Values:
+    return {name: found[which] for name, found in values.items()}

@@ -117,7 +117,7 @@ def test_a_closed_gate_is_decoding_without_rewards(
         assert event.gated
         [candidate] = event.candidates
         assert candidate == Candidate(
-            event.token_id, candidate.logit, event.reward, candidate.logit
+            event.token_id, candidate.logit, event.reward, candidate.logit, event.signals
         )
 
 
@@ -136,7 +136,7 @@ def test_every_step_is_the_one_or_the_other_by_its_entropy(
         closed = oracle_entropy(logits) < gate
         assert event.gated is closed
         # All candidates in the slow way: each with the reward of a forward pass of its own.
-        order = sorted(range(VOCAB), key=lambda token: (-logits[token], token))[: method.top_k]
+        order = method.candidates(logits).tolist()
         rewards = [reward_of(signal, step, ids, token) for token in order]
         scored = np.array(logits[order], np.float64)
         if not closed:
