@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from otter_export.graph.attention import replace_mask
 from otter_export.graph.emit import Emitter, add_initializer, lazy_tensor, static_shape, value_of
-from otter_export.graph.passes import read_only_cache
 
 
 class JoinedBase(ir.passes.InPlacePass):
@@ -93,7 +93,7 @@ class AttentionOp(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the pass in place."""
         graph = model.graph
-        mask = read_only_cache._replace_mask_input(graph)
+        mask = replace_mask(graph, ["batch", "step", "past + step"])
         e = Emitter(graph, graph[0], before=True)
         ids = next(v for v in graph.inputs if v.name == "input_ids")
         axis = e.constant([1], "attention.axis")

@@ -29,13 +29,15 @@ from benchmarks.alternative_forms import AttentionOp, JoinedBase
 from benchmarks.stack_siblings import StackSiblings
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.external_data import save_model
-from otter_export.engine_io import is_cache, present_of
+from otter_export.engine_io import WRITE_INDICES, is_cache, present_of
 from otter_export.graph.base import base_graph
 from otter_export.graph.passes.flatten_tokens import FlattenTokens
+from otter_export.graph.passes.in_place_products import InPlaceProducts
 from otter_export.graph.passes.read_only_cache import ReadOnlyCache
 from otter_export.graph.passes.reuse_statistics import ReuseStatistics
 from otter_export.graph.pipeline import onnxruntime, run_passes
 from otter_export.graph.widen import widen
+from otter_export.runtime.executors.onnxruntime import SLOTS
 
 Passes = list[ir.passes.InPlacePass]
 Arrays = dict[str, Any]
@@ -78,7 +80,8 @@ FORMS = (
     Form("channel's q, k, v in one product", before(FlattenTokens, StackSiblings)),
     Form("base's q, k, v in one product", before(FlattenTokens, JoinedBase)),
     Form("statistics computed twice", without(ReuseStatistics)),
-    Form("Attention op, cache copied", replaced(ReadOnlyCache, lambda: [AttentionOp()])),
+    Form("cache read, not written", replaced(InPlaceProducts, lambda: [ReadOnlyCache()])),
+    Form("Attention op, cache copied", replaced(InPlaceProducts, lambda: [AttentionOp()])),
     Form("base alone", list, widened=False),
 )
 
@@ -105,17 +108,31 @@ def load(directory: Path) -> Any:
 
 def step(session: Any, rows: int, past: Arrays) -> Arrays:
     """Inputs of a step of ``rows`` candidates after the tokens in ``past``."""
+    names = [value.name for value in session.get_inputs()]
+    in_place = WRITE_INDICES in names
     prefix = next(iter(past.values())).shape[2]
-    mask = np.ones((1, rows, prefix + rows), bool)
-    mask[:, :, prefix:] = np.tril(np.ones((rows, rows))) if prefix == 0 else np.eye(rows)
+    slots = _rounded(prefix + rows) if in_place else prefix + rows
+    mask = np.zeros((1, rows, slots), bool)
+    mask[:, :, :prefix] = True
+    tree = np.tril(np.ones((rows, rows))) if prefix == 0 else np.eye(rows)
+    mask[:, :, prefix : prefix + rows] = tree
     feed = {
         "input_ids": np.random.default_rng(rows).integers(0, 100, (1, rows)),
         "position_ids": np.arange(rows)[None] if prefix == 0 else np.full((1, rows), prefix),
-        "attention_mask": mask,
+        "attention_mask": mask[:, None] if in_place else mask,
         "logits_to_keep": np.array([rows]),
+        "kept_rows": np.arange(rows)[None],
+        WRITE_INDICES: np.array([prefix]),
         **past,
     }
-    return {value.name: feed[value.name] for value in session.get_inputs()}
+    if in_place:
+        behind = ((0, 0), (0, 0), (0, slots - prefix), (0, 0))
+        feed |= {name: np.pad(cache, behind) for name, cache in past.items()}
+    return {name: feed[name] for name in names}
+
+
+def _rounded(slots: int) -> int:
+    return -(-slots // SLOTS) * SLOTS
 
 
 def prefilled(session: Any, prefix: int) -> Arrays:
@@ -127,16 +144,21 @@ def prefilled(session: Any, prefix: int) -> Arrays:
     }
     names = [value.name for value in session.get_outputs()]
     outputs = dict(zip(names, session.run(None, step(session, prefix, empty)), strict=True))
-    return {name: outputs[present_of(name)] for name in empty}
+    return {name: outputs[present_of(name)][:, :, :prefix] for name in empty}
 
 
 def bound(session: Any, feed: Arrays) -> Any:
-    """A binding of these inputs."""
+    """A binding of these inputs; a graph that writes its caches has them as outputs too."""
     binding = session.io_binding()
-    for name, array in feed.items():
-        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-    for value in session.get_outputs():
-        binding.bind_output(value.name)
+    values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feed.items()}
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    written = {present_of(n): v for n, v in values.items() if WRITE_INDICES in feed and is_cache(n)}
+    for output in session.get_outputs():
+        if output.name in written:
+            binding.bind_ortvalue_output(output.name, written[output.name])
+        else:
+            binding.bind_output(output.name)
     return binding
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -111,8 +112,9 @@ def write(
     path = folder / f"{name}.json"
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     ran_on = report["machine"]
+    processors = ", ".join([*ran_on.get("gpus", ()), ran_on["processor"]])
     head = (
-        f"`{report['command']}`, on {ran_on['processor']}, {ran_on['cores']} cores,"
+        f"`{report['command']}`, on {processors}, {ran_on['cores']} cores,"
         f" {ran_on['memory_bytes'] / 2**30:.0f} GiB;"
         f" {', '.join(f'{k} {v}' for k, v in report['versions'].items())}\n\n"
     )
@@ -164,13 +166,25 @@ def _relative(argument: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """The processor's name, the cores that this process may use, and the machine's memory."""
+    """The processor's name, the cores that this process may use, the memory, and any GPUs."""
+    found = gpus()
     return {
+        **({"gpus": found} if found else {}),
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "system": platform.system(),
     }
+
+
+def gpus() -> list[str]:
+    """Names and drivers of NVIDIA's GPUs, by ``nvidia-smi``; none where it is not."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip().replace(", ", ", driver ") for line in said.splitlines()]
 
 
 def processor() -> str:

@@ -24,7 +24,7 @@ from typing import Any
 # ONNX Runtime looks at it once, when it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from benchmarks.graph_forms import prefilled, step
+from benchmarks.graph_forms import bound, prefilled, step
 from otter_export import ArgsGreedy, Plain, generate, load_engine
 from otter_export.cli.table import table
 from otter_export.evaluation.operator_shares import CHANNEL_MARKS
@@ -50,8 +50,9 @@ def operators(engine: Path, rows: int) -> list[tuple[str, ...]]:
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(engine / "model.onnx", "cpu", 1, profile=Path(folder) / "p")
         feed = step(session, rows, prefilled(session, PREFIX))
+        binding = bound(session, feed)
         for _ in range(RUNS):
-            session.run(None, feed)
+            session.run_with_iobinding(binding)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     begins = sorted(e["ts"] for e in events if e["name"] == "model_run")
     for event in events:

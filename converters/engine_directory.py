@@ -1,4 +1,4 @@
-"""The files of every engine directory beside the model: tokenizer and ``engine.json``."""
+"""The files of every engine directory beside the model: tokenizer, drafts, ``engine.json``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from otter_export import __version__
 from otter_export import config as config_file
 from otter_export.checkpoint import Checkpoint
+from otter_export.draft_tokens import write_draft_tokens
 from otter_export.errors import CheckpointError, ConfigError
 from otter_export.files import SETTINGS_LIMIT, copy_regular, is_file
 from otter_export.hub import TOKENIZER_FILES
@@ -58,7 +59,7 @@ def engine_manifest(
     libraries: Mapping[str, str] | None = None,
     **fields: Any,
 ) -> EngineManifest:
-    """The manifest of an engine whose files are written.
+    """The manifest of an engine whose files are written, but for the tokens that it drafts.
 
     Args:
         checkpoint: What was built.
@@ -77,7 +78,7 @@ def engine_manifest(
         eos_token_ids=eos,
         files=tuple(
             file if isinstance(file, EngineFile) else describe_file(directory, file)
-            for file in files
+            for file in (*files, *write_draft_tokens(checkpoint, directory))
         ),
         builder={"name": "otter-export", "version": __version__, **(libraries or {})},
         source=source_of(checkpoint),

@@ -1,4 +1,4 @@
-"""Target ``onnx``: an engine for ONNX Runtime, cache form ``read_only`` (docs/engine.md)."""
+"""Target ``onnx``: an engine for ONNX Runtime (docs/engine.md)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from otter_export.converters.target import (
     max_sequence_length,
     option,
 )
-from otter_export.engine_io import READ_ONLY, TensorSpec
+from otter_export.engine_io import IN_PLACE, READ_ONLY, TensorSpec
 from otter_export.graph.base import mends_of
 from otter_export.graph.emit import static_shape
 from otter_export.graph.pipeline import lower, onnxruntime
@@ -30,6 +30,8 @@ from otter_export.precision import ONNX_RUNTIME
 
 #: What builds graphs.
 LIBRARIES = {"mobius_onnx": mobius.__version__, "onnx_ir": ir.__version__}
+#: Where ONNX Runtime runs an engine to how its caches move through the graph.
+CACHE_FORMS = {"cpu": IN_PLACE, "cuda": READ_ONLY}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ class OnnxTarget:
                 target=self.name,
                 precision=request.precision,
                 execution_provider=provider,
-                cache_form=READ_ONLY,
+                cache_form=CACHE_FORMS[provider],
                 model_file=MODEL_FILE,
                 max_sequence_length=length,
                 inputs=inputs,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from otter_export.load import load_engine
+    from otter_export.runtime.best_of import best_of
     from otter_export.runtime.generation import generate, stream
     from otter_export.runtime.methods.args_greedy import ArgsGreedy
     from otter_export.runtime.methods.args_stochastic import ArgsStochastic
@@ -48,6 +49,7 @@ __all__ = [
     "Request",
     "Result",
     "TokenEvent",
+    "best_of",
     "generate",
     "load_engine",
     "stream",
@@ -63,6 +65,7 @@ _MODULES = {
     "Request": "otter_export.runtime.request",
     "Result": "otter_export.runtime.request",
     "TokenEvent": "otter_export.runtime.request",
+    "best_of": "otter_export.runtime.best_of",
     "generate": "otter_export.runtime.generation",
     "load_engine": "otter_export.load",
     "stream": "otter_export.runtime.generation",

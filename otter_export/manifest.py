@@ -210,12 +210,12 @@ class EngineManifest:
             listed = {spec.name for spec in specs}
             yield from (f"{side} {name} is not listed" for name in wanted if name not in listed)
 
-    def require_form(self, cache_form: str) -> None:
-        """Raise `EngineError` unless the engine's caches have this form, and what it needs."""
-        if self.cache_form != cache_form:
+    def require_form(self, *accepted: str) -> None:
+        """Raise `EngineError` unless the engine's caches have one of these forms, and a type."""
+        if self.cache_form not in accepted:
             raise EngineError(
                 f"engine.json: cache_form is {self.cache_form!r}; target {self.target} runs "
-                f"{cache_form!r}. Build the engine again"
+                f"{' and '.join(map(repr, accepted))}. Build the engine again"
             )
         for cache in self.io.caches:
             if cache.dtype not in CACHE_DTYPES:
@@ -223,11 +223,10 @@ class EngineManifest:
                     f"engine.json: input {cache.pasts()[0]} is {cache.dtype}; a cache is "
                     f"{', '.join(CACHE_DTYPES)}. Build the engine again"
                 )
-        if cache_form == engine_io.IN_PLACE:
-            self._require_sizes(self.built_for.limits)
 
-    def _require_sizes(self, limits: StepLimits) -> None:
-        """All of them, and room for the longest sequence."""
+    def require_sizes(self) -> None:
+        """Raise `EngineError` unless the engine has all limits, and room for its sequences."""
+        limits = self.built_for.limits
         for name, size in dataclasses.asdict(limits).items():
             if size is None:
                 raise EngineError(

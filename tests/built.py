@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from safetensors.numpy import load_file, save_file
 
+from otter_export.channel import is_token_ids
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.external_data import save_model
 from otter_export.converters.onnx import TARGET
@@ -59,6 +60,9 @@ def randomize(checkpoint: Path, seed: int = 0, gain: float = 1.0) -> None:
     generator = np.random.default_rng(seed + 1000)
     tensors = {}
     for name, old in load_file(checkpoint / "otter.safetensors").items():
+        if is_token_ids(name):
+            tensors[name] = old
+            continue
         # By fan-in: the channel has no norm of its own statistics, so gains would compound.
         scale = 0.3 if old.ndim == 1 else gain * old.shape[-1] ** -0.5
         values = generator.standard_normal(old.shape) * scale
@@ -119,7 +123,7 @@ class Graph:
         tree: Array | None = None,
         keep: int | None = None,
     ) -> dict[str, Array]:
-        """Run one step.
+        """Run one step, of either cache form; the presents of the result are the new rows.
 
         Args:
             ids: ``[B, S]``.
@@ -142,12 +146,26 @@ class Graph:
         feed = {
             "input_ids": ids.astype(np.int64),
             "position_ids": positions.astype(np.int64),
-            "attention_mask": np.concatenate([prefix, tree], axis=-1),
-            "logits_to_keep": np.array([keep or step], np.int64),
-            **past,
         }
         names = [o.name for o in self.session.get_outputs()]
-        return dict(zip(names, self.session.run(None, feed), strict=True))
+        if "write_indices" not in [i.name for i in self.session.get_inputs()]:
+            feed["attention_mask"] = np.concatenate([prefix, tree], axis=-1)
+            feed["logits_to_keep"] = np.array([keep or step], np.int64)
+            return dict(zip(names, self.session.run(None, feed | past), strict=True))
+        mask = np.zeros((batch, 1, step, size + step), bool)
+        mask[:, 0, :, :size] = prefix
+        for b, length in enumerate(lengths):
+            mask[b, 0, :, length : length + step] = tree[b]
+        feed["attention_mask"] = mask
+        feed["write_indices"] = lengths.astype(np.int64)
+        feed["kept_rows"] = np.tile(np.arange(step - (keep or step), step), (batch, 1))
+        behind = ((0, 0), (0, 0), (0, step), (0, 0))
+        feed |= {name: np.pad(cache, behind) for name, cache in past.items()}
+        outputs = dict(zip(names, self.session.run(None, feed), strict=True))
+        rows = (lengths[:, None] + np.arange(step))[:, None, :, None]
+        for name in filter(is_cache, names):
+            outputs[name] = np.take_along_axis(outputs[name], rows, axis=2)
+        return outputs
 
 
 def new_rows(outputs: dict[str, Array]) -> dict[str, Array]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks import record
 from otter_export.runtime.methods import METHODS
+from otter_export.signals import SIGNALS
 from tools import family_tables
 from tools.family_results import Results
 
@@ -22,8 +23,14 @@ PACKAGES = ("otter_export", "converters", "plugins")
 
 
 def registries() -> str:
-    """Families by targets, and decoding methods, as Markdown."""
+    """Families by targets, kinds of signals and decoding methods, as Markdown."""
     lines = [family_tables.summary(Results.load()), ""]
+    lines += ["| kind of signal | what it predicts | trained by |", "|---|---|---|"]
+    for name in SIGNALS:
+        kind = SIGNALS.load(name)
+        objectives = ", ".join(f"`{one}`" for one in kind.objectives)
+        lines.append(f"| `{name}` | {kind.predicts} | {objectives} |")
+    lines.append("")
     lines += ["| decoding method | what it does |", "|---|---|"]
     for name in METHODS:
         summary = (METHODS.load(name).__doc__ or "").strip().splitlines()[0]
@@ -62,10 +69,10 @@ def results(*names: str) -> str:
     )
 
 
-def _of_results(name: str, *records: str) -> tuple[str, str, str, Callable[[], str]]:
-    """A table of docs/performance.md that is a copy of records."""
+def _of_results(page: str, name: str, *records: str) -> tuple[str, str, str, Callable[[], str]]:
+    """A table of a page that is a copy of records."""
     return (
-        "docs/performance.md",
+        page,
         f"<!-- {name}: by `python -m tools.tables`, from benchmarks/results; "
         "a test compares them -->",
         f"<!-- {name} end -->",
@@ -88,9 +95,10 @@ TABLES: tuple[tuple[str, str, str, Callable[[], str]], ...] = (
         "<!-- tables end -->",
         families,
     ),
-    _of_results("speed", "peers_speed"),
-    _of_results("savings", "peers_time", "peers_space"),
-    _of_results("shapes", "shape_quality"),
+    _of_results("docs/performance.md", "speed", "peers_speed"),
+    _of_results("docs/performance.md", "savings", "peers_time", "peers_space"),
+    _of_results("docs/performance.md", "shapes", "shape_quality"),
+    _of_results("docs/gpu.md", "onnxruntime", "gpu_onnxruntime_steps", "gpu_onnxruntime_bench"),
     (
         "docs/architecture.md",
         "<!-- files: by `python -m tools.tables`, from the modules' docstrings; "

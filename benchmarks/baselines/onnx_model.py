@@ -7,10 +7,11 @@ does, since its process's memory is measured.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 
 from benchmarks.baselines.model import Array, Cache
 from otter_export import engine_io
@@ -42,7 +43,6 @@ class OnnxModel:
         self._session = open_session(directory / "model.onnx", "cpu", threads)
         self._scalar = scalar
         self._inputs = {v.name: v for v in self._session.get_inputs()}
-        self._outputs = [v.name for v in self._session.get_outputs()]
 
     def read(self, cache: Cache | None, ids: Sequence[Sequence[int]]) -> tuple[Array, Cache]:
         """See `Model.read`."""
@@ -50,21 +50,34 @@ class OnnxModel:
         batch, step = tokens.shape
         held = self._empty(batch) if cache is None else cache
         end = held.length + step
-        slots = next(iter(held.caches.values())).shape[2]
-        seen = np.concatenate((np.arange(slots) < held.length, np.ones(step, np.bool_)))
-        mask = np.tile(seen, (batch, step, 1))
-        mask[:, :, slots:] = np.tri(step, dtype=np.bool_)
+        caches = _with_room(held, end)
+        slots = next(iter(caches.values())).shape[2]
+        mask = np.zeros((batch, 1, step, slots), np.bool_)
+        mask[..., : held.length] = True
+        mask[..., held.length : end] = np.tri(step, dtype=np.bool_)
         feed = {
             engine_io.INPUT_IDS: tokens,
             engine_io.POSITION_IDS: np.tile(np.arange(held.length, end), (batch, 1)),
             engine_io.ATTENTION_MASK: mask,
-            engine_io.LOGITS_TO_KEEP: np.array([1], np.int64),
-            **held.caches,
+            engine_io.WRITE_INDICES: np.full(batch, held.length),
+            engine_io.KEPT_ROWS: np.full((batch, 1), step - 1),
+            **caches,
         }
-        found = self._session.run(None, {name: feed[name] for name in self._inputs})
-        outputs = dict(zip(self._outputs, found, strict=True))
-        logits = outputs[engine_io.LOGITS][:, -1]
-        return logits[:, 0] if self._scalar else logits, _extended(held, outputs, end)
+        logits = self._run(feed)[:, -1]
+        return logits[:, 0] if self._scalar else logits, Rows(caches, end)
+
+    def _run(self, feed: Mapping[str, Array]) -> Array:
+        """The logits; new rows are written into the caches where they are."""
+        binding = self._session.io_binding()
+        values = {n: ort.OrtValue.ortvalue_from_numpy(feed[n]) for n in self._inputs}
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+            if is_cache(name):
+                binding.bind_ortvalue_output(present_of(name), value)
+        binding.bind_output(engine_io.LOGITS)
+        self._session.run_with_iobinding(binding)
+        logits: Array = binding.get_outputs()[-1].numpy()  # in the order in which they were bound
+        return logits
 
     def rows(self, cache: Cache, chosen: Sequence[int]) -> Cache:
         """See `Model.rows`."""
@@ -76,8 +89,8 @@ class OnnxModel:
         return Rows({n: np.zeros((batch, s[1], 0, s[3]), np.float32) for n, s in shapes.items()}, 0)
 
 
-def _extended(held: Rows, outputs: dict[str, Array], end: int) -> Rows:
-    """The cache with the new rows behind the old; in its own memory while there is room."""
+def _with_room(held: Rows, end: int) -> dict[str, Array]:
+    """The caches with slots for ``end`` tokens: the same memory if they have them."""
     caches = {}
     for name, old in held.caches.items():
         kept = old
@@ -85,6 +98,5 @@ def _extended(held: Rows, outputs: dict[str, Array], end: int) -> Rows:
             slots = -(-end // SLOTS) * SLOTS
             kept = np.zeros((*old.shape[:2], slots, old.shape[3]), old.dtype)
             kept[:, :, : held.length] = old[:, :, : held.length]
-        kept[:, :, held.length : end] = outputs[present_of(name)]
         caches[name] = kept
-    return Rows(caches, end)
+    return caches

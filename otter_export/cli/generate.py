@@ -17,6 +17,8 @@ from otter_export.engine_digest import check_engine
 from otter_export.errors import RequestError
 from otter_export.evaluation.reward_plot import check_plot_path, plot_rewards
 from otter_export.load import load_engine
+from otter_export.runtime.best_of import best_of
+from otter_export.runtime.drafts import DRAFTERS, NONE
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.generation import BATCH_SIZE, stream
 from otter_export.runtime.load import PROVIDERS
@@ -87,6 +89,20 @@ from otter_export.runtime.scheduler.chooser import reward_signal
 @click.option("--seed", type=int, help="Of the sampling, the same for every prompt.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Ends the text; may be repeated.")
 @click.option("--signal", help="The signal that is the reward.  [default: the engine's first]")
+@click.option(
+    "--drafts",
+    default=NONE,
+    show_default=True,
+    metavar="NAME",
+    help=f"Guess tokens ahead, for speed alone: {', '.join((NONE, *DRAFTERS))} or a medusa signal.",
+)
+@click.option(
+    "--best-of",
+    "tries",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Sample N texts, and keep the one whose last reward is best.  [default: one text]",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per prompt and line.")
 @click.option("--stream/--no-stream", "live", default=True, help="Show tokens as they come.")
 @click.option(
@@ -110,6 +126,8 @@ def generate(
     max_tokens: int,
     seed: int | None,
     stop: tuple[str, ...],
+    drafts: str,
+    tries: int | None,
     as_json: bool,
     live: bool,
     plot: Path | None,
@@ -122,7 +140,7 @@ def generate(
     """Continue each TEXT with the engine in DIR, steered by its reward."""
     # An option that may be repeated, and was not given, is empty.
     options = {k: v for k, v in method_options.items() if v is not None and v != ()}
-    request = {"max_tokens": max_tokens, "stop": stop, "seed": seed}
+    request = {"max_tokens": max_tokens, "stop": stop, "seed": seed, "drafts": drafts}
     request |= {name: options.pop(name) for name in PENALTIES if name in options}
     defaults = Defaults(method, options, request)
     # Everything that the user can get wrong is checked before the model is loaded.
@@ -138,7 +156,10 @@ def generate(
             check_engine(directory, sha256, advance)
     engine = load_engine(directory, provider=provider, threads=threads)
     with until_closed():
-        results = _generate(engine, requests, batch_size, as_json, live)
+        if tries is None:
+            results = _generate(engine, requests, batch_size, as_json, live)
+        else:
+            results = _best(engine, requests, tries, as_json)
     if plot is not None:
         _plot(engine, requests, results, batch_size, plot)
 
@@ -169,6 +190,17 @@ def _generate(
     results = [done[index] for index in range(len(requests))]
     if len(results) > 1:
         click.echo("\n" + summary(results, time.perf_counter() - started))
+    return results
+
+
+def _best(engine: Engine, requests: list[Request], tries: int, as_json: bool) -> list[Result]:
+    """Generate several texts for each prompt, and print the best."""
+    results = []
+    for index, request in enumerate(requests):
+        best = dataclasses.replace(best_of(engine, request, tries)[0], request=index)
+        results.append(best)
+        text = f"{best.prompt}{best.text}\n{summary([best])}"
+        click.echo(json.dumps(best.to_json()) if as_json else text)
     return results
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from otter_export.manifest import EngineManifest
 from otter_export.runtime.engine import BoolArray, Cache, Engine, IntArray, Step, Tokenizer
+from otter_export.signals import Signal
 
 
 class CountingEngine:
@@ -33,6 +37,15 @@ class CountingEngine:
     def even_steps(self) -> bool:
         """See `Engine.even_steps`."""
         return self._engine.even_steps
+
+    @property
+    def chains_alike(self) -> bool:
+        """See `Engine.chains_alike`."""
+        return self._engine.chains_alike
+
+    def token_ids(self, signal: Signal) -> npt.NDArray[np.int32] | None:
+        """See `Engine.token_ids`."""
+        return self._engine.token_ids(signal)
 
     def new_cache(self, batch_size: int) -> Cache:
         """See `Engine.new_cache`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -53,7 +54,7 @@ def weight_zero(subject: Subject) -> CheckResult:
     Once as it is, and once with all candidates scored, where rows are computed in another shape:
     there the first token that differs must be a near-tie.
     """
-    if not any(kind_of(signal).scores for signal in subject.manifest.signals):
+    if _scoring(subject) is None:
         return not_run("weight 0", "the engine has no signal that scores next tokens")
     prompts, count = subject.prompt_ids[:_PROMPTS], subject.max_tokens
     top_k = min(CANDIDATES, subject.manifest.vocab_size)
@@ -66,8 +67,8 @@ def weight_zero(subject: Subject) -> CheckResult:
         return generate(subject.engine, requests, on_event=lambda e: events[e.request].append(e))
 
     plain = run(Plain())
-    zero = run(ArgsGreedy(weight=0.0, top_k=top_k))
-    scored = run(ArgsGreedy(weight=0.0, top_k=top_k, prune=False))
+    method = ArgsGreedy(weight=0.0, top_k=top_k, signal=_scoring(subject))
+    zero, scored = run(method), run(dataclasses.replace(method, prune=False))
     wrong: list[str] = []
     ties: list[str] = []
     for index, wanted in enumerate(plain):
@@ -92,7 +93,7 @@ def weight_zero(subject: Subject) -> CheckResult:
 
 def forward_passes(subject: Subject) -> CheckResult:
     """Guided decoding takes one forward pass per generated token after the first."""
-    if not any(kind_of(signal).scores for signal in subject.manifest.signals):
+    if _scoring(subject) is None:
         return not_run("forward passes", "the engine has no signal that scores next tokens")
     engine = CountingEngine(subject.engine)
     # The prompt's passes are in both, and go: how many they are depends on the engine.
@@ -110,12 +111,17 @@ def forward_passes(subject: Subject) -> CheckResult:
     )
 
 
+def _scoring(subject: Subject) -> str | None:
+    """The first signal that can guide, of any kind."""
+    return next((s.name for s in subject.manifest.signals if kind_of(s).scores), None)
+
+
 def _passes(engine: CountingEngine, subject: Subject, max_tokens: int) -> tuple[int, int]:
     """Forward passes of a guided generation, the prompt's included, and its tokens."""
     engine.forwards = 0
     # Pruned, a step may be repeated with candidates that were expected to lose.
     count = min(CANDIDATES, subject.manifest.vocab_size)
-    method = ArgsGreedy(weight=2.0, top_k=count, prune=False)
+    method = ArgsGreedy(weight=2.0, top_k=count, prune=False, signal=_scoring(subject))
     request = Request(subject.prompt_ids[0], method, max_tokens=max_tokens)
     tokens = len(generate(engine, request)[0].token_ids)
     return engine.forwards, tokens

@@ -13,9 +13,11 @@ import onnx_ir as ir
 from otter_export.engine_io import (
     ATTENTION_MASK,
     INPUT_IDS,
+    KEPT_ROWS,
     LOGITS,
     LOGITS_TO_KEEP,
     POSITION_IDS,
+    WRITE_INDICES,
     is_cache,
     present_of,
 )
@@ -77,14 +79,18 @@ def _run(
     graph: Any, step: tuple[IntArray, IntArray, BoolArray], past: Arrays, length: int
 ) -> Arrays:
     ids, positions, tree = step
-    prefix = np.ones((*ids.shape, length), np.bool_)
-    inputs = {
-        INPUT_IDS: ids,
-        POSITION_IDS: positions,
-        ATTENTION_MASK: np.concatenate((prefix, tree), axis=2),
-        LOGITS_TO_KEEP: np.array([ids.shape[1]], np.int64),
-        **past,
-    }
+    count = ids.shape[1]
+    mask = np.concatenate((np.ones((1, count, length), np.bool_), tree), axis=2)
+    inputs = {INPUT_IDS: ids, POSITION_IDS: positions, ATTENTION_MASK: mask}
+    if WRITE_INDICES in [value.name for value in graph.get_inputs()]:
+        inputs[ATTENTION_MASK] = mask[:, None]
+        inputs[WRITE_INDICES] = np.array([length], np.int64)
+        inputs[KEPT_ROWS] = np.arange(count)[None]
+        # Slots for the new rows, which come out behind the prefix.
+        behind = ((0, 0), (0, 0), (0, count), (0, 0))
+        inputs |= {name: np.pad(cache, behind) for name, cache in past.items()}
+    else:
+        inputs |= {LOGITS_TO_KEEP: np.array([count], np.int64), **past}
     names = [value.name for value in graph.get_outputs()]
     return dict(zip(names, graph.run(names, inputs), strict=True))
 

@@ -25,6 +25,7 @@ from otter_export.graph.passes.fuse_projections import FuseProjections
 from otter_export.graph.passes.gemm_weights import GemmWeights
 from otter_export.graph.passes.half_storage import HalfStorage
 from otter_export.graph.passes.in_place_cache import InPlaceCache
+from otter_export.graph.passes.in_place_products import InPlaceProducts
 from otter_export.graph.passes.keep_rows import KeepLastLogits, KeepRows
 from otter_export.graph.passes.merge_reshapes import MergeReshapes
 from otter_export.graph.passes.quantize_weights import QuantizeWeights
@@ -106,8 +107,11 @@ def onnxruntime(provider: str = "cpu") -> Pipeline:
 
 
 def _onnxruntime_passes(base: BaseModel, precision: Precision, *, on_cpu: bool) -> Passes:
-    # 1. What is computed: logits of the rows that are wanted; caches read, not copied.
-    passes: Passes = [KeepLastLogits(), FloatLogits(), ReadOnlyCache()]
+    # 1. What is computed: logits of the rows that are wanted; caches that are never copied: on the
+    # CPU the model writes them.
+    passes: Passes = [KeepRows(), FloatLogits(), InPlaceProducts()]
+    if not on_cpu:
+        passes = [KeepLastLogits(), FloatLogits(), ReadOnlyCache()]
     # 2. Statistics before flattening, while residual Adds are still recognisable.
     if on_cpu:
         passes.append(ReuseStatistics())

@@ -102,7 +102,8 @@ def torch_engine(checkpoint: Checkpoint, options: TorchOptions | None = None) ->
 
         use_fused_projections(model)
     manifest = _manifest(checkpoint, options)
-    return StepEngine(directory, manifest, TorchExecutor(model, checkpoint, options))
+    executor = TorchExecutor(model, checkpoint, options)
+    return StepEngine(directory, manifest, executor, checkpoint.token_ids)
 
 
 class TorchExecutor:
@@ -116,6 +117,7 @@ class TorchExecutor:
 
     cache_form = engine_io.IN_PLACE
     row_rule = RowRule(pairs=False, even_steps=True)  # fewer shapes to capture
+    chains_alike = False
 
     def __init__(self, model: OtterModel, checkpoint: Checkpoint, options: TorchOptions) -> None:
         base, config = checkpoint.base.dimensions, checkpoint.config

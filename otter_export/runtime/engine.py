@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from otter_export.manifest import EngineManifest
+from otter_export.signals import Signal
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -36,7 +37,7 @@ class Step:
 
     Args:
         logits: ``[B, R, V]`` float32, for the last R of the S fed tokens.
-        signals: Name to ``[B, R]`` (``value``) or ``[B, R, V]`` (``q_value``), float32.
+        signals: Name to ``[B, R, ...]`` float32; what follows is its kind's (`SignalKind`).
         rows: The new cache rows, in the backend's own form; for `Engine.commit` only.
     """
 
@@ -80,6 +81,23 @@ class Engine(Protocol):
         """Whether a step that may have several tokens should have an even number of them.
 
         Else a token's numbers can depend on how many candidates others have (docs/batching.md).
+        """
+        ...
+
+    @property
+    def chains_alike(self) -> bool:
+        """Whether a token that is fed behind others in one step gets the bits that it gets alone.
+
+        So a draft can be kept as if it had been fed after its choice. For steps of up to eight
+        tokens, of an even number where `even_steps` says so.
+        """
+        ...
+
+    def token_ids(self, signal: Signal) -> npt.NDArray[np.int32] | None:
+        """The tokens that a signal drafts, ``[V']`` ascending; None: all of them.
+
+        Raises:
+            EngineError, CheckpointError: They are missing or wrong.
         """
         ...
 

@@ -14,6 +14,8 @@ from otter_export.engine_io import EngineIO
 from otter_export.runtime.engine import BoolArray, FloatArray, IntArray
 from otter_export.runtime.memory.block import Block, Memory
 
+#: Tokens behind one another, in one step, that are tried to be as they are alone.
+MOST_CHAINED = 8
 #: The memory of a batch: a block for each cache of an engine, or as the executor divides it.
 Blocks = tuple[Block, ...]
 
@@ -55,6 +57,14 @@ class Executor(Protocol):
     @property
     def row_rule(self) -> RowRule:
         """What its kernels need of the number of rows."""
+        ...
+
+    @property
+    def chains_alike(self) -> bool:
+        """Whether a token behind others of its step gets the numbers that it gets alone.
+
+        Bit for bit: logits, signals and rows, for steps of up to `MOST_CHAINED` tokens.
+        """
         ...
 
     @property

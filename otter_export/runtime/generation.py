@@ -10,6 +10,7 @@ from otter_export.arguments import integer
 from otter_export.errors import OtterError, RequestError
 from otter_export.manifest import EngineManifest
 from otter_export.quoting import quoted
+from otter_export.runtime.drafts import NONE
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from otter_export.runtime.methods.base import DecodingMethod
@@ -31,6 +32,7 @@ def generate(
     seed: int | None = None,
     penalties: Penalties | None = None,
     batch_size: int = BATCH_SIZE,
+    drafts: str = NONE,
     on_event: Callable[[TokenEvent], None] | None = None,
 ) -> list[Result]:
     """Continue prompts with reward-guided decoding, all in one batch.
@@ -49,6 +51,7 @@ def generate(
         seed: Of each prompt's own random generator; None draws one.
         penalties: Penalties and bans of each prompt; None is none.
         batch_size: Most prompts that are decoded at a time.
+        drafts: See `Request`: it changes the time, never a token.
         on_event: Called with each token as it comes.
 
     Returns:
@@ -60,7 +63,7 @@ def generate(
     """
     if on_event is not None and not callable(on_event):
         raise RequestError(f"on_event must be a function or None, got {quoted(on_event)}")
-    requests = _requests(prompts, method, max_tokens, stop, seed, penalties)
+    requests = _requests(prompts, method, max_tokens, stop, seed, penalties, drafts)
     results: dict[int, Result] = {}
     for item in stream(engine, requests, batch_size=batch_size):
         if isinstance(item, Result):
@@ -80,6 +83,7 @@ def stream(
     seed: int | None = None,
     penalties: Penalties | None = None,
     batch_size: int = BATCH_SIZE,
+    drafts: str = NONE,
 ) -> Iterator[TokenEvent | Result]:
     """Continue prompts, yielding each token as it comes.
 
@@ -95,6 +99,7 @@ def stream(
         seed: Of each prompt's own random generator.
         penalties: Penalties and bans of each prompt; None is none.
         batch_size: Most prompts that are decoded at a time.
+        drafts: See `Request`.
 
     Returns:
         An iterator of `TokenEvent`; a request's last one is followed by its `Result`.
@@ -105,7 +110,7 @@ def stream(
     size = integer("batch_size", batch_size, least=1)
     if not isinstance(getattr(engine, "manifest", None), EngineManifest):
         raise RequestError(f"engine must be one that load_engine returned, got {quoted(engine)}")
-    requests = _requests(requests, method, max_tokens, stop, seed, penalties)
+    requests = _requests(requests, method, max_tokens, stop, seed, penalties, drafts)
     scheduler = Scheduler(engine, Limits(max_batch_size=size, max_queue=None))
     events: collections.deque[Event] = collections.deque()
     for index, request in enumerate(requests):
@@ -135,6 +140,7 @@ def _requests(
     stop: str | Sequence[str] | None,
     seed: int | None,
     penalties: Penalties | None,
+    drafts: str,
 ) -> list[Request]:
     if isinstance(prompts, str | Request):
         prompts = [prompts]
@@ -142,7 +148,8 @@ def _requests(
         raise RequestError(f"prompts must be texts or requests, got {quoted(prompts)}")
     # The options are checked for their own sake, also where every prompt brings its own.
     chosen = ArgsGreedy() if method is None else method
-    options = Request("", chosen, max_tokens, stop_words(stop), seed, penalties or Penalties())
+    penalties = penalties or Penalties()
+    options = Request("", chosen, max_tokens, stop_words(stop), seed, penalties, drafts)
     return [
         prompt if isinstance(prompt, Request) else dataclasses.replace(options, prompt=prompt)
         for prompt in prompts

@@ -115,17 +115,21 @@ class KVCache:
             return spare
         return self._executor.blocks(batch, step, zeroed=False)
 
-    def rows_in_slots(self, step: int) -> Rows:
+    def rows_in_slots(self, step: int, room: int) -> Rows:
         """Room for the new rows of a step in the slots behind the prefixes.
 
         Those of an earlier step that can still be committed are copied elsewhere first.
+
+        Args:
+            step: S.
+            room: Slots that the model writes, with those of padding.
         """
         held = None if self._scratch is None else self._scratch()
         if held is not None and held.blocks is None and held.version == self.version:
             held.blocks = self._executor.blocks(len(self.lengths), held.width, zeroed=False)
             moves = [Move(b, 0, b, int(n), held.width) for b, n in enumerate(self.lengths)]
             _copy(held.blocks, self.blocks, moves)
-        self.reserve(len(self.lengths), int(self.lengths.max()) + step)
+        self.reserve(len(self.lengths), int(self.lengths.max()) + room)
         rows = Rows(self, step, None)
         self._scratch = weakref.ref(rows)
         return rows

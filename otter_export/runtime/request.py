@@ -11,6 +11,7 @@ import numpy as np
 from otter_export.arguments import as_integer, integer, keep
 from otter_export.errors import RequestError
 from otter_export.quoting import quoted
+from otter_export.runtime.drafts import NONE
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from otter_export.runtime.methods.base import DecodingMethod
 from otter_export.runtime.penalties import Penalties
@@ -34,6 +35,9 @@ class Request:
             prompt, the options and the seed, never on the other requests of a batch; on the CPU bit
             for bit (docs/batching.md).
         penalties: Penalties and bans, which come before anything is chosen.
+        drafts: What guesses the tokens behind the next one, to be checked in the same step:
+            ``none``, ``lookup`` (n-grams of the prompt and the text), the name of a ``medusa``
+            signal, or ``auto``. It changes the time, never a token.
 
     Raises:
         RequestError: An option is out of range.
@@ -45,6 +49,7 @@ class Request:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     penalties: Penalties = dataclasses.field(default_factory=Penalties)
+    drafts: str = NONE
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, DecodingMethod):
@@ -66,6 +71,9 @@ class Request:
             described = "from 0 to 2**64 - 1"
             seed = integer("seed", self.seed, least=0, most=(1 << 64) - 1, described=described)
             keep(self, seed=seed)
+        # Which names there are depends on the engine, where the sequence checks it.
+        if not isinstance(self.drafts, str):
+            raise RequestError(f"drafts must be the name of a drafter, got {quoted(self.drafts)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +138,8 @@ class Result:
         forwards: Forward passes after the prompt that this request took part in.
         seconds: From the start of its prompt to its end.
         signals: Values of each signal that the method reads, one a token, by name.
+        drafted: Drafts that were fed; None if none were asked for.
+        accepted: Those of them that were right.
     """
 
     request: int
@@ -142,16 +152,21 @@ class Result:
     forwards: int
     seconds: float
     signals: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict, hash=False)
+    drafted: int | None = None
+    accepted: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """One line of ``otter-export generate --json``: all fields but ``request``.
 
-        ``signals`` is there only if there are several.
+        ``signals`` is there only if there are several, and the counts of drafts if drafts were
+        asked for.
         """
         fields = dataclasses.asdict(self)
         del fields["request"]
         if len(self.signals) < 2:
             del fields["signals"]
+        if self.drafted is None:
+            del fields["drafted"], fields["accepted"]
         return fields
 
 

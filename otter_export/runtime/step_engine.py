@@ -7,10 +7,14 @@ the prefix itself stays as it is until `StepEngine.commit` keeps rows.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from otter_export import engine_io
+from otter_export.draft_tokens import read_draft_tokens
 from otter_export.errors import EngineError
 from otter_export.manifest import EngineManifest
 from otter_export.runtime.engine import BoolArray, Cache, FloatArray, IntArray, Step
@@ -27,7 +31,10 @@ from otter_export.runtime.step_inputs import (
     read_only_inputs,
 )
 from otter_export.runtime.tokenizer import JsonTokenizer
+from otter_export.signals import Signal
 from otter_export.tokenizer_file import FILE_NAME as TOKENIZER_FILE
+
+TokenIds = npt.NDArray[np.int32]
 
 
 class StepEngine:
@@ -40,12 +47,20 @@ class StepEngine:
         directory: Where ``tokenizer.json`` is.
         manifest: The engine's.
         executor: Runs the model.
+        token_ids: See `Engine.token_ids`; None reads the directory's ``draft_tokens.safetensors``.
     """
 
-    def __init__(self, directory: Path, manifest: EngineManifest, executor: Executor) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        manifest: EngineManifest,
+        executor: Executor,
+        token_ids: Callable[[Signal], TokenIds | None] | None = None,
+    ) -> None:
         self._directory = directory
         self._manifest = manifest
         self._executor = executor
+        self._token_ids = token_ids
 
     @property
     def manifest(self) -> EngineManifest:
@@ -61,6 +76,17 @@ class StepEngine:
     def even_steps(self) -> bool:
         """See `Engine.even_steps`."""
         return self._executor.row_rule.even_steps
+
+    @property
+    def chains_alike(self) -> bool:
+        """See `Engine.chains_alike`."""
+        return self._executor.chains_alike
+
+    def token_ids(self, signal: Signal) -> TokenIds | None:
+        """See `Engine.token_ids`."""
+        if self._token_ids is not None:
+            return self._token_ids(signal)
+        return read_draft_tokens(self._directory, signal, self._manifest.vocab_size)
 
     def new_cache(self, batch_size: int) -> KVCache:
         """An empty cache; see `Engine.new_cache`."""
@@ -107,9 +133,7 @@ class StepEngine:
         """One run; its new rows come out in blocks of their own."""
         batch, step = tokens.input_ids.shape
         kept = tokens.logits_to_keep
-        padding = Padding()
-        if self._executor.row_rule.pairs:
-            padding = Padding.to_pairs(batch, step, kept)
+        padding = self._padding(batch, step, kept)
         inputs = read_only_inputs(tokens, cache.lengths, cache.slots, padding)
         batch_padded, step_padded, _ = inputs.shape
         blocks = cache.rows_apart(batch_padded, step_padded)
@@ -126,12 +150,20 @@ class StepEngine:
             lambda length, kept: self._executor.accepts(batch, length, kept),
         )
         check_tree(tokens.tree, parts)
-        rows = cache.rows_in_slots(step)
+        paddings = [self._padding(batch, part.step, part.rows) for part in parts]
+        rows = cache.rows_in_slots(step, step + paddings[-1].tokens)
         outputs = []
-        for part in parts:
-            inputs = in_place_inputs(tokens, part, cache.lengths, cache.slots)
-            outputs.append(dict(self._executor.run(cache.blocks, inputs)))
+        for part, padding in zip(parts, paddings, strict=True):
+            inputs = in_place_inputs(tokens, part, cache.lengths, cache.slots, padding)
+            found = self._executor.run(cache.blocks, inputs)
+            asked = padding.asked(batch, part.rows)
+            outputs.append({name: array[asked] for name, array in found.items()})
         return join_outputs(parts, outputs), rows
+
+    def _padding(self, batch: int, step: int, kept: int) -> Padding:
+        """What makes rows even where kernels want pairs."""
+        pairs = self._executor.row_rule.pairs
+        return Padding.to_pairs(batch, step, kept) if pairs else Padding()
 
     def _own(self, cache: Cache) -> KVCache:
         if not isinstance(cache, KVCache) or cache.executor is not self._executor:

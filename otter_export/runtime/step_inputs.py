@@ -30,9 +30,6 @@ class Tokens:
     logits_to_keep: int
 
 
-# New rows that come out apart (`engine_io.READ_ONLY`): one run, padded where kernels want pairs.
-
-
 @dataclasses.dataclass(frozen=True)
 class Padding:
     """What is added to a step so that its numbers of rows are even; nobody sees it.
@@ -63,10 +60,19 @@ class Padding:
             return np.ascontiguousarray(array)
         return np.pad(array, ((0, self.sequences), (0, self.tokens)), mode="edge")
 
+    def first_slots(self, lengths: IntArray, start: int) -> IntArray:
+        """``[B]``: slots of the tokens after ``start`` others; nobody's begins at 0."""
+        first = np.zeros(len(lengths) + self.sequences, np.int64)
+        first[: len(lengths)] = lengths + start
+        return first
+
     def asked(self, batch: int, kept: int) -> tuple[slice, slice]:
         """Of the outputs' rows, those that were asked for."""
         first = self.kept - self.tokens
         return slice(0, batch), slice(first, first + kept)
+
+
+# New rows that come out apart (`engine_io.READ_ONLY`): one run.
 
 
 def read_only_inputs(tokens: Tokens, lengths: IntArray, slots: int, padding: Padding) -> StepInputs:
@@ -121,6 +127,11 @@ class Part:
         """Tokens of the part."""
         return self.stop - self.start
 
+    @property
+    def rows(self) -> int:
+        """Rows that come out: what nobody asked for too, since the model keeps at least one."""
+        return max(self.kept, 1)
+
 
 def plan_parts(
     step: int, logits_to_keep: int, accepts: Callable[[int, int], bool]
@@ -168,7 +179,9 @@ def check_tree(tree: BoolArray, parts: Sequence[Part]) -> None:
             )
 
 
-def in_place_inputs(tokens: Tokens, part: Part, lengths: IntArray, slots: int) -> StepInputs:
+def in_place_inputs(
+    tokens: Tokens, part: Part, lengths: IntArray, slots: int, padding: Padding
+) -> StepInputs:
     """The inputs of one part of a step.
 
     Args:
@@ -176,37 +189,44 @@ def in_place_inputs(tokens: Tokens, part: Part, lengths: IntArray, slots: int) -
         part: Which part.
         lengths: ``[B]``: committed tokens.
         slots: Slots per sequence of the cache.
+        padding: Of `Padding.to_pairs`; a sequence of nobody's begins at slot 0.
     """
-    batch, chosen = len(lengths), slice(part.start, part.stop)
-    kept = np.arange(part.step - max(part.kept, 1), part.step, dtype=np.int64)
+    chosen = slice(part.start, part.stop)
+    step, kept = part.step + padding.tokens, part.rows + padding.kept
     tree = tokens.tree[:, chosen, : part.stop]
+    first = padding.first_slots(lengths, part.start)
     arrays: dict[str, IntArray | BoolArray] = {
-        engine_io.INPUT_IDS: np.ascontiguousarray(tokens.input_ids[:, chosen]),
-        engine_io.POSITION_IDS: np.ascontiguousarray(tokens.position_ids[:, chosen]),
-        engine_io.ATTENTION_MASK: slot_mask(lengths, tree, part.start, slots),
-        engine_io.WRITE_INDICES: lengths + part.start,
-        engine_io.KEPT_ROWS: np.tile(kept, (batch, 1)),
+        engine_io.INPUT_IDS: padding.apply(tokens.input_ids[:, chosen]),
+        engine_io.POSITION_IDS: padding.apply(tokens.position_ids[:, chosen]),
+        engine_io.ATTENTION_MASK: slot_mask(lengths, tree, part.start, slots, padding),
+        engine_io.WRITE_INDICES: first,
+        engine_io.KEPT_ROWS: np.tile(np.arange(step - kept, step), (len(first), 1)),
     }
-    return StepInputs(arrays, (batch, part.step, len(kept)))
+    return StepInputs(arrays, (len(first), step, kept))
 
 
-def slot_mask(lengths: IntArray, tree: BoolArray, start: int, slots: int) -> BoolArray:
-    """``[B, 1, S, slots]``: which slots each token of a part sees.
+def slot_mask(
+    lengths: IntArray, tree: BoolArray, start: int, slots: int, padding: Padding
+) -> BoolArray:
+    """``[B, 1, S, slots]``: which slots each token of a part sees; what pads sees itself at least.
 
     Args:
         lengths: ``[B]``: committed tokens; every token sees all of them.
         tree: ``[B, S, start + S]``: which of the step's tokens each token of the part sees.
         start: Tokens of the step before this part.
         slots: Slots per sequence of the cache.
+        padding: What is added.
     """
     batch, step, seen = tree.shape
-    mask = np.zeros((batch, 1, step, slots), np.bool_)
-    rows = np.arange(step)
-    for b, length in enumerate(lengths):
-        mask[b, 0, :, :length] = True
-        mask[b, 0, :, length : length + seen] = tree[b]
-        # A softmax over nothing is NaN, and a padding row's NaN would spread through 0 * NaN.
-        mask[b, 0, rows, length + start + rows] = True
+    shape = (batch + padding.sequences, 1, step + padding.tokens, slots)
+    mask = np.zeros(shape, np.bool_)
+    mask[:batch, 0] = (np.arange(slots) < lengths[:, None])[:, None]
+    for b, length in enumerate(lengths.tolist()):
+        mask[b, 0, :step, length : length + seen] = tree[b]
+    # A softmax over nothing is NaN, and a padding row's NaN would spread through 0 * NaN.
+    rows = np.arange(shape[2])
+    first = padding.first_slots(lengths, start)
+    mask[np.arange(shape[0])[:, None], 0, rows, first[:, None] + rows] = True
     return mask
 
 

@@ -30,6 +30,8 @@ COUNTERS = {
     "otter_forwards_total": "Forward passes, of prompts and of decoding steps",
     "otter_candidates_total": "Candidates scored",
     "otter_gated_total": "Tokens chosen without rewards because a gate was closed",
+    "otter_drafted_total": "Drafts fed, of requests that ended",
+    "otter_accepted_total": "Drafts that were right, of requests that ended",
 }
 GAUGES = {
     "otter_queue_length": "Requests that wait for a place",
@@ -138,6 +140,8 @@ class Metrics(Observer):
             ("otter_forwards_total", ()): stats.forwards,
             ("otter_candidates_total", ()): stats.candidates,
             ("otter_gated_total", ()): stats.gated,
+            ("otter_drafted_total", ()): stats.drafted,
+            ("otter_accepted_total", ()): stats.accepted,
             ("otter_reward_sum", ()): stats.reward_sum,
             ("otter_mean_reward", ()): stats.mean_reward,
         }

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from otter_export.arguments import as_integer, named_numbers
 from otter_export.errors import EngineError, RequestError
 from otter_export.quoting import listed, nearest, quoted
+from otter_export.runtime.drafts import NONE
 from otter_export.runtime.methods import METHODS, make_method, method_options
 from otter_export.runtime.methods.base import DecodingMethod
 from otter_export.runtime.penalties import Penalties
@@ -99,6 +100,7 @@ def parse_request(
         stop=_stop_words(values.get("stop_words", []), settings),
         seed=values.get("seed"),
         penalties=Penalties(**{k: values[k] for k in PENALTIES if k in values}),
+        drafts=values.get("drafts", NONE),
     )
     return ServedRequest(
         request,

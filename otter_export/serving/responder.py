@@ -135,7 +135,7 @@ def result_outputs(result: Result, events: Sequence[TokenEvent], max_candidates:
     return outputs | (_candidates(events, max_candidates) if max_candidates else {})
 
 
-def _outputs(text: str, tokens: list[int], rewards: list[float], reason: str) -> Outputs:
+def _outputs(text: str, tokens: list[int], rewards: list[object], reason: str) -> Outputs:
     return {
         "text_output": output("text_output", [text]),
         "token_id": output("token_id", list(tokens)),

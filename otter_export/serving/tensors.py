@@ -57,9 +57,7 @@ INPUTS: tuple[TensorField, ...] = (
     TensorField("method", "STRING", False, "a decoding method; `otter-export list methods`"),
     TensorField("top_k", "INT32", False, "candidates per token"),
     TensorField("reward_weight", "FP32", False, "weight of the reward; may be negative"),
-    TensorField(
-        "weights", "STRING", True, "`SIGNAL=WEIGHT` of several signals, instead of the two above"
-    ),
+    TensorField("weights", "STRING", True, "`SIGNAL=WEIGHT` of several signals, instead of one"),
     TensorField(
         "minimum", "STRING", True, "`SIGNAL=VALUE`: leave out candidates below, unless all are"
     ),
@@ -71,6 +69,9 @@ INPUTS: tuple[TensorField, ...] = (
     TensorField("seed", "UINT64", False, "of the sampling; without one it differs every time"),
     TensorField("stop_words", "STRING", True, "texts that end the generation"),
     TensorField("signal", "STRING", False, "the signal that is the reward, if there are several"),
+    TensorField(
+        "drafts", "STRING", False, "guess tokens ahead: `none`, `lookup`, `auto`, a signal"
+    ),
     TensorField("return_candidates", "BOOL", False, "whether to return the candidates"),
     TensorField("deadline_ms", "INT32", False, "an error instead if it takes longer, in ms"),
     TensorField("repetition_penalty", "FP32", False, "divides positive logits of tokens seen"),
@@ -84,7 +85,9 @@ INPUTS: tuple[TensorField, ...] = (
 OUTPUTS: tuple[TensorField, ...] = (
     TensorField("text_output", "STRING", False, "the text, without the stop word"),
     TensorField("token_id", "INT64", True, "the tokens"),
-    TensorField("reward", "FP32", True, "the reward of each token"),
+    TensorField(
+        "reward", "FP32", True, "the reward of each token; empty if the engine scores none"
+    ),
     TensorField("finish_reason", "STRING", False, "`eos`, `stop`, `length`; empty before the end"),
     TensorField("candidate_counts", "INT32", True, "how many candidates each token had"),
     TensorField("candidate_ids", "INT64", True, "candidates of all tokens, best logit first"),

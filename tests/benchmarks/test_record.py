@@ -72,3 +72,16 @@ def test_a_plot_is_small(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"big\.png takes \d+ bytes"):
         record.write("big", [{"a": 1}], figure=figure, folder=tmp_path)
     assert not (tmp_path / "big.png").exists()
+
+
+def test_gpus_by_name_and_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert record.gpus() == [] and "gpus" not in record.machine()
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 580.95'\n")
+    program.chmod(0o755)
+    assert record.machine()["gpus"] == ["NVIDIA H100 80GB HBM3, driver 580.95"]
+    record.write("with", [{"a": 1}], folder=tmp_path)
+    assert ", on NVIDIA H100 80GB HBM3, driver 580.95, " in (tmp_path / "with.md").read_text()
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert record.gpus() == []

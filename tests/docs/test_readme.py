@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/families.md", "docs/performance.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/families.md", "docs/performance.md", "docs/gpu.md"]
+)
 def test_the_tables_are_those_of_the_registries_and_results(page: str) -> None:
     pytest.importorskip("onnx_ir")
     text = (ROOT / page).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""L1: both cache passes with windows and soft caps, against plain attention in numpy.
+"""L1: the cache passes with windows and soft caps, against plain attention in numpy.
 
 Tolerance: 1e-5 in float32 (sums in another order); 1e-2 in float16 (10 bits, scores up to 20).
 """
@@ -6,6 +6,7 @@ Tolerance: 1e-5 in float32 (sums in another order); 1e-2 in float16 (10 bits, sc
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from otter_export.engine_io import ATTENTION_MASK
 from otter_export.graph.passes.in_place_cache import InPlaceCache
+from otter_export.graph.passes.in_place_products import InPlaceProducts
 from otter_export.graph.passes.read_only_cache import ReadOnlyCache
 from otter_export.graph.windows import set_windows
 from otter_export.layer_attention import LayerAttention
@@ -21,6 +23,12 @@ from tests.graph.text import ops, parse, randn, run
 
 Array = np.ndarray[Any, Any]
 CAPACITY, SIZE, SCALE = 16, 4, 2.0
+#: The passes by the form that a graph gets, and the nodes that layers share.
+PASSES: dict[str, Callable[[], ir.passes.InPlacePass]] = {
+    "read_only": ReadOnlyCache,
+    "in_place": lambda: InPlaceCache(CAPACITY),
+    "in_place-products": InPlaceProducts,
+}
 TOLERANCE = {"float": 1e-5, "float16": 1e-2}
 
 
@@ -156,27 +164,27 @@ def expected(
     return rows
 
 
-@pytest.mark.parametrize("in_place", [False, True], ids=["read_only", "in_place"])
+@pytest.mark.parametrize("form", PASSES)
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("name", STEPS)
-def test_windows(in_place: bool, window: int | None, name: str) -> None:
-    check(STEPS[name], Heads(), window, in_place=in_place)
+def test_windows(form: str, window: int | None, name: str) -> None:
+    check(STEPS[name], Heads(), window, form=form)
 
 
-@pytest.mark.parametrize("in_place", [False, True], ids=["read_only", "in_place"])
+@pytest.mark.parametrize("form", PASSES)
 @pytest.mark.parametrize("heads", [Heads(2, 2), Heads(6, 2), Heads(4, 1)], ids=str)
 @pytest.mark.parametrize("cap", [0.0, 3.0])
-def test_groups_of_heads(in_place: bool, heads: Heads, cap: float) -> None:
-    check(STEPS["tree"], heads, 3, cap, in_place=in_place)
+def test_groups_of_heads(form: str, heads: Heads, cap: float) -> None:
+    check(STEPS["tree"], heads, 3, cap, form=form)
 
 
-@pytest.mark.parametrize("in_place", [False, True], ids=["read_only", "in_place"])
+@pytest.mark.parametrize("form", PASSES)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", STEPS)
-def test_soft_caps_come_before_the_mask(in_place: bool, dtype: str, name: str) -> None:
+def test_soft_caps_come_before_the_mask(form: str, dtype: str, name: str) -> None:
     """Capped behind it, what is hidden would have a score of -3 and show."""
     for window in (None, 3):
-        check(STEPS[name], Heads(), window, 3.0, dtype, in_place=in_place)
+        check(STEPS[name], Heads(), window, 3.0, dtype, form=form)
 
 
 def check(
@@ -186,19 +194,19 @@ def check(
     cap: float = 0.0,
     dtype: str = "float",
     *,
-    in_place: bool,
+    form: str,
 ) -> None:
     model = attention_model(heads, window, cap, dtype)
     given = values(step, heads, np.float16 if dtype == "float16" else np.float32)
-    one = InPlaceCache(CAPACITY) if in_place else ReadOnlyCache()
+    one = PASSES[form]()
     assert one(model).modified
-    found = run(model, **inputs_of(step, given, in_place=in_place))[0]
+    found = run(model, **inputs_of(step, given, in_place=form != "read_only"))[0]
     reference = expected(step, heads, given, window, cap)
     np.testing.assert_allclose(found, reference, atol=TOLERANCE[dtype], rtol=0)
     if window is not None and window < max(step.lengths):  # or the window would not show
         whole = expected(step, heads, given, None, cap)
         assert np.abs(reference - whole).max() > 0.1
-    if in_place:
+    if form == "in_place":
         assert ("Attention" in ops(model)) == (cap == 0.0)  # else written out
     assert not one(model).modified
 
@@ -214,11 +222,11 @@ def test_layers_of_one_window_share_a_mask() -> None:
     text = f"""g (int64[B, S] input_ids, int64[B, S] position_ids, float[B, S, 8] q,
            bool[B, 1, S, T] attention_mask{inputs}) => ({outputs})
         {{ x = Identity (q) {" ".join(layer.format(i) for i in range(4))} }}"""
-    for one, ends in ((ReadOnlyCache(), {"Where": 3}), (InPlaceCache(CAPACITY), {"Where": 1})):
+    for form, wheres in {"read_only": 3, "in_place": 1, "in_place-products": 4}.items():
         model = parse(text)
         set_windows(model, [LayerAttention(window, None) for window in (5, None, 5, 3)])
-        one(model)
+        PASSES[form]()(model)
         names = [v.name for node in model.graph for v in node.outputs]
         assert len(names) == len(set(names))
         counts = {op: ops(model).count(op) for op in ("Where", "And")}
-        assert counts == {**ends, "And": 2}
+        assert counts == {"Where": wheres, "And": 2}

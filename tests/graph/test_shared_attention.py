@@ -14,12 +14,11 @@ import pytest
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.graph.emit import Emitter
-from otter_export.graph.passes.in_place_cache import InPlaceCache
-from otter_export.graph.passes.read_only_cache import ReadOnlyCache
 from otter_export.graph.rule import Widening
 from otter_export.graph.rules import RULES
 from tests.graph.test_cache_passes import (
     CAPACITY,
+    PASSES,
     SIZE,
     STEPS,
     TOLERANCE,
@@ -105,18 +104,19 @@ def of_heads(given: dict[str, Array], heads: Heads) -> dict[str, Array]:
     }
 
 
-@pytest.mark.parametrize("in_place", [False, True], ids=["read_only", "in_place"])
+@pytest.mark.parametrize("form", PASSES)
 @pytest.mark.parametrize("heads", EXTRA, ids=str)
 @pytest.mark.parametrize("cap", [0.0, 3.0])
 @pytest.mark.parametrize("name", STEPS)
 def test_values_under_the_weights_of_base_heads(
-    llama: Checkpoint, in_place: bool, heads: Heads, cap: float, name: str
+    llama: Checkpoint, form: str, heads: Heads, cap: float, name: str
 ) -> None:
+    in_place = form != "read_only"
     for window in WINDOWS[:3]:
         model = shared_model(heads, window, cap, llama)
         alone = attention_model(BASE, window, cap)
         for one in (model, alone):
-            assert (InPlaceCache(CAPACITY) if in_place else ReadOnlyCache())(one).modified
+            assert PASSES[form]()(one).modified
         base, channel, given = run_shared(model, STEPS[name], heads, in_place=in_place)
         reference = expected(STEPS[name], heads, of_heads(given, heads), window, cap)
         np.testing.assert_allclose(channel, reference, atol=TOLERANCE["float"], rtol=0)
@@ -124,15 +124,19 @@ def test_values_under_the_weights_of_base_heads(
         np.testing.assert_array_equal(base, run(alone, **feed)[0])
 
 
+@pytest.mark.parametrize("form", ["read_only", "in_place-products"])
 @pytest.mark.parametrize("heads", EXTRA, ids=str)
-def test_read_only_computes_no_weights_twice(llama: Checkpoint, heads: Heads) -> None:
+def test_no_weights_are_computed_twice(llama: Checkpoint, form: str, heads: Heads) -> None:
     model = shared_model(heads, None, 0.0, llama)
-    ReadOnlyCache()(model)
+    PASSES[form]()(model)
+    # Weights of cached and of new rows apart, or of all slots.
+    parts = 2 if form == "read_only" else 1
     assert ops(model).count("Softmax") == 1
-    assert ops(model).count("FusedMatMul") == 2
+    assert ops(model).count("FusedMatMul") == parts
     # A Slice for each part of the weights, unless all heads are read.
-    sliced = [n for n in model.graph if n.op_type == "Slice" and "on_" in str(n.outputs[0].name)]
-    assert len(sliced) == (0 if heads == BASE else 2)
+    sliced = [str(n.outputs[0].name) for n in model.graph if n.op_type == "Slice"]
+    sliced = [name for name in sliced if name.endswith((".on_past", ".on_new", ".weights"))]
+    assert len(sliced) == (0 if heads == BASE else parts)
 
 
 @pytest.mark.parametrize("heads", EXTRA, ids=str)

@@ -1,4 +1,4 @@
-"""L4: steps of the torch engine as CUDA graphs need them, on the CPU: all but the capture."""
+"""L4: steps of the torch engine as CUDA graphs need them; the capture itself on a GPU only."""
 
 from __future__ import annotations
 

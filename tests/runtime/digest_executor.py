@@ -54,6 +54,8 @@ class DigestExecutor:
         self.row_rule = RowRule(pairs=pairs_rows, even_steps=True)
         self.shapes: list[tuple[int, int, int]] = []
 
+    chains_alike = True
+
     def accepts(self, batch: int, step: int, kept: int) -> bool:
         return batch <= self.max_batch_size and step <= self.step and kept <= self.kept
 

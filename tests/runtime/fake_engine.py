@@ -112,6 +112,13 @@ class FakeEngine:
         self.script = script or {}
         self.calls: list[tuple[int, int]] = []
         self.even_steps = True
+        self.chains_alike = True
+
+    def token_ids(self, signal: Signal) -> np.ndarray | None:
+        """Every third token, where a signal drafts a part of them."""
+        if signal.draft_vocab is None:
+            return None
+        return np.arange(signal.draft_vocab, dtype=np.int32) * 3
 
     def new_cache(self, batch_size: int) -> FakeCache:
         return FakeCache([[] for _ in range(batch_size)])
@@ -179,7 +186,7 @@ class FakeEngine:
         return self._draw(digest, "logits").standard_normal(self.manifest.vocab_size) * self.spread
 
     def _signal(self, signal: Signal, kept: list[list[bytes]]) -> np.ndarray:
-        size = kind_of(signal).output_dims(signal, self.manifest.vocab_size)
+        shape = kind_of(signal).output_dims(signal, self.manifest.vocab_size)
         low, high = signal.bounds or (-3.0, 3.0)
-        values = [[self._draw(d, signal.name).uniform(low, high, size) for d in r] for r in kept]
+        values = [[self._draw(d, signal.name).uniform(low, high, shape) for d in r] for r in kept]
         return np.array(values, np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from otter_export import ArgsGreedy, Plain, generate, load_engine
+from otter_export import ArgsGreedy, Penalties, Plain, Request, best_of, generate, load_engine
 from otter_export.cli.generation_view import TextView, reward_color, summary
 from otter_export.cli.main import _run
 from otter_export.errors import MissingDependencyError, RequestError
@@ -142,6 +143,43 @@ def test_the_second_signal_can_be_asked_for(
     assert json.loads(out)["token_ids"] == list(result.token_ids)
 
 
+def test_sums_minimums_and_penalties_of_the_command_line_and_of_one_prompt(
+    engine_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a film", "signal": "future", "banned_tokens": [7]}\n')
+    arguments = ("--prompt", "a film", "--prompts", path, "--json", "--max-tokens", 9)
+    sums = ("--weights", "reward=3", "--weights", "future=-2", "--minimum", "reward=0.1")
+    more = ("--repetition-penalty", 1.5, "--ban", 3, "--ban", 4, "--min-tokens", 5)
+    status, out, _ = run(capsys, engine_dir, *arguments, *sums, *more)
+    assert status == 0
+    several, one = [json.loads(line) for line in out.splitlines()]
+    penalties = Penalties(repetition_penalty=1.5, banned_tokens=(3, 4), min_tokens=5)
+    method = ArgsGreedy(weights={"reward": 3.0, "future": -2.0}, minimum={"reward": 0.1})
+    engine = load_engine(engine_dir)
+    [expected] = generate(engine, "a film", method, max_tokens=9, penalties=penalties)
+    assert several["token_ids"] == list(expected.token_ids)
+    assert several["signals"] == {n: list(v) for n, v in expected.signals.items()}
+    # The line's signal sets the weights of the command aside; its bans are its own.
+    method = ArgsGreedy(signal="future", minimum={"reward": 0.1})
+    penalties = dataclasses.replace(penalties, banned_tokens=(7,))
+    [expected] = generate(engine, "a film", method, max_tokens=9, penalties=penalties)
+    assert one["token_ids"] == list(expected.token_ids)
+
+
+def test_the_best_of_several(engine_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sampled = ("--method", "plain", "--temperature", 1, "--seed", 5, "--max-tokens", 6)
+    arguments = ("--prompt", "a film", "--prompt", "the", *sampled, "--best-of", 3)
+    status, out, _ = run(capsys, engine_dir, *arguments, "--json")
+    assert status == 0
+    engine = load_engine(engine_dir)
+    for line, prompt in zip(out.splitlines(), ("a film", "the"), strict=True):
+        request = Request(prompt, Plain(temperature=1.0), max_tokens=6, seed=5)
+        assert json.loads(line)["token_ids"] == list(best_of(engine, request, 3)[0].token_ids)
+    status, out, _ = run(capsys, engine_dir, *arguments)
+    assert status == 0 and out.count("\n[mean reward ") == 2 and out.startswith("a film")
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_a_plot_shows_guided_against_unguided(
     engine_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
@@ -169,7 +207,7 @@ WRONG = [
     (["--prompt", "a", "--weight", "nan"], "weight must be a finite number"),
     (["--prompt", "a", "--weight", "inf"], "weight must be a finite number"),
     (["a", "--temperature", "1"], "has no option temperature; its options: "),
-    (["a", "--temperature", "1"], "methods that have it: args-stochastic, plain"),
+    (["a", "--temperature", "1"], "methods that have it: args-stochastic, experts, plain"),
     (["a", "--method", "\x1b[31m\u202e"], r"unknown method '\x1b[31m\u202e'"),
     (["a", "--top-k", "1" * 5000], "is not a valid integer"),
     (["a", "--\x1b[31m"], r"\x1b[31m"),

@@ -22,9 +22,9 @@ from tests.runtime.digest_executor import make_engine
 from tests.runtime.fake_engine import REWARD, make_manifest
 
 SIGNALS = (REWARD, Signal("future", "q_value"))
-#: New rows that come out apart, and of kernels that take rows in pairs.
+#: New rows that come out apart, and kernels that take rows in pairs.
 APART = {"cache_form": engine_io.READ_ONLY}
-PAIRED = {**APART, "pairs_rows": True}
+PAIRED = ({**APART, "pairs_rows": True}, {"pairs_rows": True}, {"pairs_rows": True, "step": 4})
 
 
 def step_of(engine: Engine, cache: object, ids: list[list[int]], tree: np.ndarray) -> Step:
@@ -45,7 +45,10 @@ def test_any_sequence_of_operations_equals_the_oracle(data: st.DataObject) -> No
     """Random trees, commits, joining and leaving; steps that run in parts; steps kept for later."""
     limits: dict[str, Any] = data.draw(
         st.sampled_from(
-            [{}, {"step": 3}, {"kept": 2}, {"step": 4, "kept": 3, "capacity": 150}, APART, PAIRED]
+            [
+                *({}, {"step": 3}, {"kept": 2}, {"step": 4, "kept": 3, "capacity": 150}),
+                *(APART, *PAIRED),
+            ]
         )
     )
     engine, fake, _ = make_engine(make_manifest(signals=SIGNALS), **limits)
@@ -95,7 +98,7 @@ def test_any_sequence_of_operations_equals_the_oracle(data: st.DataObject) -> No
     "limits",
     [
         *({}, {"step": 7}, {"kept": 3}, {"step": 5, "kept": 2, "capacity": 140, "batch": 4}),
-        *(APART, PAIRED),
+        *(APART, *PAIRED),
     ],
 )
 def test_generation_equals_the_oracle(limits: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ def test_an_engine_without_a_usable_profile_is_refused() -> None:
 def test_a_mask_written_out_by_hand() -> None:
     """Two sequences with prefixes of 2 and 0; the second token of the first sees only itself."""
     tree = np.array([[[1, 0], [0, 1]], [[1, 0], [1, 1]]], np.bool_)
-    mask = slot_mask(np.array([2, 0]), tree, 0, 5)
+    mask = slot_mask(np.array([2, 0]), tree, 0, 5, Padding())
     assert mask.shape == (2, 1, 2, 5)
     assert mask[:, 0].astype(int).tolist() == [
         [[1, 1, 1, 0, 0], [1, 1, 0, 1, 0]],
@@ -71,7 +71,7 @@ def test_a_later_part_sees_the_rows_of_those_before() -> None:
     part = Part(2, 4, 1)
     ids = np.arange(4, dtype=np.int64)[None]
     tokens = Tokens(ids, ids + 3, np.tri(4, dtype=np.bool_)[None], 1)
-    inputs = in_place_inputs(tokens, part, np.array([3]), 8)
+    inputs = in_place_inputs(tokens, part, np.array([3]), 8, Padding())
     assert inputs.arrays["input_ids"].tolist() == [[2, 3]]
     assert inputs.arrays["position_ids"].tolist() == [[5, 6]]
     assert inputs.arrays["write_indices"].tolist() == [5]
@@ -84,7 +84,7 @@ def test_a_later_part_sees_the_rows_of_those_before() -> None:
 
 
 def test_a_padding_row_sees_itself() -> None:
-    mask = slot_mask(np.array([0]), np.zeros((1, 2, 2), np.bool_), 0, 3)
+    mask = slot_mask(np.array([0]), np.zeros((1, 2, 2), np.bool_), 0, 3, Padding())
     assert mask[0, 0].astype(int).tolist() == [[1, 0, 0], [0, 1, 0]]
 
 

@@ -227,6 +227,22 @@ def test_metrics_add_up(serve: Serve) -> None:
     assert served.metric(f"{first}_bucket", le="+Inf") == 3
 
 
+def test_drafts_are_counted(serve: Serve) -> None:
+    served = serve()
+    for drafts in ("none", "lookup"):
+        options = {"text_input": "abcabcabcabc", "method": "plain", "max_tokens": 8}
+        served.ask(**options, drafts=drafts).wait()
+    served.model.finalize()
+    # The last tokens occurred before, so something is drafted; the engine's answers are random.
+    assert served.metric("otter_drafted_total") > 0
+    assert served.metric("otter_accepted_total") <= served.metric("otter_drafted_total")
+
+
+def test_drafts_that_there_are_not_are_refused(serve: Serve) -> None:
+    answer = serve().ask(text_input="p", drafts="medusa").wait()[0]
+    assert "drafts must be one of none, lookup, auto here" in str(answer.error().message())
+
+
 def test_closed_gates_are_counted(serve: Serve) -> None:
     served = serve()
     for gate in (0.0, 99.0, 99.0):

@@ -92,8 +92,10 @@ def test_other_fields() -> None:
             "stop_words": ["", "\n\n", "ü"],
             "seed": 2**64 - 1,
             "max_tokens": 3,
+            "drafts": "auto",
         }
     )
+    assert served.request.drafts == "auto"
     assert (served.stream, served.return_candidates) == (True, True)
     assert served.request.stop == ("\n\n", "ü")
     assert (served.request.seed, served.request.max_tokens) == (2**64 - 1, 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from otter_export.engine_io import INPUT_IDS, LOGITS_TO_KEEP
+from otter_export.engine_io import INPUT_IDS, KEPT_ROWS, LOGITS_TO_KEEP
 from otter_export.graph.emit import Emitter
 
 #: Ops that work on each token's row alone, so that they do not care about the leading dimensions.
@@ -74,9 +74,12 @@ class _Layout:
         self._batch = e.op("Shape", [ids], "otter.rows.batch", start=0, end=1)
         step = e.op("Shape", [ids], "otter.rows.step", start=1, end=2)
         self._second = {"step": step}
-        keep = [v for v in graph.inputs if v.name == LOGITS_TO_KEEP]
-        if keep:
-            self._second["kept"] = keep[0]
+        for value in graph.inputs:
+            if value.name == LOGITS_TO_KEEP:
+                self._second["kept"] = value
+            elif value.name == KEPT_ROWS:
+                kept = e.op("Shape", [value], "otter.rows.kept", start=1, end=2)
+                self._second["kept"] = kept
         self._shapes = {
             name: e.op("Concat", [self._batch, second, self._all], f"otter.rows.{name}3", axis=0)
             for name, second in self._second.items()

@@ -9,22 +9,20 @@ import numpy as np
 import onnx_ir as ir
 
 from otter_export.channel import first_heads
-from otter_export.engine_io import INPUT_IDS, POSITION_IDS, WRITE_INDICES
+from otter_export.engine_io import POSITION_IDS
 from otter_export.graph.attention import (
     MASKED,
     capped_scores,
     head_counts,
     is_capped,
     replace_attention,
-    replace_mask,
     scale_of,
     split_heads,
 )
 from otter_export.graph.emit import Emitter
+from otter_export.graph.in_place import in_place_inputs, slot_positions, updated
 from otter_export.graph.shared_attention import base_of, take
 from otter_export.graph.windows import near, window_of
-
-_SEQUENCE_AXIS = -2
 
 
 class InPlaceCache(ir.passes.InPlacePass):
@@ -64,23 +62,11 @@ class InPlaceCache(ir.passes.InPlacePass):
         attentions = [n for n in graph if n.op_type == "Attention"]
         if not attentions or any(len(n.inputs) < 6 for n in attentions):  # none, or lowered before
             return ir.passes.PassResult(model, modified=False)
-        mask, slots = self._inputs(graph)
+        mask, slots = in_place_inputs(graph, self._capacity)
         masks = _Masks(graph, mask, slots, self._capacity)
         for node in attentions:
             self._lower(graph, node, masks, slots)
         return ir.passes.PassResult(model, modified=True)
-
-    def _inputs(self, graph: ir.Graph) -> tuple[ir.Value, ir.Value]:
-        """The new mask in the place of the padding mask, and the write indices at the end."""
-        mask = replace_mask(graph, ["batch", 1, "step", self._capacity])
-        for value in graph.inputs:
-            if value.name in (INPUT_IDS, POSITION_IDS):
-                value.shape = ir.Shape(["batch", "step"])
-        slots = ir.Value(
-            name=WRITE_INDICES, shape=ir.Shape(["batch"]), type=ir.TensorType(ir.DataType.INT64)
-        )
-        graph.inputs.insert(list(graph.inputs).index(mask) + 1, slots)
-        return mask, slots
 
     def _lower(self, graph: ir.Graph, node: ir.Node, masks: _Masks, slots: ir.Value) -> None:
         """Replace one Attention node."""
@@ -97,19 +83,16 @@ class InPlaceCache(ir.passes.InPlacePass):
             dims: list[int | str] = ["batch", count, "step", size]
             return split_heads(e, value, shape, f"{prefix}.{name}", dims)
 
-        def updated(past: ir.Value | None, rows: ir.Value, name: str) -> ir.Value:
-            assert past is not None
-            past.shape = ir.Shape(["batch", kv_heads, self._capacity, size])
-            options = {"axis": _SEQUENCE_AXIS, "mode": "linear", "shape": past.shape}
-            return e.op("TensorScatter", [past, rows, slots], f"{prefix}.{name}.cache", **options)
+        def cache(past: ir.Value | None, rows: ir.Value, name: str) -> ir.Value:
+            return updated(e, past, rows, slots, self._capacity, f"{prefix}.{name}.cache")
 
         if base is None:
             query = split(q, heads, "q")
-            keys = updated(past_key, split(k, kv_heads, "k"), "k")
+            keys = cache(past_key, split(k, kv_heads, "k"), "k")
             self._lowered[str(node.name)] = query, keys
         else:
             query, keys = _of_base_heads(e, self._lowered[base], heads, kv_heads, prefix)
-        values = updated(past_value, split(v, kv_heads, "v"), "v")
+        values = cache(past_value, split(v, kv_heads, "v"), "v")
         mask, dims = masks.of(window_of(node)), ["batch", heads, "step", size]
         if is_capped(node):
             y = _written_out(e, node, query, (keys, values), mask)
@@ -161,26 +144,11 @@ class _Masks:
 
     @functools.cached_property
     def _positions(self) -> tuple[ir.Value, ir.Value]:
-        """Those of queries, ``[batch, step]``, and of keys, ``[batch, C]``.
-
-        Slot i of a prefix holds position i, a new row that of its token. Slots behind the new rows
-        get a value, which the mask hides.
-        """
+        """Those of queries, ``[batch, step]``, and of keys, ``[batch, C]``."""
         positions = next(v for v in self._graph.inputs if v.name == POSITION_IDS)
-        e, name, integers = self._emitter, "otter.key_positions", ir.DataType.INT64
+        e = self._emitter
         slots = e.constant(np.arange(self._capacity)[None], "otter.slots")
-        first = e.op(
-            "Unsqueeze", [self._slots, e.constant([1], "otter.slot_axis")], f"{name}.first"
-        )
-        rows = e.op("Sub", [slots, first], f"{name}.rows", shape=["batch", self._capacity])
-        zero = e.constant(0, "otter.zero")
-        is_prefix = e.op("Less", [rows, zero], f"{name}.is_prefix", dtype=ir.DataType.BOOL)
-        step = e.op("Shape", [positions], f"{name}.step", start=1, end=2)
-        last = e.op("Sub", [step, e.constant([1], "otter.one")], f"{name}.last")
-        index = e.op("Max", [e.op("Min", [rows, last], f"{name}.capped"), zero], f"{name}.index")
-        new = e.op("GatherElements", [positions, index], f"{name}.new", axis=1)
-        keys = e.op("Where", [is_prefix, slots, new], name, dtype=integers)
-        return positions, keys
+        return positions, slot_positions(e, slots, positions, self._slots, self._capacity)
 
 
 def _written_out(

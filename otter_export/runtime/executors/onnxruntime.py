@@ -1,9 +1,10 @@
 """ONNX Runtime as an `Executor`, for both cache forms.
 
-An ``onnx`` engine's graph reads its caches, and its new rows come out apart. The graph that
-TensorRT is given writes them in place: running it here, on the CPU, is how the numerics of a
-``trt`` engine are checked where there is no GPU; nobody should serve so, since its attention reads
-the whole capacity in every step.
+An ``onnx`` engine for the CPU writes its caches in place, with as many slots as are needed; for
+CUDA, and of an older release, its graph reads them, and its new rows come out apart. The graph that
+TensorRT is given has caches of static capacity: running it here, on the CPU, is how the numerics of
+a ``trt`` engine are checked where there is no GPU; nobody should serve so, since its attention
+reads the whole capacity in every step.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from otter_export.runtime.memory.block import Memory
 from otter_export.runtime.memory.cuda import cuda_memory
 from otter_export.runtime.memory.host import KEEP, host_memory
 from otter_export.runtime.recent import Recent
-from otter_export.runtime.row_trial import try_rows
+from otter_export.runtime.row_trial import try_chains, try_rows
 from otter_export.runtime.step_engine import StepEngine
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -74,7 +75,7 @@ def load(
         )
     if PROVIDERS[provider] not in ort.get_available_providers():
         raise MissingDependencyError("onnxruntime-gpu", "cuda", f"provider {provider!r}")
-    manifest.require_form(engine_io.READ_ONLY)
+    manifest.require_form(engine_io.IN_PLACE, engine_io.READ_ONLY)
     model = directory / manifest.model_file
     session = open_session(model, provider, threads, data=linked_data(directory, manifest, model))
     device = CudaDevice() if provider == "cuda" else None
@@ -97,6 +98,7 @@ def load_kept_graph(
         UnsupportedError: Its caches are bfloat16, which numpy does not have.
     """
     manifest.require_form(engine_io.IN_PLACE)
+    manifest.require_sizes()
     # DequantizeLinear and MatMul become one product; its activations shall stay as they are, as
     # they do in TensorRT, instead of being rounded to int8.
     entries = {"session.qdq_matmulnbits_accuracy_level": "1"}
@@ -245,9 +247,23 @@ class OnnxRuntimeExecutor:
         Raises:
             EngineError: The model fails.
         """
-        if self._device is None and self.cache_form == engine_io.READ_ONLY:
+        if self._promises:
             return try_rows(self)
         return RowRule(pairs=False, even_steps=True)
+
+    @functools.cached_property
+    def chains_alike(self) -> bool:
+        """As tried, like `row_rule`; see `Executor.chains_alike`.
+
+        Raises:
+            EngineError: The model fails.
+        """
+        return self._promises and self.cache_form == engine_io.IN_PLACE and try_chains(self)
+
+    @property
+    def _promises(self) -> bool:
+        """Whether rows shall be alike: on the CPU, but for a graph that was made for TensorRT."""
+        return self._device is None and self._limits.capacity is None
 
     @property
     def max_batch_size(self) -> int:
@@ -266,11 +282,12 @@ class OnnxRuntimeExecutor:
     def slots(self, needed: int, held: int = 0) -> int:
         """A multiple of `SLOTS`, an eighth more than before; or the graph's capacity.
 
-        Attention reads the whole capacity, so doubling it would cost more than it saves.
+        Attention reads the whole capacity, so doubling it would cost more than it saves. A step in
+        place needs room for all its rows, also behind the longest sequence.
         """
         if self._limits.capacity is not None:
             return self._limits.capacity
-        return min(_rounded(max(needed, held + held // 8)), self._most_slots)
+        return max(_rounded(needed), min(_rounded(held + held // 8), self._most_slots))
 
     def blocks(self, places: int, slots: int, *, zeroed: bool = True) -> Blocks:
         """Memory for a cache, or for new rows; see `Executor.blocks`."""

@@ -97,6 +97,7 @@ class TensorRTExecutor:
 
     cache_form = engine_io.IN_PLACE
     row_rule = RowRule(pairs=False, even_steps=True)  # fewer shapes to capture
+    chains_alike = False
 
     def __init__(
         self,

@@ -118,6 +118,7 @@ def load_plan(directory: Path, manifest: EngineManifest, trt: Any) -> LoadedPlan
         EngineError: The plan is damaged or TensorRT refuses it; its tensors are not as expected.
     """
     manifest.require_form(engine_io.IN_PLACE)
+    manifest.require_sizes()
     if manifest.built_for.plugin_layers:
         from otter_export.plugins.tensorrt import register
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Collection
 
 import numpy as np
 
-from otter_export.errors import EngineError
+from otter_export.runtime.drafts.row_costs import row_costs
 from otter_export.runtime.engine import BoolArray, Engine, IntArray
 from otter_export.runtime.request import TokenEvent
 from otter_export.runtime.scheduler.sequence import Sequence
@@ -29,6 +30,7 @@ class Batch:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._costs = row_costs(engine)
         self._cache = engine.new_cache(0)
         self.sequences: list[Sequence] = []
 
@@ -57,34 +59,32 @@ class Batch:
         self._engine.select(self._cache, indices)
 
     def step(self) -> list[TokenEvent]:
-        """Generate one token for every sequence; those that finish or fail leave.
+        """Generate a token for every sequence, more where drafts are right; the finished leave.
 
         One that finds that it has to feed more candidates (`Sequence.advance`) has its token in the
         next step.
         """
-        step = self._engine.forward(self._cache, *self._inputs())
+        inputs = self._inputs()
+        started = time.perf_counter()
+        step = self._engine.forward(self._cache, *inputs)
+        batch, width = inputs[0].shape
+        self._costs.record(batch, width, time.perf_counter() - started)
         events: list[TokenEvent] = []
         kept: list[list[int]] = []
         for b, sequence in enumerate(self.sequences):
-            rows = []
-            try:
-                if answer := sequence.advance(step, b):
-                    event, row = answer
-                    events.append(event)
-                    rows = [row] if event.finish_reason is None else []
-            except EngineError as error:
-                sequence.error = error
-            kept.append(rows)
+            new, rows = sequence.advance(step, b)
+            events += new
+            kept.append([] if sequence.finish_reason or sequence.error else rows)
         self._engine.commit(self._cache, step, kept)
         self.leave({s for s in self.sequences if s.finish_reason or s.error})
         return events
 
     def _inputs(self) -> tuple[IntArray, IntArray, BoolArray, int]:
-        """Token ids and positions ``[B, S]``, the tree ``[B, S, S]``, in which each sees itself, S.
+        """Token ids and positions ``[B, S]``, the tree ``[B, S, S]``, and S.
 
         Padding comes last, so that a candidate is at the same place however wide the step is.
         """
-        width = max(len(sequence.proposal.feed) for sequence in self.sequences)
+        width = max(len(sequence.fed) for sequence in self.sequences)
         # Even, and so never one where it may be more, for kernels that treat pairs of rows, or a
         # single row, in their own way: a result must not depend on who else is here.
         if self._engine.even_steps and not all(s.feeds_one for s in self.sequences):
@@ -92,11 +92,16 @@ class Batch:
         shape = (len(self.sequences), width)
         input_ids = np.zeros(shape, np.int64)
         position_ids = np.empty(shape, np.int64)
+        tree = _each_alone(*shape)
         for b, sequence in enumerate(self.sequences):
-            feed = sequence.proposal.feed
-            input_ids[b, : len(feed)] = feed
+            fed, tokens = sequence.fed, len(sequence.fed)
+            input_ids[b, :tokens] = fed.tokens
             position_ids[b] = sequence.length
-        return input_ids, position_ids, _each_alone(*shape), width
+            if fed.deep:
+                position_ids[b, :tokens] += fed.depths
+                tree = tree if tree.flags.writeable else tree.copy()
+                tree[b, :tokens, :tokens] = fed.seen
+        return input_ids, position_ids, tree, width
 
 
 @functools.lru_cache(maxsize=64)

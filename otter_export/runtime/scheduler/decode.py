@@ -41,7 +41,7 @@ class Decoder:
             self._leave(batch, gone)
 
     def step(self) -> tuple[int, list[TokenEvent]]:
-        """Run one step of each batch: a token for each sequence.
+        """Run one step of each batch: a token for each sequence, or several.
 
         Returns:
             Forward passes, and the tokens.
@@ -84,10 +84,10 @@ class Decoder:
         even = self._engine.even_steps
         one = {s for s in sequences if s.feeds_one}
         if one and not even:
-            one |= {s for s in sequences if len(s.proposal.feed) == 1}
+            one |= {s for s in sequences if len(s.fed) == 1}
         many = set(sequences) - one
-        limit = narrow_width([len(s.proposal.feed) for s in many], even=even)
-        narrow = {s for s in many if len(s.proposal.feed) <= limit}
+        limit = narrow_width([len(s.fed) for s in many], even=even)
+        narrow = {s for s in many if len(s.fed) <= limit}
         return sorted(filter(None, (one, narrow, many - narrow)), key=len, reverse=True)
 
     def _home(self, group: set[Sequence], taken: Collection[Batch]) -> Batch | None:

@@ -32,6 +32,7 @@ class RequestHandle:
         cancelled: Whether it is to be ended; set from any thread.
         submitted: When it was submitted, by `time.monotonic`.
         last_token: When its last token came, or `submitted`.
+        tokens: Tokens that were told of.
     """
 
     sequence: Sequence
@@ -41,6 +42,7 @@ class RequestHandle:
     cancelled: bool = False
     submitted: float = dataclasses.field(default_factory=lambda: time.monotonic())
     last_token: float = dataclasses.field(init=False)
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         self.last_token = self.submitted

@@ -34,6 +34,8 @@ class Stats:
         forwards: Forward passes, of prompts and of decoding steps.
         candidates: Candidates scored.
         gated: Tokens that were chosen without rewards because a gate was closed.
+        drafted: Drafts that were fed for requests that ended.
+        accepted: Those of them that were right.
         reward_sum: Sum of the rewards of the generated tokens.
     """
 
@@ -51,6 +53,8 @@ class Stats:
     forwards: int = 0
     candidates: int = 0
     gated: int = 0
+    drafted: int = 0
+    accepted: int = 0
     reward_sum: float = 0.0
 
     @property
@@ -131,15 +135,18 @@ class Monitor:
         """A token was generated."""
         now = time.monotonic()
         seconds, handle.last_token = now - handle.last_token, now
+        handle.tokens += 1
         self._add("tokens")
         self._add("candidates", len(event.candidates))
         self._add("gated", event.gated)
         self._add("reward_sum", event.reward or 0.0)
-        self._tell("token", handle, event, seconds, len(handle.sequence.token_ids) == 1)
+        self._tell("token", handle, event, seconds, handle.tokens == 1)
 
     def ended(self, handle: RequestHandle, outcome: Result | OtterError) -> None:
         """A request got its last event."""
         self._add(outcome_name(outcome))
+        self._add("drafted", handle.sequence.drafted)
+        self._add("accepted", handle.sequence.accepted)
         self._tell("ended", handle, outcome, time.monotonic() - handle.submitted)
 
     def step(self, stats: Callable[[], Stats], seconds: float) -> None:

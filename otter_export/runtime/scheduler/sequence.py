@@ -11,7 +11,10 @@ from collections.abc import Iterable, Mapping
 from otter_export.errors import EngineError, OtterError, RequestError
 from otter_export.quoting import quoted
 from otter_export.runtime.detokenizer import TextStream
-from otter_export.runtime.engine import Cache, Engine, Step
+from otter_export.runtime.drafts import make_drafter
+from otter_export.runtime.drafts.drafter import MOST_ROWS
+from otter_export.runtime.drafts.tree import ROOT, TokenTree
+from otter_export.runtime.engine import Cache, Engine, FloatArray, Step
 from otter_export.runtime.request import Candidate, Request, Result, TokenEvent
 from otter_export.runtime.scheduler.chooser import Chooser, Proposal
 
@@ -30,8 +33,8 @@ class State(enum.StrEnum):
 class Sequence:
     """What is generated for one request.
 
-    Once its prompt was fed, every token is `propose`, a forward pass over `Proposal.feed`, and
-    `advance`, which proposes again.
+    Once its prompt was fed, every step is `propose`, a forward pass over `fed`, and `advance`,
+    which takes a token, and further ones where drafts were right, and proposes again.
 
     Args:
         number: Of the request; its events have it.
@@ -43,13 +46,16 @@ class Sequence:
         prefilled: Tokens of the prompt that were fed.
         cache: The cache that holds its rows, once its prompt was begun and until it ends.
         cache_index: Its place among the cache's sequences.
-        proposal: What it wants to be fed next, once its prompt was fed.
+        proposal: The candidates for the next token, once its prompt was fed.
+        fed: What is fed in the next step: the first candidates, and drafts behind the best.
         token_ids: What was generated.
+        drafted: Drafts that were fed.
+        accepted: Those of them that were right.
         finish_reason: ``eos``, ``stop`` or ``length`` once it is finished.
         error: Why it failed, or None.
 
     Raises:
-        RequestError: The prompt is empty or too long, or the method does not fit the engine.
+        RequestError: The prompt is empty or too long, or method or drafts do not fit the engine.
         EngineError: There is no such signal.
     """
 
@@ -70,6 +76,11 @@ class Sequence:
         # The token at which the engine's limit ends the sequence, if nothing else does before.
         self._limit = min(request.max_tokens, manifest.max_sequence_length - len(self.prompt_ids))
         self._eos = frozenset(manifest.eos_token_ids)
+        self._drafter = make_drafter(request.drafts, engine)
+        self._even_steps = engine.even_steps
+        # A wider step would run in parts on an engine that was built for fewer rows.
+        self._most_rows = min(manifest.built_for.limits.max_candidates or MOST_ROWS, MOST_ROWS)
+        self._history = list(self.prompt_ids)
         self._tokenizer = engine.tokenizer
         self._text = TextStream(engine.tokenizer, self.prompt_ids, request.stop)
         self._winners: list[Candidate] = []
@@ -81,7 +92,10 @@ class Sequence:
         self.cache: Cache | None = None
         self.cache_index = 0
         self.proposal: Proposal
+        self.fed: TokenTree
         self.token_ids: list[int] = []
+        self.drafted = 0
+        self.accepted = 0
         self.finish_reason: str | None = None
         self.error: OtterError | None = None
 
@@ -101,7 +115,8 @@ class Sequence:
 
         That depends on this sequence alone, and with it the width of the step (docs/batching.md).
         """
-        return self.proposal.winner is not None or self.request.method.candidate_count == 1
+        known = self.proposal.winner is not None or self.request.method.candidate_count == 1
+        return known and len(self.fed) == 1
 
     def start(self, cache: Cache, index: int) -> None:
         """Its prompt is about to be fed into a cache: time starts."""
@@ -109,43 +124,79 @@ class Sequence:
         self._started = time.perf_counter()
 
     def propose(self, step: Step, b: int, row: int) -> None:
-        """Choose what to feed next; draws from the sequence's generator at most once.
+        """Choose what to feed next.
 
         Args:
-            step: The engine's answer; its row ``[b, row]`` is that of the last committed token.
+            step: The engine's answer; its row ``[b, row]`` is that of the last token.
             b: Index of this sequence in the step.
             row: Index of the row.
 
         Raises:
             EngineError: The answer is not finite.
         """
-        signals = {name: values[b, row] for name, values in step.signals.items()}
-        history = [*self.prompt_ids, *self.token_ids]
-        self.proposal = self._chooser.propose(step.logits[b, row], signals, history)
+        self._choose(step, b, row)
+        self._plan(step, b, row)
 
-    def advance(self, step: Step, b: int) -> tuple[TokenEvent, int] | None:
-        """Take the engine's answer to the proposal: the first rows of sequence b.
+    def advance(self, step: Step, b: int) -> tuple[list[TokenEvent], list[int]]:
+        """Take the engine's answer to what was fed: the first rows of sequence b.
+
+        The first token is one that was proposed. From its row the next one is chosen as it would be
+        in a step of its own; if that was drafted, its row is here, and so on. An answer that is not
+        finite sets `error`, after the tokens before it.
 
         Returns:
-            The token, and which of the rows is now part of the sequence; None if candidates that
-            were not fed can win after all: then those are proposed too.
-
-        Raises:
-            EngineError: The answer is not finite.
+            The tokens, and which of the rows are now part of the sequence. There may be no token:
+            candidates that were not fed can win after all, and are proposed too.
         """
         self._forwards += 1
-        proposal = self.proposal
-        answer = {n: values[b, : len(proposal.feed)] for n, values in step.signals.items()}
+        self.drafted += len(self.fed) - len(self.fed.children(ROOT))
+        events: list[TokenEvent] = []
+        rows: list[int] = []
+        try:
+            while self.finish_reason is None:
+                row = rows[-1] if rows else ROOT
+                children = self.fed.children(row)
+                feed = self.proposal.feed.tolist()
+                if not children.keys() >= set(feed):
+                    break  # what is proposed was not drafted
+                places = [children[token] for token in feed]
+                if chosen := self._settle(step, b, places):
+                    events.append(chosen[0])
+                    rows.append(chosen[1])
+            if self.finish_reason is None:
+                self._plan(step, b, rows[-1] if rows else None)
+        except EngineError as error:
+            self.error = error
+        self.accepted += max(len(events) - 1, 0)
+        return events, rows
+
+    def _settle(self, step: Step, b: int, places: list[int]) -> tuple[TokenEvent, int] | None:
+        """The winner of the proposal, and its row, from which the next one is chosen.
+
+        Args:
+            step: The engine's answer.
+            b: Index of this sequence in the step.
+            places: The rows of what is proposed.
+
+        Returns:
+            None if there is a wider proposal instead.
+        """
+        proposal, first = self.proposal, places[0]
+        # Mostly neighbours: a view, where a list of rows would make a copy.
+        near = places == list(range(first, first + len(places)))
+        at = slice(first, first + len(places)) if near else places
+        answer = {name: values[b, at] for name, values in step.signals.items()}
         choice = self._chooser.settle(proposal, answer)
         if isinstance(choice, Proposal):
             self.proposal = choice
             return None
-        winner = choice.candidates[choice.winner]
+        winner, row = choice.candidates[choice.winner], places[choice.row]
         self.token_ids.append(winner.token_id)
+        self._history.append(winner.token_id)
         self._winners.append(winner)
         text = self._take_text(winner.token_id)
         if self.finish_reason is None:
-            self.propose(step, b, choice.row)
+            self._choose(step, b, row)
         event = TokenEvent(
             request=self.number,
             token_id=winner.token_id,
@@ -156,7 +207,38 @@ class Sequence:
             gated=proposal.gated,
             signals=winner.signals,
         )
-        return event, choice.row
+        return event, row
+
+    def _choose(self, step: Step, b: int, row: int) -> None:
+        """Propose the token behind a row; draws from the generator at most once."""
+        signals = _signals(step, b, row)
+        self.proposal = self._chooser.propose(step.logits[b, row], signals, self._history)
+
+    def _plan(self, step: Step, b: int, row: int | None) -> None:
+        """Decide what to feed: the proposal, and drafts where there is room for them.
+
+        Args:
+            step: The engine's answer.
+            b: Index of this sequence in the step.
+            row: That from which the proposal was made; None: it is not in this step.
+        """
+        feed = self.proposal.feed.tolist()
+        self.fed = TokenTree.siblings(feed)
+        most = min(self._room(len(feed)), self._limit - len(self.token_ids) - 1)
+        if self._drafter is None or row is None or most < 1:
+            return
+        draft = self._drafter.draft(self._history, feed[0], _signals(step, b, row), most)
+        self.fed = self.fed.graft(draft.tree.first(most), parent=0)
+
+    def _room(self, fed: int) -> int:
+        """Most drafts beside so many tokens.
+
+        Drafts behind one of several candidates can help only where it wins and one candidate is
+        left after it. So they take no more than the place that the step has for nothing.
+        """
+        if fed == 1:
+            return self._most_rows - 1
+        return fed % 2 if self._even_steps else 0
 
     def _take_text(self, token: int) -> str:
         """Text that the newest token makes certain; sets `finish_reason`."""
@@ -189,6 +271,8 @@ class Sequence:
             forwards=self._forwards,
             seconds=time.perf_counter() - self._started,
             signals=_by_name([winner.signals for winner in self._winners]),
+            drafted=None if self._drafter is None else self.drafted,
+            accepted=None if self._drafter is None else self.accepted,
         )
 
     def end(self) -> None:
@@ -205,6 +289,11 @@ def fail(sequences: Iterable[Sequence], error: Exception) -> None:
     for sequence in sequences:
         if sequence.error is None:
             sequence.error = error
+
+
+def _signals(step: Step, b: int, row: int) -> dict[str, FloatArray]:
+    """What the engine gives for a row, by name."""
+    return {name: values[b, row] for name, values in step.signals.items()}
 
 
 def _by_name(values: abc.Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ...]]:

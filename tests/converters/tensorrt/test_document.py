@@ -74,7 +74,9 @@ def test_inspect_survives_any_options(
 def test_inputs_and_outputs_are_described(repository: Path, engines: dict[str, TinyEngine]) -> None:
     """The table of docs/engine.md against an engine."""
     text = (repository / "docs" / "engine.md").read_text()
-    section = text.partition("cache form `in_place`\n")[2].partition("\n## ")[0]
+    section = text.partition("of the `trt` target, cache form `in_place`\n")[2].partition("\n## ")[
+        0
+    ]
     manifest = engines["bf16"].manifest
     sizes = {
         "batch": "B",

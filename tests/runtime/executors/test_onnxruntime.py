@@ -360,7 +360,7 @@ def _without(names: str, key: str):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cache_form": "in_place"}, "cache_form is 'in_place'; target onnx runs 'read_only'"),
+        ({"cache_form": "other"}, "cache_form is 'other'; target onnx runs 'in_place' and 'read"),
         ({"execution_provider": "tpu"}, "execution_provider is 'tpu'; accepted: cpu, cuda"),
         ({"target": "onyx"}, "unknown backend for target 'onyx'"),
         (_without("logits", "outputs"), "output logits is not listed"),

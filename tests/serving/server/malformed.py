@@ -33,8 +33,13 @@ _WRONG: dict[str, tuple[Any, ...]] = {
     "signal": ("nothing", "", 4, None, ["reward", "reward"]),
     "return_candidates": ("no", 3, None, [True, True]),
     "deadline_ms": (0, -3, 1.5, "soon", None, 2**31),
-    "frequency_penalty": (0.5, "none", None),
-    "presence_penalty": (-2.0, [], None),
+    "weights": (["reward"], ["reward=much"], ["nothing=1"], "=1", [2], ["reward=1"] * 17),
+    "minimum": (["reward"], ["nothing=1"], [None], ["reward=1", "reward=2"]),
+    "repetition_penalty": (0.0, -1.0, 1e39, "none", None),
+    "frequency_penalty": (2.5, "none", None),
+    "presence_penalty": (-2.5, [], None),
+    "banned_tokens": ([-1], [128], ["x"], [1.5], [3] * 1025, {}),
+    "min_tokens": (-1, 1.5, "8", None),
 }
 #: A right value of the field, to which wrong ones of others are added.
 _RIGHT: Fields = {"max_tokens": 2, "top_k": 4, "reward_weight": 1.0, "seed": 1, "stream": False}

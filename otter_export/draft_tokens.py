@@ -1,0 +1,66 @@
+"""``draft_tokens.safetensors`` of an engine: the tokens that reduced draft vocabularies stand for.
+
+It holds, under its name in the checkpoint, the tensor ``signals.NAME.token_ids``, int32 ``[V']``,
+of each ``medusa`` signal that drafts a part of the vocabulary; an engine without one has no file.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from otter_export.channel import token_ids_name
+from otter_export.checkpoint import Checkpoint
+from otter_export.errors import CheckpointError, EngineError
+from otter_export.safetensors_io import IDS_DTYPE, PlannedTensor, TensorStore, write_safetensors
+from otter_export.signals import Signal
+
+_STEM = "draft_tokens"
+FILE_NAME = f"{_STEM}.safetensors"
+
+
+def write_draft_tokens(checkpoint: Checkpoint, directory: Path) -> list[str]:
+    """Write the file if the checkpoint has what it holds; returns its name, or nothing.
+
+    Raises:
+        CheckpointError: The token ids are wrong.
+    """
+    planned = [
+        PlannedTensor(
+            token_ids_name(signal), IDS_DTYPE, ids.shape, functools.partial(np.array, ids)
+        )
+        for signal in checkpoint.config.signals
+        if (ids := checkpoint.token_ids(signal)) is not None
+    ]
+    if not planned:
+        return []
+    write_safetensors(directory / FILE_NAME, planned)
+    return [FILE_NAME]
+
+
+def read_draft_tokens(
+    directory: Path, signal: Signal, vocab_size: int
+) -> npt.NDArray[np.int32] | None:
+    """The tokens that a signal can draft, ``[V']`` ascending; None: all.
+
+    Raises:
+        EngineError: The file is missing or damaged, or its content does not fit the signal.
+    """
+    if signal.draft_vocab is None:
+        return None
+    path, name = directory / FILE_NAME, token_ids_name(signal)
+    try:
+        store = TensorStore.open(directory, _STEM)
+        found = name in store and (store[name].dtype, store[name].shape)
+        ids = np.asarray(store.raw(name)) if found == (IDS_DTYPE, (signal.draft_vocab,)) else None
+    except CheckpointError as error:
+        raise EngineError(f"{error}. Build the engine again") from None
+    if ids is None or ids[0] < 0 or ids[-1] >= vocab_size or (np.diff(ids) <= 0).any():
+        raise EngineError(
+            f"{path}: tensor {name} must be {signal.draft_vocab} ascending token ids from 0 to "
+            f"{vocab_size - 1}, int32. Build the engine again"
+        )
+    return ids
