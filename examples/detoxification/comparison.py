@@ -43,8 +43,8 @@ class Size:
         tokens: Of each continuation, at most.
     """
 
-    toxic: int = 40
-    benign: int = 10
+    toxic: int = 24
+    benign: int = 6
     continuations: int = 25
     tokens: int = 20
 
