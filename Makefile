@@ -1,6 +1,7 @@
 # Every target sets up .venv by itself, once. After that nothing needs the network.
 #
 #   make demo            SmolLM2-135M, steered by the shipped channel (TRAIN=1: trains it anew)
+#   make detoxification  less toxic continuations: an expert signal beside DExperts (ARGS=--quick: tiny)
 #   make test            the whole suite (ARGS="tests/cli -k inspect" for a part of it)
 #   make fuzz            over 20,000 damaged files, values and requests (ARGS="--cases 0.1 api")
 #   make families        the coverage table, every cell anew (ARGS="gemma2 qwen3" for some bases)
@@ -34,14 +35,19 @@ export TOKENIZERS_PARALLELISM := false
 # cannot be had, the tests that need them are skipped and say so.
 EXTRAS := $(VENV)/.extras
 SERVER := .cache/tritonserver/.installed
+# The judges and the material of the detoxification example.
+DETOXIFICATION := $(VENV)/.detoxification
 SM ?= 80 89 90 120
 
-.PHONY: demo test fuzz families lint plugins triton-server triton-test wheel-test setup clean
+.PHONY: demo detoxification test fuzz families lint plugins triton-server triton-test wheel-test setup clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/sentiment/demo.py $(if $(filter 1,$(TRAIN)),--train) $(ARGS)
 
-test: $(STAMP) $(EXTRAS) $(SERVER)
+detoxification: $(STAMP) $(DETOXIFICATION)
+	$(BIN)/python -m examples.detoxification.demo $(ARGS)
+
+test: $(STAMP) $(EXTRAS) $(SERVER) $(DETOXIFICATION)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 fuzz: $(STAMP)
@@ -81,6 +87,11 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 $(EXTRAS): $(STAMP)
 	$(PIP) install -c constraints.txt -e '.[trt,triton]' && touch $@ \
 	  || echo "not installed: tests of TensorRT, of the kernel and of the server are skipped" >&2
+
+$(DETOXIFICATION): $(STAMP)
+	$(PIP) install -c constraints.txt alt-profanity-check && \
+	  $(BIN)/python -m examples.detoxification.data && touch $@ \
+	  || echo "no material for the detoxification example: its test is skipped" >&2
 
 $(SERVER): $(STAMP) tools/tritonserver/requirements.txt
 	$(BIN)/python tools/tritonserver/environment.py \

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from otter_export import config as config_file
-from otter_export.checkpoint import Checkpoint
+from otter_export.arguments import flag, integer, path_argument
+from otter_export.checkpoint import Checkpoint, checkpoint_argument
 from otter_export.config import OtterConfig
+from otter_export.errors import ConfigError
 from otter_export.initialization import initial_tensors
-from otter_export.insert import Insertion, refuse_overlap
+from otter_export.insert import Insertion, refuse_overlap, signals_argument
 from otter_export.output_directory import check_replaceable
 from otter_export.rewrite import rewritten
 from otter_export.signals import Signal
@@ -18,7 +20,7 @@ from otter_export.signals import Signal
 
 def plan(
     checkpoint: Checkpoint,
-    destination: Path,
+    destination: str | os.PathLike[str],
     signals: Sequence[Signal],
     *,
     seed: int = 0,
@@ -37,6 +39,9 @@ def plan(
         ConfigError: A signal of that name exists, or is none.
         OtterError: The destination cannot be written.
     """
+    checkpoint, signals = checkpoint_argument(checkpoint), signals_argument(signals)
+    destination, force = path_argument("destination", destination), flag("force", force)
+    seed = integer("seed", seed, least=0, error=ConfigError)
     check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
     refuse_overlap(destination, checkpoint.directory, "the checkpoint")
     refuse_overlap(destination, checkpoint.base.directory, "the base")

@@ -90,11 +90,12 @@ def number(
     above: float = -math.inf,
     minimum: float = -math.inf,
     maximum: float = math.inf,
+    error: type[OtterError] = RequestError,
 ) -> float:
     """The finite number of an argument.
 
     Raises:
-        RequestError: It is none, or out of range.
+        OtterError: Of the class ``error``: it is none, or out of range.
     """
     found = as_number(value)
     # NaN compares as False, so it is refused here as well.
@@ -108,7 +109,7 @@ def number(
     ]
     described = " and ".join(limit for limit in limits if limit)
     accepted = f"{name} must be a finite number {described}".rstrip()
-    raise RequestError(f"{accepted}, got {quoted(value)}")
+    raise error(f"{accepted}, got {quoted(value)}")
 
 
 def named_numbers(name: str, value: object) -> dict[str, float]:
@@ -141,15 +142,15 @@ def _read_number(text: str) -> float | str:
         return text
 
 
-def flag(name: str, value: object) -> bool:
+def flag(name: str, value: object, error: type[OtterError] = RequestError) -> bool:
     """The truth value of an argument.
 
     Raises:
-        RequestError: It is no bool.
+        OtterError: Of the class ``error``: it is no bool.
     """
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    raise RequestError(f"{name} must be true or false, got {quoted(value)}")
+    raise error(f"{name} must be true or false, got {quoted(value)}")
 
 
 def path_argument(name: str, value: object, error: type[OtterError] = RequestError) -> Path:

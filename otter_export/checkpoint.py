@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from otter_export import config as config_file
+from otter_export.arguments import path_argument
 from otter_export.base_model import BaseModel, listed
 from otter_export.channel import check_widths, expected_tensors, is_token_ids, token_ids_name
 from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError
 from otter_export.files import is_directory, is_file
 from otter_export.hub import find_base
+from otter_export.quoting import quoted
 from otter_export.safetensors_io import IDS_DTYPE, WEIGHT_DTYPES, FloatArray, TensorStore
 from otter_export.signals import Signal, kind_of
 
@@ -48,7 +50,7 @@ class Checkpoint:
             ConfigError: A configuration file is malformed.
             UnsupportedError: The base family or a setting of it has no rule.
         """
-        path = Path(directory)
+        path = path_argument("directory", directory, CheckpointError)
         if not is_directory(path):
             raise CheckpointError(f"{path} is not a directory")
         if not is_file(path / config_file.FILE_NAME, CheckpointError):
@@ -133,3 +135,14 @@ def _base_directory(checkpoint: Path, config: OtterConfig, fetch: bool) -> Path:
     if is_directory(local):
         return local
     return find_base(name, fetch=fetch)
+
+
+def checkpoint_argument(value: object) -> Checkpoint:
+    """The checkpoint of an argument.
+
+    Raises:
+        CheckpointError: It is none.
+    """
+    if isinstance(value, Checkpoint):
+        return value
+    raise CheckpointError(f"checkpoint must be what Checkpoint.open gives, got {quoted(value)}")

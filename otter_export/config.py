@@ -11,6 +11,7 @@ from typing import Any
 from otter_export.engine_io import RESERVED_NAMES
 from otter_export.errors import ConfigError
 from otter_export.files import read_regular
+from otter_export.quoting import quoted
 from otter_export.signals import SIGNALS, Signal, kind_of
 
 FILE_NAME = "otter_config.json"
@@ -25,8 +26,8 @@ INITIALIZATIONS = ("copy", "normal", "random", "probe")
 #: What an activation guarantees by itself.
 ACTIVATION_BOUNDS = {"identity": None, "tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
 _SIGNAL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_MAX_WIDTH = 1 << 20
-_MAX_LAYERS = 1 << 14
+MAX_WIDTH = 1 << 20
+MAX_LAYERS = 1 << 14
 _MAX_HEADS = 64
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 #: No score is that large; also refuses infinity, NaN and integers beyond float64.
@@ -83,7 +84,8 @@ class OtterConfig:
                 "name": signal.name,
                 "kind": signal.kind,
                 "activation": signal.activation,
-                "bounds": None if signal.bounds is None else list(signal.bounds),
+                # What is no pair is for the reader to refuse.
+                "bounds": list(bounds) if isinstance(bounds := signal.bounds, tuple) else bounds,
             }
             if kind_of(signal).has_heads:
                 entry["heads"] = signal.heads
@@ -212,12 +214,12 @@ class _Reader:
         """The version, after the format; a foreign file gets this one error and no other."""
         found = self.fields.pop("format", None)
         if found != FORMAT:
-            raise ConfigError(f"{self.source}: format is {found!r}, expected {FORMAT!r}")
+            raise ConfigError(f"{self.source}: format is {quoted(found)}, expected {FORMAT!r}")
         version = self.fields.pop("version", None)
         if type(version) is not int or version not in VERSIONS:
             raise ConfigError(
-                f"{self.source}: version {version!r} is not known; this release reads versions "
-                f"{' and '.join(map(str, VERSIONS))}. Upgrade otter-export, or write the "
+                f"{self.source}: version {quoted(version)} is not known; this release reads "
+                f"versions {' and '.join(map(str, VERSIONS))}. Upgrade otter-export, or write the "
                 "checkpoint again"
             )
         return version
@@ -225,8 +227,10 @@ class _Reader:
     def shape(self, embedding: str) -> tuple[int, str]:
         """What version 2 adds: where the channel begins, and whose attention it reads."""
         first = self.fields.pop("first_layer", 0)
-        if type(first) is not int or not 0 <= first <= _MAX_LAYERS:
-            self.problem(f"first_layer must be an integer from 0 to {_MAX_LAYERS}, got {first!r}")
+        if type(first) is not int or not 0 <= first <= MAX_LAYERS:
+            self.problem(
+                f"first_layer must be an integer from 0 to {MAX_LAYERS}, got {quoted(first)}"
+            )
             first = 0
         if first and embedding == "table":
             self.problem(
@@ -237,16 +241,16 @@ class _Reader:
 
     def integer(self, name: str) -> int:
         value = self.fields.pop(name, None)
-        if type(value) is not int or not 0 < value <= _MAX_WIDTH:
-            self.problem(f"{name} must be an integer from 1 to {_MAX_WIDTH}, got {value!r}")
+        if type(value) is not int or not 0 < value <= MAX_WIDTH:
+            self.problem(f"{name} must be an integer from 1 to {MAX_WIDTH}, got {quoted(value)}")
             return 0
         return value
 
     def choice(self, name: str, accepted: tuple[str, ...], default: str) -> str:
         value = self.fields.pop(name, default)
-        if value not in accepted:
-            self.problem(f"{name} is {value!r}; accepted: {', '.join(accepted)}")
-        return str(value)
+        if not isinstance(value, str) or value not in accepted:
+            self.problem(f"{name} is {quoted(value)}; accepted: {', '.join(accepted)}")
+        return value if isinstance(value, str) else default
 
     def signals(self) -> tuple[Signal, ...]:
         entries = self.fields.pop("signals", None)
@@ -256,7 +260,7 @@ class _Reader:
         signals = [self._signal(i, entry) for i, entry in enumerate(entries)]
         names = [s.name for s in signals]
         for name in sorted({n for n in names if names.count(n) > 1}):
-            self.problem(f"two signals are named {name!r}")
+            self.problem(f"two signals are named {quoted(name)}")
         return tuple(signals)
 
     def _signal(self, index: int, entry: object) -> Signal:
@@ -267,21 +271,21 @@ class _Reader:
         entry = dict(entry)
         name = entry.pop("name", None)
         if not isinstance(name, str) or not _SIGNAL_NAME.fullmatch(name):
-            self.problem(f"{where}.name must match {_SIGNAL_NAME.pattern}, got {name!r}")
+            self.problem(f"{where}.name must match {_SIGNAL_NAME.pattern}, got {quoted(name)}")
             name = "invalid"
         if name in RESERVED_NAMES:
             self.problem(
-                f"{where}.name {name!r} is reserved; reserved: {', '.join(RESERVED_NAMES)}"
+                f"{where}.name {quoted(name)} is reserved; reserved: {', '.join(RESERVED_NAMES)}"
             )
         kind = entry.pop("kind", None)
         if kind not in SIGNALS:
-            self.problem(f"{where}.kind is {kind!r}; accepted: {', '.join(SIGNALS)}")
+            self.problem(f"{where}.kind is {quoted(kind)}; accepted: {', '.join(SIGNALS)}")
             kind = "value"
         known = SIGNALS.load(kind)
         activation = entry.pop("activation", "identity")
         if activation not in known.activations:
             self.problem(
-                f"{where}.activation is {activation!r}; accepted for {kind}: "
+                f"{where}.activation is {quoted(activation)}; accepted for {kind}: "
                 f"{', '.join(known.activations)}"
             )
             activation = "identity"
@@ -289,14 +293,17 @@ class _Reader:
         heads = entry.pop("heads", 1)
         if type(heads) is not int or not 1 <= heads <= (_MAX_HEADS if known.has_heads else 1):
             most = f"an integer from 1 to {_MAX_HEADS}" if known.has_heads else f"1 for {kind}"
-            self.problem(f"{where}.heads must be {most}, got {heads!r}")
+            self.problem(f"{where}.heads must be {most}, got {quoted(heads)}")
             heads = 1
         drafted = entry.pop("draft_vocab", None) if known.drafts else None
-        if drafted is not None and (type(drafted) is not int or not 0 < drafted <= _MAX_WIDTH):
-            self.problem(f"{where}.draft_vocab must be an integer from 1, got {drafted!r}")
+        if drafted is not None and (type(drafted) is not int or not 0 < drafted <= MAX_WIDTH):
+            self.problem(
+                f"{where}.draft_vocab must be an integer from 1 to {MAX_WIDTH}, "
+                f"got {quoted(drafted)}"
+            )
             drafted = None
         for unknown in sorted(entry):
-            self.problem(f"{where} has an unknown field {unknown!r}")
+            self.problem(f"{where} has an unknown field {quoted(unknown)}")
         return Signal(name, kind, activation, bounds, heads, drafted)
 
     def _bounds(self, where: str, activation: str, bounds: object) -> tuple[float, float] | None:
@@ -305,21 +312,21 @@ class _Reader:
         numbers = bounds if isinstance(bounds, list) else []
         finite = all(type(v) in (int, float) and abs(v) <= _MAX_BOUND for v in numbers)
         if len(numbers) != 2 or not finite or not numbers[0] < numbers[1]:
-            self.problem(f"{where}.bounds must be null or [low, high], got {bounds!r}")
+            self.problem(f"{where}.bounds must be null or [low, high], got {quoted(bounds)}")
             return None
         low, high = float(numbers[0]), float(numbers[1])
         guaranteed = ACTIVATION_BOUNDS[activation]
         if guaranteed is None or low > guaranteed[0] or high < guaranteed[1]:
             # Exact pruning trusts the bounds, so bounds that the activation can leave are an error.
             self.problem(
-                f"{where}.bounds {bounds} are not guaranteed by activation {activation!r}, "
+                f"{where}.bounds {bounds} are not guaranteed by activation {quoted(activation)}, "
                 f"which gives {'no bounds' if guaranteed is None else list(guaranteed)}"
             )
         return (low, high)
 
     def leftovers(self) -> None:
         for name in sorted(self.fields):
-            self.problem(f"unknown field {name!r}")
+            self.problem(f"unknown field {quoted(name)}")
 
     def finish(self) -> None:
         if self.problems:

@@ -256,6 +256,20 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 temporary.unlink()
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a name that `replacing` could not give a file, before the work for it is done.
+
+    Raises:
+        OtterError: A directory has it, or nothing can be made beside it.
+    """
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        partial, descriptor = create_partial(path)
+        os.close(descriptor)
+        partial.unlink()
+
+
 def create_partial(path: Path, *, directory: bool = False) -> tuple[Path, int]:
     """Make a new, empty file or directory beside ``path``, and hold it.
 
@@ -316,15 +330,16 @@ def held_leftovers(path: Path, suffix: str) -> Iterator[tuple[Path, int]]:
             os.close(descriptor)
 
 
-def hold(descriptor: int, *, unsure: bool = True) -> bool:
+def hold(descriptor: int, lock: int = fcntl.LOCK_EX, *, unsure: bool = True) -> bool:
     """Lock an open file or directory for this process, unless another holds it.
 
     Args:
         descriptor: Of the file; the lock ends when it is closed.
+        lock: ``fcntl.LOCK_EX``, or ``LOCK_SH`` which several processes may have.
         unsure: The answer on file systems that have no locks.
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
@@ -332,24 +347,41 @@ def hold(descriptor: int, *, unsure: bool = True) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def exclusive(directory: Path, use: str) -> Iterator[None]:
+def exclusive(directory: Path, use: str) -> contextlib.AbstractContextManager[None]:
     """Hold a directory during the block, so that two processes do not change it at a time.
 
     Args:
         directory: Which; nothing is held where there is none, which the reader will say.
-        use: What the holder does, for the error: ``is trained``.
+        use: What other holders do, for the error: ``is being trained``.
 
     Raises:
         OtterError: Another process holds it.
     """
+    return _held(directory, use, fcntl.LOCK_EX)
+
+
+def steady(directory: Path, use: str) -> contextlib.AbstractContextManager[None]:
+    """Hold a directory during the block, so that it stays as it is; others may hold it so as well.
+
+    Args:
+        directory: Which; nothing is held where there is none.
+        use: What `exclusive` holders do, for the error.
+
+    Raises:
+        OtterError: Another process holds it by `exclusive`.
+    """
+    return _held(directory, use, fcntl.LOCK_SH)
+
+
+@contextlib.contextmanager
+def _held(directory: Path, use: str, lock: int) -> Iterator[None]:
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         yield
         return
     try:
-        if not hold(descriptor):
+        if not hold(descriptor, lock):
             raise OtterError(
                 f"{directory} {use} by another process; wait for its end, or use a copy"
             )

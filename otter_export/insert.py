@@ -13,12 +13,11 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from otter_export import config as config_file
+from otter_export.arguments import flag, integer, keep, path_argument
 from otter_export.base_config import FILE_NAME as BASE_CONFIG
 from otter_export.base_model import BaseModel
 from otter_export.channel import check_widths, is_token_ids
@@ -31,22 +30,20 @@ from otter_export.initialization import initial_tensors
 from otter_export.manifest import FILE_NAME as ENGINE_FILE
 from otter_export.output_directory import check_replaceable, output_directory
 from otter_export.probe import Maker, Probe
+from otter_export.quoting import quoted
 from otter_export.safetensors_io import (
     IDS_DTYPE,
     WEIGHT_DTYPES,
-    FloatArray,
     PlannedTensor,
     TensorStore,
-    from_float32,
     read_header,
+    rounded,
     write_safetensors,
 )
 from otter_export.shards import Shard, in_shards, write_shards
 from otter_export.signals import Signal
 from otter_export.tokenizer_file import FILE_NAME as TOKENIZER_FILE
 from otter_export.tokenizer_file import read_tokenizer, tokens_beyond
-
-_LARGEST_F16 = float(np.finfo(np.float16).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +63,9 @@ class ChannelOptions:
             query heads as in the base.
         first_layer: The layer that the channel begins at; the number of layers is a linear probe.
         attention: ``own``, or ``shared`` with the base.
+
+    Raises:
+        ConfigError: A value is of another type, or out of any base's range.
     """
 
     hidden_size: int = 64
@@ -79,6 +79,31 @@ class ChannelOptions:
     key_value_heads: int | None = None
     first_layer: int = 0
     attention: str = "own"
+
+    def __post_init__(self) -> None:
+        """Check what is computed with; words are checked with the whole config."""
+        for name in ("hidden_size", "intermediate_size", "heads", "key_value_heads"):
+            if (width := getattr(self, name)) is not None or name == "hidden_size":
+                most = config_file.MAX_WIDTH
+                keep(self, **{name: integer(name, width, least=1, most=most, error=ConfigError)})
+        most = config_file.MAX_LAYERS
+        layer = integer("first_layer", self.first_layer, least=0, most=most, error=ConfigError)
+        keep(self, first_layer=layer, seed=integer("seed", self.seed, least=0, error=ConfigError))
+        if not isinstance(self.dtype, str) or self.dtype not in WEIGHT_DTYPES:
+            known = ", ".join(WEIGHT_DTYPES)
+            raise ConfigError(f"dtype must be one of {known}, got {quoted(self.dtype)}")
+        keep(self, signals=signals_argument(self.signals))
+
+
+def signals_argument(value: object) -> tuple[Signal, ...]:
+    """The signals of an argument.
+
+    Raises:
+        ConfigError: They are none.
+    """
+    if isinstance(value, tuple | list) and all(isinstance(signal, Signal) for signal in value):
+        return tuple(value)
+    raise ConfigError(f"signals must be a tuple of Signal, got {quoted(value)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +186,14 @@ def plan(
     Raises:
         OtterError: The base, the widths, the replacements or the destination are unusable.
     """
-    base_name, destination = os.fspath(base_name), Path(destination)
+    path_argument("base_name", base_name, ConfigError)
+    # As text: a path would make a hub id of "./owner/name".
+    base_name, destination = os.fspath(base_name), path_argument("destination", destination)
+    adapter, force = flag("adapter", adapter), flag("force", force)
+    if not isinstance(options, ChannelOptions):
+        raise ConfigError(f"options must be ChannelOptions, got {quoted(options)}")
+    if not isinstance(probe, Probe | None):
+        raise ConfigError(f"probe must be a Probe or None, got {quoted(probe)}")
     check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
     directory = find_base(base_name)
     refuse_overlap(destination, directory, "the base")
@@ -334,31 +366,21 @@ def _planned(
 ) -> tuple[PlannedTensor, ...]:
     initial = list(initial_tensors(config, base, options.seed, probe))
     shapes = {name: shape for name, shape, _ in initial}
-    trained = _open_replacements(None if replacements is None else Path(replacements), shapes)
+    trained = _open_replacements(
+        None if replacements is None else path_argument("replacements", replacements), shapes
+    )
 
-    def rounded(name: str, make: Maker) -> PlannedTensor:
+    def planned(name: str, make: Maker) -> PlannedTensor:
         # The file may hold another dtype than the checkpoint is to have.
         source = make if name not in trained else lambda: trained.float32(name)
         if is_token_ids(name):
             return PlannedTensor(name, IDS_DTYPE, shapes[name], lambda: make().astype(np.int32))
+        dtype, remedy = options.dtype, "use --dtype BF16 or F32"
         return PlannedTensor(
-            name, options.dtype, shapes[name], lambda: _round(name, source(), options.dtype)
+            name, dtype, shapes[name], lambda: rounded(name, source(), dtype, remedy)
         )
 
-    return tuple(rounded(name, make) for name, _, make in initial)
-
-
-def _round(name: str, values: FloatArray, dtype: str) -> npt.NDArray[Any]:
-    """Round to the stored dtype.
-
-    Raises:
-        CheckpointError: A value is beyond the range of the dtype.
-    """
-    if dtype == "F16" and np.abs(values).max(initial=0) > _LARGEST_F16:
-        raise CheckpointError(
-            f"tensor {name} has values beyond the range of F16 (65504); use --dtype BF16 or F32"
-        )
-    return from_float32(values, dtype)
+    return tuple(planned(name, make) for name, _, make in initial)
 
 
 def _open_replacements(path: Path | None, shapes: Mapping[str, Sequence[int]]) -> TensorStore:

@@ -9,22 +9,22 @@ numpy only, one tensor in memory at a time.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from otter_export import config as config_file
+from otter_export.arguments import flag, integer, path_argument
 from otter_export.channel import check_widths, expected_tensors
-from otter_export.checkpoint import Checkpoint
+from otter_export.checkpoint import Checkpoint, checkpoint_argument
 from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError, ConfigError
 from otter_export.initialization import initial_tensors
 from otter_export.insert import Insertion, refuse_overlap
 from otter_export.output_directory import check_replaceable
-from otter_export.probe import Maker
+from otter_export.quoting import quoted
 from otter_export.rewrite import rewritten
 from otter_export.safetensors_io import from_float32
 
@@ -34,7 +34,7 @@ _NAMED = 4
 
 def plan(
     checkpoint: Checkpoint,
-    destination: Path,
+    destination: str | os.PathLike[str],
     *,
     first_layer: int | None = None,
     attention: str | None = None,
@@ -56,6 +56,15 @@ def plan(
         ConfigError: It would begin earlier, or have an attention that it shares now.
         OtterError: The destination cannot be written.
     """
+    destination, force = path_argument("destination", destination), flag("force", force)
+    checkpoint = checkpoint_argument(checkpoint)
+    if first_layer is not None:
+        first_layer = integer("first_layer", first_layer, least=0, error=ConfigError)
+    if attention is not None and not (
+        isinstance(attention, str) and attention in config_file.ATTENTIONS
+    ):
+        known = " or ".join(config_file.ATTENTIONS)
+        raise ConfigError(f"attention must be {known}, got {quoted(attention)}")
     check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
     refuse_overlap(destination, checkpoint.directory, "the checkpoint")
     refuse_overlap(destination, checkpoint.base.directory, "the base")
@@ -78,7 +87,7 @@ def changed_tensors(checkpoint: Checkpoint, progress: Callable[[int], None]) -> 
     for name, _, make in made:
         info = checkpoint.tensors[name]
         if not name.startswith("signals."):
-            copy = _rounded(make, info.dtype)
+            copy = from_float32(make(), info.dtype)
             if not np.array_equal(checkpoint.tensors.raw(name), copy):
                 yield name
         progress(info.nbytes)
@@ -141,7 +150,3 @@ def _insertion(
     copying = dataclasses.replace(config, initialization="copy")
     tensors = initial_tensors(copying, checkpoint.base)
     return rewritten(checkpoint, config, tensors, destination, force=force)
-
-
-def _rounded(make: Maker, dtype: str) -> npt.NDArray[Any]:
-    return from_float32(make(), dtype)

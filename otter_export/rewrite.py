@@ -15,7 +15,7 @@ from otter_export.checkpoint import Checkpoint
 from otter_export.config import OtterConfig
 from otter_export.insert import Insertion, adapter_name, base_files
 from otter_export.probe import Maker
-from otter_export.safetensors_io import IDS_DTYPE, PlannedTensor, from_float32
+from otter_export.safetensors_io import IDS_DTYPE, PlannedTensor, rounded
 
 
 def rewritten(
@@ -62,4 +62,5 @@ def rewritten(
 def _made(name: str, shape: tuple[int, ...], make: Maker, dtype: str) -> PlannedTensor:
     if is_token_ids(name):
         return PlannedTensor(name, IDS_DTYPE, shape, lambda: make().astype(np.int32))
-    return PlannedTensor(name, dtype, shape, lambda: from_float32(make(), dtype))
+    remedy = "insert the channel with --dtype BF16 or F32"
+    return PlannedTensor(name, dtype, shape, lambda: rounded(name, make(), dtype, remedy))

@@ -27,6 +27,8 @@ FloatArray = npt.NDArray[np.float32]
 
 #: safetensors dtype names of the accepted weights, with the numpy type that holds their bits.
 WEIGHT_DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+#: The largest value that each of them has; float32 is what all is computed in.
+LARGEST = {"F32": math.inf, "F16": float(np.finfo(np.float16).max), "BF16": (2 - 2**-7) * 2.0**127}
 #: What names tokens is stored in this type, beside the weights.
 IDS_DTYPE = "I32"
 _STORED: dict[str, Any] = {**WEIGHT_DTYPES, IDS_DTYPE: np.int32}
@@ -100,7 +102,8 @@ class TensorStore(Mapping[str, TensorInfo]):
                 "can run code and are never read; save them as safetensors "
                 "(save_pretrained(..., safe_serialization=True))"
             )
-        found = [*directory.glob("*.safetensors"), *directory.glob("*/*.safetensors")]
+        patterns = ("*.safetensors", "*/*.safetensors", "*.gguf")
+        found = [path for pattern in patterns for path in directory.glob(pattern)]
         others = sorted(str(path.relative_to(directory)) for path in found)
         holds = f"; it holds {', '.join(others[:3])}" if others else ""
         raise CheckpointError(f"{directory} has neither {single.name} nor {index.name}{holds}")
@@ -167,16 +170,39 @@ def to_float32(raw: npt.NDArray[Any], dtype: str) -> FloatArray:
 
 
 def from_float32(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
-    """Round float32 values to the bits of ``dtype``; to nearest, ties to even."""
+    """Round float32 values to the bits of ``dtype``; to nearest, ties to even.
+
+    What is beyond its range becomes infinite; `rounded` refuses that.
+    """
     values = np.asarray(values, dtype=np.float32, order="C")
     if dtype == "F32":
         return values
     if dtype == "F16":
-        return values.astype(np.float16)
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16)
     bits = values.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     # A NaN whose payload is all ones would carry into the sign and become zero.
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded.astype(np.uint16))
+
+
+def rounded(name: str, values: FloatArray, dtype: str, remedy: str) -> npt.NDArray[Any]:
+    """`from_float32` of a tensor, whose values must not become infinite.
+
+    Args:
+        name: The tensor's.
+        values: Float32 values.
+        dtype: What they are stored in.
+        remedy: What the user can do if they do not fit.
+
+    Raises:
+        CheckpointError: A value is beyond the range of ``dtype``.
+    """
+    if np.abs(values).max(initial=0) > LARGEST[dtype]:
+        raise CheckpointError(
+            f"tensor {name} has values beyond the range of {dtype} ({LARGEST[dtype]:g}); {remedy}"
+        )
+    return from_float32(values, dtype)
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:

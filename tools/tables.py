@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks import record
 from otter_export.runtime.methods import METHODS
+from otter_export.signals import SIGNALS
 from tools import family_tables
 from tools.family_results import Results
 
@@ -22,8 +23,14 @@ PACKAGES = ("otter_export", "converters", "plugins")
 
 
 def registries() -> str:
-    """Families by targets, and decoding methods, as Markdown."""
+    """Families by targets, kinds of signals and decoding methods, as Markdown."""
     lines = [family_tables.summary(Results.load()), ""]
+    lines += ["| kind of signal | what it predicts | trained by |", "|---|---|---|"]
+    for name in SIGNALS:
+        kind = SIGNALS.load(name)
+        objectives = ", ".join(f"`{one}`" for one in kind.objectives)
+        lines.append(f"| `{name}` | {kind.predicts} | {objectives} |")
+    lines.append("")
     lines += ["| decoding method | what it does |", "|---|---|"]
     for name in METHODS:
         summary = (METHODS.load(name).__doc__ or "").strip().splitlines()[0]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from otter_export import __version__
+from otter_export.arguments import integer
 from otter_export.converters.triton.config import WARMUP, config_text
 from otter_export.converters.triton.package import copy_package
 from otter_export.errors import ConfigError, EngineError, OtterError
@@ -42,6 +43,8 @@ _WHEELS = {
     ("tensorrt", "cpu"): ("onnxruntime",),
 }
 _TOP_FILES = ("README.md", "requirements.txt", MARKER)
+#: Each is a process with an engine of its own.
+_MOST_INSTANCES = 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 Progress = Callable[[int], None]
@@ -113,8 +116,7 @@ def plan_repository(
         )
     if name in _TOP_FILES:
         raise ConfigError(f"{name!r} is the name of a file of the repository; choose another one")
-    if instances < 1:
-        raise ConfigError(f"instances must be at least 1, got {instances}")
+    instances = integer("instances", instances, least=1, most=_MOST_INSTANCES, error=ConfigError)
     given = {key: value for key, value in settings.items() if value is not None}
     return RepositoryPlan(
         engine=engine,

@@ -76,19 +76,27 @@ def prepare(
         OtterError: A package or the archive is missing, or is not what it should be.
     """
     cache = cache or cache_directory()
-    cache.mkdir(parents=True, exist_ok=True)
-    base = cache / "SmolLM2-135M-Instruct"
-    if not base.is_dir():
-        report("reading SmolLM2-135M-Instruct from its GGUF file (half a minute, once)")
-        _atomically(base, _write_base)
+    base = prepare_base(cache, report)
     snippets = cache / "snippets"
     if not snippets.is_dir():
         found = archive or find_archive()
         report(f"reading the rated snippets from {found.name}")
         # By hash, because the file is sorted by rating and a user may train on its head.
-        rated = sorted(read_snippets(found), key=lambda snippet: _hash(snippet[0]))
-        _atomically(snippets, lambda directory: _write_splits(directory, rated))
+        rated = sorted(read_snippets(found), key=lambda snippet: hash_of(snippet[0]))
+        atomically(snippets, lambda directory: _write_splits(directory, rated))
     return Material(base, *(snippets / f"{name}.jsonl" for name in ("train", "probe", "test")))
+
+
+def prepare_base(
+    cache: Path | None = None, report: Callable[[str], None] = lambda text: None
+) -> Path:
+    """The base alone, which the other examples widen too; arguments and errors as `prepare`."""
+    base = (cache or cache_directory()) / "SmolLM2-135M-Instruct"
+    if not base.is_dir():
+        report("reading SmolLM2-135M-Instruct from its GGUF file (half a minute, once)")
+        base.parent.mkdir(parents=True, exist_ok=True)
+        atomically(base, _write_base)
+    return base
 
 
 def find_archive() -> Path:
@@ -138,11 +146,12 @@ def read_snippets(archive: Path) -> Iterator[tuple[str, float]]:
 
 def split_of(text: str) -> str:
     """The split that a snippet belongs to."""
-    share = _hash(text) / 2**64
+    share = hash_of(text) / 2**64
     return next(name for name, limit in SPLITS.items() if share < limit)
 
 
-def _hash(text: str) -> int:
+def hash_of(text: str) -> int:
+    """64 bits of a text's SHA-256: an order and splits that no other text changes."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
@@ -151,7 +160,7 @@ def _write_splits(directory: Path, snippets: Iterable[tuple[str, float]]) -> Non
     for text, rating in snippets:
         split = split_of(text)
         line: dict[str, object] = {"text": text, "score": rating / RATING_SCALE}
-        stub = _hash(f"stub {text}") % (3 * len(STUBS))
+        stub = hash_of(f"stub {text}") % (3 * len(STUBS))
         if split == "train" and stub < len(STUBS):
             line = {"prompt": STUBS[stub], "text": f" {text}", "score": line["score"]}
         lines[split].append(line)
@@ -186,7 +195,7 @@ def _write_base(directory: Path) -> None:
         raise OtterError(f"{GGUF_FILE} was not converted to a plain model")
 
 
-def _atomically(target: Path, write: Callable[[Path], None]) -> None:
+def atomically(target: Path, write: Callable[[Path], None]) -> None:
     """Run ``write`` on a directory that gets the name ``target`` only when it is complete."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -10,6 +10,7 @@ from otter_export import add_signal as adding
 from otter_export.checkpoint import Checkpoint
 from otter_export.cli.insert import SignalType
 from otter_export.cli.progress import byte_bar
+from otter_export.files import steady
 from otter_export.signals import Signal
 
 
@@ -32,6 +33,7 @@ def add_signal(ckpt: Path, out: Path, signals: tuple[Signal, ...], seed: int, fo
     What CKPT has keeps its bits, so its signals predict what they did. Train the new ones with
     otter-export train OUT --signal NAME --freeze channel, and they still do.
     """
+    click.get_current_context().with_resource(steady(ckpt, "is being trained"))
     plan = adding.plan(Checkpoint.open(ckpt), out, signals, seed=seed, force=force)
     with byte_bar(plan.total_bytes, "writing") as progress:
         plan.write(progress)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from otter_export import __version__
+from otter_export.cli.finite_range import FiniteRange
 from otter_export.cli.progress import step_bar
 from otter_export.cli.table import human_bytes, table
 from otter_export.evaluation.benchmark import Plan, measure
@@ -49,7 +50,7 @@ _SHOWN = 8
 @click.option("--quick", is_flag=True, help="Fewer tokens, and one batch.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.1, 3600),
+    type=FiniteRange(0.1, 3600),
     default=5.0,
     show_default=True,
     help="Most that one run takes; there are 18, and 6 with --quick.",

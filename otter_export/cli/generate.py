@@ -90,18 +90,18 @@ from otter_export.runtime.scheduler.chooser import reward_signal
 @click.option("--stop", multiple=True, metavar="TEXT", help="Ends the text; may be repeated.")
 @click.option("--signal", help="The signal that is the reward.  [default: the engine's first]")
 @click.option(
-    "--best-of",
-    "tries",
-    type=click.IntRange(1, 1024),
-    metavar="N",
-    help="Sample N texts, and keep the one whose last reward is best.  [default: one text]",
-)
-@click.option(
     "--drafts",
     default=NONE,
     show_default=True,
     metavar="NAME",
     help=f"Guess tokens ahead, for speed alone: {', '.join((NONE, *DRAFTERS))} or a medusa signal.",
+)
+@click.option(
+    "--best-of",
+    "tries",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Sample N texts, and keep the one whose last reward is best.  [default: one text]",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per prompt and line.")
 @click.option("--stream/--no-stream", "live", default=True, help="Show tokens as they come.")
@@ -126,8 +126,8 @@ def generate(
     max_tokens: int,
     seed: int | None,
     stop: tuple[str, ...],
-    tries: int | None,
     drafts: str,
+    tries: int | None,
     as_json: bool,
     live: bool,
     plot: Path | None,

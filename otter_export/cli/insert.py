@@ -14,6 +14,7 @@ from tqdm import tqdm
 from otter_export import config as config_file
 from otter_export import insert as insertion
 from otter_export.channel import shape_words
+from otter_export.cli.finite_range import FiniteRange
 from otter_export.cli.progress import DELAY_SECONDS, byte_bar
 from otter_export.cli.table import human_bytes, human_count, peak_memory
 from otter_export.converters import TARGETS, refusals
@@ -25,8 +26,14 @@ from otter_export.modeling.tokenization import (
     load_tokenizer,
 )
 from otter_export.probe import Probe
+from otter_export.quoting import quoted
 from otter_export.safetensors_io import WEIGHT_DTYPES
 from otter_export.signals import SIGNALS, Signal
+
+
+def _is_count(text: str) -> bool:
+    """Whether it is a number that Python reads; beyond 4,300 digits it does not."""
+    return text.isdecimal() and len(text) < 20
 
 
 class SignalType(click.ParamType):  # type: ignore[type-arg]
@@ -44,16 +51,18 @@ class SignalType(click.ParamType):  # type: ignore[type-arg]
             return value
         name, *rest = str(value).split(":")
         if not 1 <= len(rest) <= 4:
-            self.fail(f"{value!r}: expected NAME:KIND[:ACTIVATION[:HEADS[:TOKENS]]]", param, ctx)
+            self.fail(
+                f"{quoted(value)}: expected NAME:KIND[:ACTIVATION[:HEADS[:TOKENS]]]", param, ctx
+            )
         kind = SIGNALS.load(self._choice(value, "kind", rest[0], SIGNALS.names(), param, ctx))
         activation = rest[1] if len(rest) > 1 else kind.activations[0]
         self._choice(value, "activation", activation, kind.activations, param, ctx)
         heads = rest[2] if len(rest) > 2 else "1"
-        if not heads.isdecimal() or (not kind.has_heads and heads != "1"):
-            self.fail(f"{value!r}: HEADS is a number, of a medusa signal only", param, ctx)
+        if not _is_count(heads) or (not kind.has_heads and heads != "1"):
+            self.fail(f"{quoted(value)}: HEADS is a number, of a medusa signal only", param, ctx)
         tokens = rest[3] if len(rest) > 3 else None
-        if tokens is not None and not (tokens.isdecimal() and kind.drafts):
-            self.fail(f"{value!r}: TOKENS is a number, of a medusa signal only", param, ctx)
+        if tokens is not None and not (_is_count(tokens) and kind.drafts):
+            self.fail(f"{quoted(value)}: TOKENS is a number, of a medusa signal only", param, ctx)
         bounds = config_file.ACTIVATION_BOUNDS[activation]
         drafted = None if tokens is None else int(tokens)
         return Signal(name, kind.name, activation, bounds, int(heads), drafted)
@@ -69,7 +78,9 @@ class SignalType(click.ParamType):  # type: ignore[type-arg]
     ) -> str:
         if given not in accepted:
             known = ", ".join(accepted)
-            self.fail(f"{value!r}: {what} {given!r} is not known; accepted: {known}", param, ctx)
+            self.fail(
+                f"{quoted(value)}: {what} {given!r} is not known; accepted: {known}", param, ctx
+            )
         return given
 
 
@@ -126,7 +137,7 @@ class SignalType(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option(
     "--score-scale",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=1.0,
     show_default=True,
     help="Scores of --data are divided by this.",

@@ -19,9 +19,10 @@ from otter_export.channel import shape_words
 from otter_export.checkpoint import Checkpoint
 from otter_export.cli.progress import DELAY_SECONDS, byte_bar
 from otter_export.cli.table import human_bytes, human_count
-from otter_export.errors import VerificationError
+from otter_export.errors import CheckpointError, VerificationError
 from otter_export.evaluation.parity import Difference, difference
 from otter_export.evaluation.prompts import PROMPTS
+from otter_export.files import steady
 from otter_export.modeling.otter_model import load_reference
 from otter_export.modeling.tokenization import load_tokenizer
 
@@ -64,7 +65,9 @@ def reshape(
     torch before OUT gets its name, and the largest difference of each signal is printed.
     """
     started = time.monotonic()
+    click.get_current_context().with_resource(steady(ckpt, "is being trained"))
     checkpoint = Checkpoint.open(ckpt)
+    token_ids = _token_ids(checkpoint, prompts or PROMPTS)
     size = sum(info.nbytes for info in checkpoint.tensors.values())
     with byte_bar(size, "comparing") as progress:
         plan = reshaping.plan(
@@ -79,7 +82,7 @@ def reshape(
 
     def check(written: Path) -> None:
         """A directory that is no copy of CKPT's channel does not become OUT."""
-        parity.update(_parity(checkpoint, Checkpoint.open(written), prompts or PROMPTS))
+        parity.update(_parity(checkpoint, Checkpoint.open(written), token_ids))
         worst = max(parity, key=lambda name: parity[name].relative)
         if not parity[worst].relative <= _LIMIT:
             raise VerificationError(
@@ -101,19 +104,49 @@ def reshape(
     click.echo(json.dumps(report, indent=1) if as_json else _text(checkpoint, written, parity))
 
 
-def _parity(one: Checkpoint, other: Checkpoint, texts: Sequence[str]) -> dict[str, Difference]:
-    """How far each signal of the second is from the first's, over all tokens of some texts."""
-    expected, found = _signals(one, texts), _signals(other, texts)
+def _token_ids(checkpoint: Checkpoint, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of some texts, each cut to what the base has positions for.
+
+    Raises:
+        CheckpointError: The tokenizer cannot be read, or gives a token that the embedding has not.
+    """
+    directory, dimensions = checkpoint.base.directory, checkpoint.base.dimensions
+    tokenizer, most = load_tokenizer(directory), dimensions.max_position_embeddings
+    rows = [tokenizer.encode(text)[:most] or [0] for text in texts]
+    largest = max(map(max, rows))
+    if largest >= dimensions.vocab_size:
+        raise CheckpointError(
+            f"a prompt has token id {largest}, and the embedding of {directory} has "
+            f"{dimensions.vocab_size} rows; give other texts with --prompt"
+        )
+    return rows
+
+
+def _parity(
+    one: Checkpoint, other: Checkpoint, token_ids: Sequence[Sequence[int]]
+) -> dict[str, Difference]:
+    """How far each signal of the second is from the first's, over all tokens of some texts.
+
+    Raises:
+        CheckpointError: The first's own are no numbers, so that nothing can be said.
+    """
+    expected = _signals(one, token_ids)
+    for name, values in expected.items():
+        if not np.isfinite(values).all():
+            raise CheckpointError(
+                f"the signal {name} of {one.directory} is NaN or infinite, so nothing can be "
+                "compared with it; train the channel anew"
+            )
+    found = _signals(other, token_ids)
     return {name: difference(found[name], expected[name]) for name in expected}
 
 
 @torch.no_grad()
-def _signals(checkpoint: Checkpoint, texts: Sequence[str]) -> dict[str, Any]:
+def _signals(checkpoint: Checkpoint, token_ids: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Every signal at every token of some texts, by name, ``[tokens, ...]``."""
-    model, tokenizer = load_reference(checkpoint), load_tokenizer(checkpoint.base.directory)
+    model = load_reference(checkpoint)
     rows: list[Mapping[str, torch.Tensor]] = []
-    for text in tqdm(texts, "running", delay=DELAY_SECONDS, leave=False, unit="text"):
-        ids = tokenizer.encode(text) or [0]
+    for ids in tqdm(token_ids, "running", delay=DELAY_SECONDS, leave=False, unit="text"):
         rows.append(model(torch.tensor([ids]), compute_logits=False).signals)
     return {name: np.concatenate([row[name][0].numpy() for row in rows]) for name in rows[0]}
 

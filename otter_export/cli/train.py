@@ -13,8 +13,9 @@ import click
 from tqdm import tqdm
 
 from otter_export.checkpoint import OTTER_STEM, Checkpoint
+from otter_export.cli.finite_range import FiniteRange
 from otter_export.config import read_json
-from otter_export.files import exclusive
+from otter_export.files import check_writable, exclusive
 from otter_export.modeling import report as reporting
 from otter_export.modeling.data import Item, Reader, overlap, split
 from otter_export.modeling.objectives import OBJECTIVES, check_objective
@@ -23,6 +24,7 @@ from otter_export.modeling.train_state import remove_state
 from otter_export.modeling.training import Trainer
 from otter_export.modeling.training_config import (
     DTYPES,
+    FREEZES,
     Progress,
     TrainingConfig,
     signal_named,
@@ -55,7 +57,7 @@ _DEFAULT = TrainingConfig()
 )
 @click.option(
     "--eval-fraction",
-    type=click.FloatRange(0, 1, True, True),
+    type=FiniteRange(0, 1, True, True),
     default=0.1,
     show_default=True,
     help="Share held out of --data.",
@@ -76,7 +78,7 @@ _DEFAULT = TrainingConfig()
 )
 @click.option(
     "--freeze",
-    type=click.Choice(["nothing", "channel"]),
+    type=click.Choice(FREEZES),
     default=_DEFAULT.freeze,
     show_default=True,
     help="channel: the signal's head alone learns, and the other signals keep their values.",
@@ -88,21 +90,21 @@ _DEFAULT = TrainingConfig()
 )
 @click.option(
     "--neutral-weight",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=_DEFAULT.neutral_weight,
     show_default=True,
     help="Of experts: what a nat of divergence from the base costs on neutral text.",
 )
 @click.option(
     "--labelled-weight",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=_DEFAULT.labelled_weight,
     show_default=True,
     help="The same on text labelled expert or anti.",
 )
 @click.option(
     "--score-scale",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=1.0,
     show_default=True,
     help="Scores are divided by this.",
@@ -127,12 +129,12 @@ _DEFAULT = TrainingConfig()
 )
 @click.option(
     "--learning-rate",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=_DEFAULT.learning_rate,
     show_default=True,
 )
 @click.option(
-    "--weight-decay", type=click.FloatRange(0), default=_DEFAULT.weight_decay, show_default=True
+    "--weight-decay", type=FiniteRange(0), default=_DEFAULT.weight_decay, show_default=True
 )
 @click.option(
     "--eval-every",
@@ -165,7 +167,7 @@ _DEFAULT = TrainingConfig()
 )
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=0.0,
     show_default=True,
     help="Shorten the schedule to end in this time; 0: no limit.",
@@ -198,11 +200,15 @@ def train(
     command is repeated. The result replaces CKPT/otter.safetensors, with training_report.json and
     training_curve.png beside it.
     """
-    click.get_current_context().with_resource(exclusive(checkpoint, "is being trained"))
+    click.get_current_context().with_resource(exclusive(checkpoint, "is being trained or read"))
     opened = Checkpoint.open(checkpoint)
+    if delta is not None:
+        check_writable(delta)
     signal = signal_named(opened, signal_name or opened.config.signals[0].name)
     objective = objective or kind_of(signal).objectives[0]
     check_objective(objective, signal)
+    if settings["teacher"] is not None and objective != "distill":
+        raise click.UsageError(f"--teacher is for --objective distill, not {objective}")
     reader = Reader(
         objective,
         signal,

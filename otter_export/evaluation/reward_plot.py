@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from otter_export.errors import MissingDependencyError, RequestError
-from otter_export.files import replacing
+from otter_export.files import check_writable, replacing
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -20,11 +20,13 @@ def check_plot_path(path: Path) -> None:
     Raises:
         RequestError: The suffix is not a known format, or the folder does not exist.
         MissingDependencyError: matplotlib is not installed.
+        OtterError: The system does not let it be written.
     """
     if path.suffix.lower() not in FORMATS:
         raise RequestError(f"cannot plot to {path}: the name must end in {', '.join(FORMATS)}")
     if not path.parent.is_dir():
         raise RequestError(f"cannot plot to {path}: {path.parent} is not a directory")
+    check_writable(path)
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from otter_export.files import replacing
 from otter_export.modeling.objectives.rewards import PREFIXES
 from otter_export.modeling.train_state import write_json
 from otter_export.modeling.training import Trainer, stored_bits
-from otter_export.safetensors_io import PlannedTensor, from_float32, write_safetensors
+from otter_export.safetensors_io import PlannedTensor, rounded, write_safetensors
 
 REPORT = "training_report.json"
 CURVE = "training_curve.png"
@@ -54,12 +56,19 @@ def write_delta(path: Path, trained: Mapping[str, Tensor]) -> int:
 
     Returns:
         The file's size in bytes.
+
+    Raises:
+        CheckpointError: A value is beyond the range of float16.
     """
     plan = [
-        PlannedTensor(name, "F16", tuple(t.shape), lambda t=t: from_float32(t.numpy(), "F16"))  # type: ignore[misc]
+        PlannedTensor(name, "F16", tuple(t.shape), functools.partial(_halves, name, t))
         for name, t in sorted(trained.items())
     ]
     return write_safetensors(path, plan)
+
+
+def _halves(name: str, tensor: Tensor) -> npt.NDArray[Any]:
+    return rounded(name, tensor.numpy(), "F16", "repeat the command without --delta")
 
 
 def report(

@@ -34,7 +34,7 @@ from otter_export.modeling.training_config import (
     signal_named,
     trainable_names,
 )
-from otter_export.safetensors_io import from_float32
+from otter_export.safetensors_io import LARGEST, rounded
 
 
 class Listener(Protocol):
@@ -185,8 +185,29 @@ class Trainer:
         return output
 
     def _evaluate(self) -> None:
-        """Judge the held-out items; keep the tensors if they are the best so far."""
+        """Judge the held-out items; keep the tensors if they are the best so far.
+
+        Raises:
+            ConfigError: One of them is NaN, infinite, or too large for the checkpoint's dtype, as
+                too long steps make them.
+        """
         p = self.progress
+        for name, parameter in self.parameters.items():
+            largest, dtype = (
+                float(parameter.detach().abs().max()),
+                self.checkpoint.tensors[name].dtype,
+            )
+            if not math.isfinite(largest):
+                raise ConfigError(
+                    f"the tensor {name} is NaN or infinite after step {p.step}; lower "
+                    "--learning-rate"
+                )
+            if largest > LARGEST[dtype]:
+                raise ConfigError(
+                    f"the tensor {name} holds {largest:g} after step {p.step}, beyond the range of "
+                    f"{dtype} ({LARGEST[dtype]:g}), in which {self.checkpoint.directory} stores "
+                    "it; lower --learning-rate, or insert the channel with --dtype F32"
+                )
         metrics = self.evaluate(self.sample)
         p.evaluations.append({"step": p.step, **metrics})
         chosen = metrics[self.objective.metric][self.objective.chosen]
@@ -321,7 +342,8 @@ def stored_bits(
         name: Which tensor.
     """
     if name in trained:
-        return from_float32(trained[name].numpy(), checkpoint.tensors[name].dtype)
+        remedy = "insert the channel with --dtype F32"
+        return rounded(name, trained[name].numpy(), checkpoint.tensors[name].dtype, remedy)
     return checkpoint.tensors.raw(name)
 
 

@@ -9,10 +9,26 @@ from typing import Any
 
 import torch
 
+from otter_export.arguments import integer, keep, number
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import ConfigError, UnsupportedError
+from otter_export.quoting import quoted
 from otter_export.signals import Signal
 
+#: The smallest value of each integer of `TrainingConfig`.
+_LEAST = {"epochs": 1, "max_steps": 0, "batch_tokens": 1, "eval_every": 1, "eval_items": 1}
+_LEAST |= {"patience": 0, "seed": 0}
+#: The range of each number.
+_RANGES: dict[str, dict[str, float]] = {
+    "learning_rate": {"above": 0},
+    "weight_decay": {"minimum": 0},
+    "warmup": {"minimum": 0, "maximum": 0.99},
+    "clip": {"above": 0},
+    "neutral_weight": {"minimum": 0},
+    "labelled_weight": {"minimum": 0},
+    "max_seconds": {"minimum": 0},
+}
+FREEZES = ("nothing", "channel")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -39,6 +55,9 @@ class TrainingConfig:
         seed: Of the order of the items.
         max_seconds: The schedule is shortened so that the run ends in this time; 0 for no limit.
             Only a run without this limit resumes to exactly the same result.
+
+    Raises:
+        ConfigError: A value is of another type, or out of range.
     """
 
     objective: str = "regression"
@@ -61,6 +80,23 @@ class TrainingConfig:
     dtype: str = "float32"
     seed: int = 0
     max_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the types and ranges; names are compared with the checkpoint's later."""
+        for name, least in _LEAST.items():
+            value = integer(name, getattr(self, name), least=least, error=ConfigError)
+            keep(self, **{name: value})
+        for name, limits in _RANGES.items():
+            found = number(name, getattr(self, name), **limits, error=ConfigError)
+            keep(self, **{name: found})
+        for name in ("objective", "signal", "trainable", "freeze", "dtype"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} must be a text, got {quoted(getattr(self, name))}")
+        if not isinstance(self.teacher, str | None):
+            raise ConfigError(f"teacher must be a text or None, got {quoted(self.teacher)}")
+        for name, accepted in (("freeze", FREEZES), ("dtype", tuple(DTYPES))):
+            if (word := getattr(self, name)) not in accepted:
+                raise ConfigError(f"{name} must be {' or '.join(accepted)}, got {quoted(word)}")
 
 
 @dataclasses.dataclass

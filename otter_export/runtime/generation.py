@@ -148,9 +148,8 @@ def _requests(
         raise RequestError(f"prompts must be texts or requests, got {quoted(prompts)}")
     # The options are checked for their own sake, also where every prompt brings its own.
     chosen = ArgsGreedy() if method is None else method
-    options = Request(
-        "", chosen, max_tokens, stop_words(stop), seed, penalties or Penalties(), drafts
-    )
+    penalties = penalties or Penalties()
+    options = Request("", chosen, max_tokens, stop_words(stop), seed, penalties, drafts)
     return [
         prompt if isinstance(prompt, Request) else dataclasses.replace(options, prompt=prompt)
         for prompt in prompts

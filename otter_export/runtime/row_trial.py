@@ -24,10 +24,13 @@ from otter_export.runtime.step_inputs import (
     read_only_inputs,
 )
 
-#: A pair and an odd last row.
-_MOST = 3
+#: Tokens before the row of each sequence, of which there is an odd number: several, since additions
+#: in another order often give the same sum, and rounding to 8 bits mostly hides a last bit.
+_PREFIXES = (5, 31, 16, 8, 27)
 #: Any token and any place will do; a prefix that is not zero, so that attention has what to add up.
 _TOKEN, _POSITION, _SCALE = 1, 0, 0.5
+#: Tokens of a step: a pair, and an odd last row.
+_MOST = 3
 #: Tokens before a chain; the last token of a chain of this length fills the slots of one alone.
 _BEFORE_CHAIN = 24
 
@@ -41,36 +44,42 @@ def try_rows(executor: Executor) -> RowRule:
     Raises:
         EngineError: The model fails.
     """
-    # A prefix that fills the slots, and in place some more for the new rows.
-    prefix = executor.slots(1)
+    # In place there are slots behind the prefixes for the new rows.
+    prefix = max(_PREFIXES)
     apart = executor.cache_form == engine_io.READ_ONLY
-    caches = _caches(executor, _MOST, prefix, prefix if apart else executor.slots(prefix + _MOST))
+    slots = executor.slots(prefix if apart else prefix + _MOST)
 
-    def first_row(batch: int, step: int) -> list[FloatArray]:
-        """Every output of the token at the beginning of each sequence, ``[B, ...]``."""
-        ids = np.full((batch, step), _TOKEN, np.int64)
-        tree = np.broadcast_to(np.eye(step, dtype=np.bool_), (batch, step, step))
+    def first_rows(step: int, *sequences: int) -> list[FloatArray]:
+        """Every output ``[B, ...]`` of the token at the beginning of each sequence."""
+        ids = np.repeat(_TOKEN + np.array(sequences, np.int64)[:, None], step, axis=1)
+        tree = np.broadcast_to(np.eye(step, dtype=np.bool_), (*ids.shape, step))
         tokens = Tokens(ids, np.full_like(ids, _POSITION), tree, step)
-        lengths = np.full(batch, prefix, np.int64)
-        slots = caches[0].shape[3]
+        lengths = np.array([_PREFIXES[b] for b in sequences], np.int64)
+        # Anew: a run in place writes behind its prefix, where a longer one has rows.
+        caches = _caches(executor, len(sequences), prefix, slots)
         if apart:
             inputs = read_only_inputs(tokens, lengths, slots, Padding())
-            rows = executor.blocks(batch, step, zeroed=False)
+            rows = executor.blocks(len(sequences), step, zeroed=False)
             outputs = executor.run(caches, inputs, rows)
         else:
             inputs = in_place_inputs(tokens, Part(0, step, step), lengths, slots, Padding())
             outputs = executor.run(caches, inputs)
         return [array[:, 0] for array in outputs.values()]
 
-    alone = first_row(1, 1)
+    everyone = range(len(_PREFIXES))
+    each = [first_rows(1, b) for b in everyone]
+    alone = [np.concatenate(rows) for rows in zip(*each, strict=True)]
 
-    def alike(batch: int, step: int) -> bool:
-        both = zip(first_row(batch, step), alone, strict=True)
-        return all(bool((beside == single).all()) for beside, single in both)
+    def alike(step: int, *sequences: int) -> bool:
+        beside = zip(first_rows(step, *sequences), alone, strict=True)
+        return all(np.array_equal(rows, one[list(sequences)]) for rows, one in beside)
 
-    if not alike(_MOST, 1):
+    if not alike(1, *everyone):
         return RowRule(pairs=True, even_steps=True)
-    return RowRule(pairs=False, even_steps=not (alike(1, 2) and alike(1, _MOST)))
+    groups = (everyone, [0], [1])
+    steps = range(2, _MOST + 1)
+    all_alike = all(alike(step, *group) for step in steps for group in groups)
+    return RowRule(pairs=False, even_steps=not all_alike)
 
 
 def try_chains(executor: Executor) -> bool:
@@ -105,7 +114,7 @@ def _chain(executor: Executor, caches: Any, start: int, ids: Sequence[int]) -> l
     """Every output ``[S, ...]`` of tokens that see ``start`` others and each other."""
     step = len(ids)
     tokens = Tokens(
-        np.array([ids], np.int64) + _TOKEN,
+        np.array([ids], np.int64) + 1,
         np.full((1, step), _POSITION, np.int64),
         np.tri(step, dtype=np.bool_)[None],
         step,

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from otter_export.arguments import flag, integer, keep, number
 from otter_export.errors import ConfigError
 from otter_export.manifest import EngineManifest
 from otter_export.quoting import nearest, quoted
@@ -73,20 +74,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name in _MAY_BE_ZERO else 1
-            if field.type == "int" and (type(value) is not int or value < least):
-                raise ConfigError(
-                    f"{field.name} must be an integer of at least {least}, got {value!r}"
-                )
-        if not math.isfinite(self.default_reward_weight):
-            raise ConfigError(
-                f"default_reward_weight must be finite, got {self.default_reward_weight!r}"
-            )
-        if not 0 <= self.default_gate < math.inf:
-            raise ConfigError(
-                f"default_gate must be finite and at least 0, got {self.default_gate!r}"
-            )
+            name, value = field.name, getattr(self, field.name)
+            if field.type == "int":
+                least = 0 if name in _MAY_BE_ZERO else 1
+                keep(self, **{name: integer(name, value, least=least, error=ConfigError)})
+            elif field.type == "float":
+                minimum = 0.0 if name == "default_gate" else -math.inf
+                keep(self, **{name: number(name, value, minimum=minimum, error=ConfigError)})
+            elif field.type == "bool":
+                keep(self, **{name: flag(name, value, error=ConfigError)})
         _check_choice("default_method", self.default_method, (AUTO, *METHODS))
         _check_choice("provider", self.provider, ("", *PROVIDERS))
         for low, high in (

@@ -105,6 +105,18 @@ def header(entries: dict[str, Any], data_bytes: int) -> bytes:
     return len(encoded).to_bytes(8, "little") + encoded + b"\0" * data_bytes
 
 
+def vocabulary(**ids: int) -> Damage:
+    """Change ids of the tokenizer's words."""
+
+    def damage(directory: Path) -> None:
+        path = directory / "ckpt/tokenizer.json"
+        data = json.loads(path.read_text())
+        data["model"]["vocab"] |= ids
+        path.write_text(json.dumps(data))
+
+    return damage
+
+
 PICKLE = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04echo\x85R."
 CONFIG, BASE_CONFIG, MANIFEST = "ckpt/otter_config.json", "ckpt/config.json", "engine/engine.json"
 OTTER, MODEL = "ckpt/otter.safetensors", "ckpt/model.safetensors"
@@ -246,6 +258,8 @@ SHAPES = [
     Case("behind the end", "reshape ckpt new --first-layer 3", "first_layer is 3, and the base has 2 layers"),
     Case("as it is", "reshape ckpt new --first-layer 0 --attention own", "has this shape already"),
     Case("unknown attention", "reshape ckpt new --attention flash", "'flash' is not one of 'own', 'shared'"),
+    Case("no row of the embedding", "reshape ckpt new --prompt w9", "token id 500, and the embedding of ckpt has 128 rows", vocabulary(w9=500)),
+    Case("no tokenizer", "reshape ckpt new --prompt w9", "ckpt has no usable tokenizer", removed("ckpt/tokenizer.json")),
     Case("reshaped in place", "reshape ckpt ckpt --force", "ckpt holds the checkpoint ckpt; choose another"),
     Case("reshaped over a base", "reshape ckpt base --force", "base is not a directory with otter_config"),
 ]  # fmt: skip
@@ -336,6 +350,7 @@ WEIGHTS = [
         tensors(MODEL, lambda found: found.pop("model.norm.weight")),
     ),
     Case("base weights gone", "inspect ckpt", "has neither model.safetensors", removed(MODEL)),
+    Case("llama.cpp's weights", "inspect ckpt", "holds model.gguf", lambda d: (d / MODEL).rename(d / "ckpt/model.gguf")),
     Case("index outside", "inspect ckpt", "must lie beside the index", sharded({"a": "../x.safetensors"})),
     Case("index absolute", "inspect ckpt", "must lie beside the index", sharded({"a": "/etc/passwd"})),
     Case("shard gone", "inspect ckpt", "names missing files: s1.safetensors", sharded({"a": "s1.safetensors"})),
@@ -384,6 +399,13 @@ BENCHMARKS = [
     Case("bench of a model no graph", "bench engine", "model.onnx"),
     Case("bench without candidates", "bench engine --top-k 0", "top_k must be an integer from 1"),
     Case("bench in no time", "bench engine --seconds 0", "0.0 is not in the range"),
+    Case("bench for no number", "bench engine --seconds nan", "nan is not a finite number"),
+    Case(
+        "bench drawn over a directory",
+        "bench engine --plot b.png",
+        "cannot write b.png: is a directory; a file is expected there",
+        content("b.png/x", ""),
+    ),
     Case("bench drawn nowhere", "bench engine --plot b.txt", "the name must end in .png"),
 ]
 
@@ -413,6 +435,12 @@ GENERATION = [
 TRAINING = [
     Case("no data", "train ckpt --objective regression", "Missing option '--data'"),
     Case("no such objective", "train ckpt --data d.jsonl --objective ppo", "'ppo' is not one of"),
+    Case("tensors to nowhere", "train ckpt --data d.jsonl --objective regression --delta gone/d.safetensors", "cannot write gone/.*: no such file or directory", content("d.jsonl", '{"text": "w3 w4", "score": 1}\n' * 30)),
+    Case("a teacher of no pupil", "train ckpt --data d.jsonl --objective regression --teacher reward", "--teacher is for --objective distill, not regression"),
+    Case("steps of no length", "train ckpt --data d.jsonl --objective regression --learning-rate nan", "nan is not a finite number"),
+    Case("endless steps", "train ckpt --data d.jsonl --objective regression --learning-rate 1e400", "1e400 is not a finite number"),
+    Case("no share held out", "train ckpt --data d.jsonl --objective regression --eval-fraction nan", "nan is not a finite number"),
+    Case("scores by nothing", "train ckpt --data d.jsonl --objective regression --score-scale nan", "nan is not a finite number"),
     Case("no data file", "train ckpt --data gone.jsonl --objective regression", "gone.jsonl"),
     Case("data not JSON", "train ckpt --data d.jsonl --objective regression", "d.jsonl.*line 1|d.jsonl:1", content("d.jsonl", "good film\n")),
     Case("other objective's data", "train ckpt --data d.jsonl --objective pairwise", "d.jsonl.*chosen", content("d.jsonl", '{"text": "a", "score": 1}\n' * 30)),

@@ -109,6 +109,7 @@ def test_default_widths(
             "--heads 1",
             "targets onnx, trt build it\n  not trtllm: the channel has 1 query heads",
         ),
+        ({}, "--signal draft:medusa:identity:3", "targets onnx, trt, trtllm build it"),
     ],
 )
 def test_what_each_target_will_say(
@@ -117,11 +118,6 @@ def test_what_each_target_will_say(
     tiny.write_base(tmp_path / "base", **base)
     result = cli("insert", tmp_path / "base", tmp_path / "ckpt", *options.split())
     assert result.status == 0 and re.search(message, result.stdout)
-
-
-def test_a_signal_that_no_target_builds_is_said(cli: Cli, tiny_llama: Path, tmp_path: Path) -> None:
-    result = cli("insert", tiny_llama, tmp_path / "ckpt", "--signal", "draft:medusa:identity:3")
-    assert "targets none builds the signal draft (kind medusa)" in result.stdout
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -30,6 +30,7 @@ SIZES = (0, 1000, 9000)
 #: What the commands import when they run: here, so that not every child process does.
 for _module in (
     "matplotlib.backends.backend_agg",
+    "otter_export.cli.add_signal",
     "otter_export.cli.build",
     "otter_export.cli.reshape",
     "otter_export.cli.train",
@@ -132,6 +133,12 @@ def test_reshape(root: Path, tmp_path: Path, tiny_llama: Path) -> None:
         return reshape()
 
     check_output(root, command, "out")
+
+
+@pytest.mark.slow
+def test_add_signal(root: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    trained = tiny.write_checkpoint(tmp_path / "ck", base=tiny_llama, adapter=True)
+    check_output(root, otter("add-signal", trained, root / "out", "--signal", "b:value"), "out")
 
 
 def whole_engine(path: Path) -> dict[str, bytes] | None:

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.cli import reshape as command
+from otter_export.files import exclusive, steady
 from tests import tiny
 from tests.command_line import Cli
 
@@ -65,3 +66,37 @@ def test_more_than_rounding_is_a_failed_check(
     assert result.status == 1
     assert "the signal reward would differ by " in result.stderr.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["ck"]
+
+
+def test_a_long_prompt_is_cut_to_the_positions(cli: Cli, tmp_path: Path) -> None:
+    """GPT-2 has a table of positions, whose end is the end of what torch can run."""
+    checkpoint = tiny.write_checkpoint(tmp_path / "ck", "gpt2", initialization="copy")
+    result = cli("reshape", checkpoint, tmp_path / "out", "--prompt", "w3 " * 500)
+    assert result.status == 0
+    assert Checkpoint.open(tmp_path / "out").config.first_layer == 2
+
+
+def test_a_channel_of_no_numbers_is_told_from_a_failed_check(
+    cli: Cli, checkpoint: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(checkpoint / "otter.safetensors")
+    tensors["signals.reward.weight"][0, 0] = np.nan
+    save_file(tensors, checkpoint / "otter.safetensors", {"format": "pt"})
+    result = cli("reshape", checkpoint, tmp_path / "out", *PROMPTS)
+    assert result.status == 2
+    assert "the signal reward of" in result.stderr and "NaN or infinite" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_and_a_reader_wait_for_each_other(
+    cli: Cli, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Half of a reshaped checkpoint would be from before a training's end, half from behind it."""
+    for name, *options in (("reshape",), ("add-signal", "--signal", "b:value")):
+        arguments = (name, checkpoint, tmp_path / "out", *options)
+        with exclusive(checkpoint, "is being read"):
+            result = cli(*arguments)
+        assert result.status == 2
+        assert f"{checkpoint} is being trained by another process" in result.stderr
+        with steady(checkpoint, "is being trained"):
+            assert cli(*arguments, "--force").status == 0

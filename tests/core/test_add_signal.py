@@ -17,6 +17,23 @@ STYLE = Signal("style", "expert", "identity", None)
 AHEAD = Signal("ahead", "medusa", "identity", None, 2, 40)
 
 
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"checkpoint": "ck"}, r"checkpoint must be what Checkpoint\.open gives, got 'ck'"),
+        ({"destination": None}, "destination must be a path"),
+        ({"signals": "style"}, "signals must be a tuple of Signal, got 'style'"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+        ({"force": "yes"}, "force must be true or false, got 'yes'"),
+    ],
+)
+def test_arguments_are_checked(changes: dict[str, object], error: str, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(tiny.write_checkpoint(tmp_path / "ck"))
+    arguments = {"checkpoint": checkpoint, "destination": tmp_path / "out", "signals": [STYLE]}
+    with pytest.raises(OtterError, match=error):
+        add_signal.plan(**arguments | changes)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("adapter", [False, True])
 def test_tensors_that_were_there_keep_their_bits(tmp_path: Path, adapter: bool) -> None:
     path = tiny.write_checkpoint(tmp_path / "ck", adapter=adapter, dtype="BF16")

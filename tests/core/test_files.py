@@ -27,6 +27,7 @@ from otter_export.files import (
     read_regular,
     remove_leftovers,
     replacing,
+    steady,
     writing,
 )
 from otter_export.hub import find_base
@@ -238,6 +239,13 @@ def test_a_directory_is_held_by_one_at_a_time(tmp_path: Path) -> None:
         exclusive(tmp_path, "is being trained"),
         pytest.raises(OtterError, match="is being trained by another process; wait"),
         exclusive(tmp_path, "is being trained"),
+    ):
+        pass
+    with (
+        steady(tmp_path, "is being trained"),
+        steady(tmp_path, "is being trained"),
+        pytest.raises(OtterError, match="is being read by another"),
+        exclusive(tmp_path, "is being read"),
     ):
         pass
     with exclusive(tmp_path, "is being trained"), exclusive(tmp_path / "none", "is being trained"):

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from otter_export import reshape
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import CheckpointError, ConfigError, OtterError
+from otter_export.insert import ChannelOptions
 from tests import tiny
 
 LAYERS = 4
@@ -168,3 +169,34 @@ def test_nothing_is_written_over_what_is_read(copied: Path, tmp_path: Path) -> N
             reshape.plan(checkpoint, out, force=True)
     with pytest.raises(OtterError, match="exists; choose another name"):
         reshape.plan(checkpoint, tmp_path / "ck")
+
+
+def test_arguments_are_checked(copied: Path, tmp_path: Path) -> None:
+    checkpoint, out = Checkpoint.open(copied), str(tmp_path / "out")
+    assert reshape.plan(checkpoint, out, first_layer=np.int64(1)).config.first_layer == 1
+    with pytest.raises(CheckpointError, match=r"checkpoint must be what Checkpoint\.open gives"):
+        reshape.plan(str(copied), out)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="first_layer must be an integer of at least 0, got '1'"):
+        reshape.plan(checkpoint, out, first_layer="1")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="attention must be own or shared, got 'flash'"):
+        reshape.plan(checkpoint, out, attention="flash")
+    with pytest.raises(CheckpointError, match="directory must be a path"):
+        Checkpoint.open(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"hidden_size": "16"}, "hidden_size must be an integer of at least 1, got '16'"),
+        # A prime, whose divisors would be looked for one by one.
+        ({"heads": 1_000_000_000_039}, "heads must be an integer of at most 1048576"),
+        ({"seed": None}, "seed must be an integer of at least 0, got None"),
+        ({"first_layer": 10**5000}, "first_layer must be an integer of at most 16384"),
+        ({"dtype": ["F32"]}, "dtype must be one of F32, F16, BF16"),
+        ({"signals": ("reward",)}, "signals must be a tuple of Signal"),
+    ],
+)
+def test_options_of_a_channel_are_checked(options: dict[str, object], error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
+        ChannelOptions(**options)  # type: ignore[arg-type]
+    assert type(ChannelOptions(hidden_size=np.int32(16)).hidden_size) is int

@@ -170,11 +170,13 @@ def wrong_scale(graph: ir.Graph) -> None:
             node.attributes["alpha"] = ir.AttrFloat32("alpha", alpha)
 
 
-def wrong_prefix_scale(graph: ir.Graph) -> None:
-    """The same for what is in the cache only, which one forward pass over a prompt cannot see."""
-    for node in graph:
-        if "alpha" in node.attributes and "past" in str(node.inputs[1].name):  # type: ignore[union-attr]
-            node.attributes["alpha"] = ir.AttrFloat32("alpha", 0.0)
+def turned_prefix(graph: ir.Graph) -> None:
+    """Keys change their sign when they are read: a forward pass over a prompt cannot see it."""
+    for node in list(graph):
+        if node.op_type == "TensorScatter" and str(node.inputs[0].name).endswith(".key"):  # type: ignore[union-attr]
+            turned = ir.node("Neg", [node.inputs[0]])
+            graph.insert_before(node, turned)
+            node.replace_input_with(0, turned.outputs[0])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -188,7 +190,7 @@ def test_logits_a_wrong_constant_in_the_graph(copied: Build, precision: str) -> 
 
 def test_prefill_a_cache_that_is_not_read_as_it_was_written(copied: Build) -> None:
     engine = copied()
-    spoil.edit_graph(engine, wrong_prefix_scale)
+    spoil.edit_graph(engine, turned_prefix)
     subject = subject_of(engine)
     assert parity_checks.logits(subject).passed
     fails(decoding_checks.chunked_prefill(subject))

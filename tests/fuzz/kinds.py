@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import decimal
+import importlib
 import io
 import json
 import os
@@ -84,23 +85,62 @@ def _public_configs(folder: Path) -> Case:
 
 
 def _checkpoints(folder: Path) -> Case:
-    """A checkpoint's own files: config.json of the channel, its tensors."""
+    """A checkpoint's own files, of both versions: config.json of the channel, its tensors."""
     from otter_export.checkpoint import Checkpoint
-    from otter_export.config import FILE_NAME
     from tests import tiny
 
-    checkpoint = tiny.write_checkpoint(folder / "checkpoint")
-    files = [checkpoint / FILE_NAME, checkpoint / "otter.safetensors"]
-    originals = [file.read_bytes() for file in files]
+    return _damaged_checkpoints(
+        [
+            tiny.write_checkpoint(folder / "old"),
+            tiny.write_checkpoint(folder / "new", first_layer=1, attention="shared"),
+        ],
+        Checkpoint.open,
+    )
+
+
+def _reshapes(folder: Path) -> Case:
+    """A checkpoint's own files, up to the checkpoint of another shape."""
+    from otter_export import reshape
+    from otter_export.checkpoint import Checkpoint
+    from tests import tiny
+
+    out = folder / "out"
+
+    def make(directory: Path) -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        reshape.plan(Checkpoint.open(directory), out).write()
+        Checkpoint.open(out)
+
+    copied = {"initialization": "copy", "adapter": True}
+    return _damaged_checkpoints(
+        [
+            tiny.write_checkpoint(folder / "old", **copied),
+            tiny.write_checkpoint(folder / "new", first_layer=1, **copied),
+        ],
+        make,
+    )
+
+
+def _damaged_checkpoints(directories: list[Path], use: Callable[[Path], object]) -> Case:
+    from otter_export.config import FILE_NAME
+
+    files = {d: (d / FILE_NAME, d / "otter.safetensors") for d in directories}
+    originals = {file: file.read_bytes() for pair in files.values() for file in pair}
 
     def case(random: Random) -> None:
-        for file, original in zip(files, originals, strict=True):
-            file.write_bytes(original)
-        if random.random() < 0.6:
-            files[0].write_bytes(encoded(random, changed(random, json.loads(originals[0]))))
+        directory = random.choice(directories)
+        config, tensors = files[directory]
+        for file in (config, tensors):
+            file.write_bytes(originals[file])
+        what = random.random()
+        if what < 0.5:
+            document = json.loads(originals[config])
+            config.write_bytes(encoded(random, changed(random, document)))
+        elif what < 0.8:
+            tensors.write_bytes(_tensors(random, originals[tensors]))
         else:
-            files[1].write_bytes(_tensors(random, originals[1]))
-        Checkpoint.open(checkpoint)
+            tensors.write_bytes(_values(random, originals[tensors]))
+        use(directory)
 
     return case
 
@@ -137,9 +177,45 @@ def _tensors(random: Random, original: bytes) -> bytes:
     return damaged(random, content) if random.random() < 0.1 else content
 
 
+def _values(random: Random, original: bytes) -> bytes:
+    """A safetensors file with other values in a place."""
+    begin = 8 + int.from_bytes(original[:8], "little")
+    at = random.randrange(begin, len(original) - 64)
+    bits = random.choice((bytes(64), b"\xff" * 64, b"\x80\x7f" * 32, random.randbytes(64)))
+    return original[:at] + bits + original[at + 64 :]
+
+
 def _engines(folder: Path) -> Case:
     """An engine's engine.json, up to two tokens of its answer."""
     from otter_export import generate, load_engine
+
+    def use(directory: Path) -> None:
+        generate(load_engine(directory, threads=1), "w3 w4", max_tokens=2)
+
+    return _changed_manifests(folder, use)
+
+
+def _benchmarks(folder: Path) -> Case:
+    """An engine's engine.json, up to what ``bench`` says of it."""
+    from otter_export import ArgsGreedy, Plain, load_engine
+    from otter_export.evaluation.benchmark import Plan, measure
+    from otter_export.evaluation.operator_shares import operator_shares
+    from otter_export.evaluation.step_bytes import cache_bytes, weight_bytes
+    from otter_export.runtime.request import Request
+
+    methods = (("plain", Plain()), ("guided", ArgsGreedy(top_k=2)))
+
+    def use(directory: Path) -> None:
+        engine = load_engine(directory, threads=1)
+        measure(engine, Plan(("w3 w4",), methods, 2, 1, (2,), 5.0), lambda name: None)
+        weight_bytes(engine.manifest)
+        cache_bytes(engine.manifest, 3)
+        operator_shares(directory, engine.manifest, Request("w3", max_tokens=3), 1)
+
+    return _changed_manifests(folder, use)
+
+
+def _changed_manifests(folder: Path, use: Callable[[Path], object]) -> Case:
     from tests.built import build, random_checkpoint
 
     engine = build(random_checkpoint(folder / "checkpoint"), folder / "engine")
@@ -147,7 +223,7 @@ def _engines(folder: Path) -> Case:
 
     def case(random: Random) -> None:
         (engine / "engine.json").write_bytes(encoded(random, changed(random, document)))
-        generate(load_engine(engine, threads=1), "w3 w4", max_tokens=2)
+        use(engine)
 
     return case
 
@@ -274,7 +350,13 @@ _OBJECTS: tuple[Any, ...] = (
 def _api(folder: Path) -> Case:
     """Arguments of the Python API."""
     import otter_export as api
+    from otter_export import add_signal, insert, reshape
+    from otter_export.checkpoint import Checkpoint
+    from otter_export.modeling.training_config import TrainingConfig
     from otter_export.runtime.scheduler import Limits, Scheduler
+    from otter_export.serving.settings import Settings
+    from otter_export.signals import Signal
+    from tests import tiny
     from tests.dummy_engine import write_engine
     from tests.runtime.fake_engine import FakeEngine, make_manifest
 
@@ -290,6 +372,19 @@ def _api(folder: Path) -> Case:
         while scheduler.step():
             pass
 
+    base = tiny.write_base(folder / "base")
+    copied = tiny.write_checkpoint(folder / "ck", base=base, initialization="copy", adapter=True)
+    checkpoint, out = Checkpoint.open(copied), folder / "out"
+
+    def channel(**options: Any) -> None:
+        insert.plan(base, out, insert.ChannelOptions(**options))
+
+    def signal(**fields: Any) -> None:
+        channel(hidden_size=16, signals=(Signal(**fields),))
+
+    widths = {f.name: f.default for f in dataclasses.fields(insert.ChannelOptions)}
+    planned = {"base_name": base, "destination": out, "adapter": False, "replacements": None}
+    shape = {"first_layer": 1, "attention": "own", "force": False}
     sampling = {"top_k": 4, "temperature": 0.5, "top_p": 0.9, "signal": None}
     guided = {"weight": 1.0, "gate": 0.5}
     running = {"max_tokens": 3, "stop": ("a",), "seed": 1}
@@ -308,6 +403,17 @@ def _api(folder: Path) -> Case:
             {"engine": engine(), "requests": [[1]], "batch_size": 2, "method": method} | running,
         ),
         (api.load_engine, {"directory": str(directory), "provider": "cpu", "threads": 1}),
+        (channel, widths | {"hidden_size": 16}),
+        (signal, {f.name: getattr(Signal("a"), f.name) for f in dataclasses.fields(Signal)}),
+        (insert.plan, planned | {"options": insert.ChannelOptions(16), "force": False}),
+        (Checkpoint.open, {"directory": copied}),
+        (reshape.plan, {"checkpoint": checkpoint, "destination": str(out)} | shape),
+        (
+            add_signal.plan,
+            {"checkpoint": checkpoint, "destination": out, "signals": (Signal("a"),), "seed": 0},
+        ),
+        (Settings, dataclasses.asdict(Settings())),
+        (TrainingConfig, dataclasses.asdict(TrainingConfig())),
         (Limits, {field.name: 5 for field in dataclasses.fields(Limits)}),
         (submit, {"request": api.Request([1], max_tokens=2), "deadline_seconds": 5}),
     ]
@@ -374,12 +480,20 @@ def _commands(folder: Path) -> Case:
     from tests import tiny
     from tests.dummy_engine import write_engine
 
+    # Loads torch, which takes longer than a case may.
+    importlib.import_module("otter_export.cli.reshape")
+    importlib.import_module("transformers.models.llama.modeling_llama")
     # A name without a slash is a place in the working directory.
     os.chdir(folder)
     base, engine = tiny.write_base(folder / "base"), write_engine(folder / "engine")
-    checkpoint = tiny.write_checkpoint(folder / "checkpoint")
+    checkpoint = tiny.write_checkpoint(folder / "checkpoint", initialization="copy", adapter=True)
+    new = [str(base), str(folder / "new"), "--hidden-size", "16"]
     lines: list[list[str]] = [
-        ["insert", str(base), str(folder / "new"), "--hidden-size", "16", "--heads", "2"],
+        ["insert", *new, "--heads", "2"],
+        ["insert", *new, "--first-layer", "1", "--attention", "shared"],
+        ["reshape", str(checkpoint), str(folder / "new"), "--first-layer", "1", "--prompt", "w3"],
+        ["add-signal", str(checkpoint), str(folder / "new"), "--signal", "b:value:tanh"],
+        ["bench", str(engine), "--quick", "--top-k", "4", "--seconds", "0.1", "--signal", "reward"],
         ["inspect", str(checkpoint)],
         ["inspect", str(engine), "--json"],
         ["generate", str(engine), "w3", "--max-tokens", "3", "--weight", "2", "--stop", "w4"],
@@ -424,8 +538,10 @@ KINDS: dict[str, Kind] = {
     "configs": Kind(_configs, 3000),
     "public configs": Kind(_public_configs, 3000),
     "checkpoints": Kind(_checkpoints, 2000),
+    "reshapes": Kind(_reshapes, 1000),
     "weights": Kind(_weights, 2000),
     "engines": Kind(_engines, 1000),
+    "benchmarks": Kind(_benchmarks, 300),
     "plugins": Kind(_plugins, 2000),
     "tokenizers": Kind(_tokenizers, 2000),
     "training data": Kind(_training_data, 2000),

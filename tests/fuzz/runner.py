@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,9 +27,11 @@ from typing import Any
 from otter_export.errors import OtterError
 from tests.fuzz.kinds import KINDS
 
-#: One case may take so long, and the first so much longer, since libraries are loaded.
+#: Of processor time: one case may take so long, the first longer, since libraries are loaded.
 CASE_SECONDS = 10.0
-START_SECONDS = 120.0
+START_SECONDS = 60.0
+#: A busy machine may give a worker no time for long; who waits for a pipe does so for ever.
+WAITING_SECONDS = 60.0
 #: Memory that a worker may have allocated at once.
 MEMORY_BYTES = 2 << 30
 _SHOWN = 5
@@ -102,18 +105,21 @@ def _work(kind: str, numbers: range, seed: int, root: Path, figures: Figures) ->
     ):  # fmt: skip
         assert worker.stdout is not None
         selector.register(worker.stdout, selectors.EVENT_READ)
-        current, limit = numbers.start, START_SECONDS
+        current = numbers.start
         while current < numbers.stop:
-            if not selector.select(limit):
+            if not selector.select(START_SECONDS + WAITING_SECONDS):
                 worker.kill()
                 figures.hangs.append(current)
                 return range(current + 1, numbers.stop)
             line = worker.stdout.readline()
             if not line:
-                figures.failures[current] = f"the process ended with {worker.wait()}"
+                if (status := worker.wait()) == -signal.SIGPROF:
+                    figures.hangs.append(current)
+                else:
+                    figures.failures[current] = f"the process ended with {status}"
                 return range(current + 1, numbers.stop)
             _count(figures, current, json.loads(line))
-            current, limit = current + 1, CASE_SECONDS
+            current += 1
     return range(0)
 
 
@@ -145,6 +151,8 @@ def worker(kind: str, seed: int, start: int, stop: int, root: Path) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     case = KINDS[kind].prepare(Path(tempfile.mkdtemp(dir=root / "tmp")))
     for number in range(start, stop):
+        # The timer's signal ends the process.
+        signal.setitimer(signal.ITIMER_PROF, CASE_SECONDS + START_SECONDS * (number == start))
         try:
             case(Random(f"{seed}/{kind}/{number}"))
             outcome = "accepted"
@@ -192,7 +200,7 @@ def main() -> int:
         for number, failure in list(figures.failures.items())[:_SHOWN]:
             print(f"{kind} {number}: {failure}", file=sys.stderr)
         for number in figures.hangs[:_SHOWN]:
-            print(f"{kind} {number}: more than {CASE_SECONDS:g} s", file=sys.stderr)
+            print(f"{kind} {number}: did not end in {CASE_SECONDS:g} s", file=sys.stderr)
         for path in figures.changed[:_SHOWN]:
             print(f"{kind}: {path} was changed", file=sys.stderr)
     print(table(results))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import CheckpointError, ConfigError, UnsupportedError
 from otter_export.modeling.data import Item, Row, collate
+from otter_export.modeling.report import write_delta
 from otter_export.modeling.train_state import DIRECTORY, load_state, remove_state
 from otter_export.modeling.training import Trainer
 from otter_export.modeling.training_config import Progress, TrainingConfig, schedule
@@ -330,6 +333,61 @@ def test_a_diverging_run_says_what_to_do(make: Callable[..., Trainer]) -> None:
         next(iter(trainer.parameters.values())).fill_(float("nan"))
     with pytest.raises(ConfigError, match="--learning-rate"):
         trainer.run()
+
+
+def test_a_last_step_that_destroys_the_tensors_gives_no_result(
+    make: Callable[..., Trainer],
+) -> None:
+    """The loss is from before the step, so it says nothing about it."""
+    far = {"learning_rate": 1e30, "weight_decay": 1e30}
+    trainer = make(dataclasses.replace(CONFIG, max_steps=2, eval_every=1, **far))
+    with pytest.raises(ConfigError, match=r"is NaN or infinite after step 1; .*--learning-rate"):
+        trainer.run()
+    assert all(torch.isfinite(tensor).all() for tensor in trainer.best.values())
+
+
+def test_what_halves_cannot_hold_is_not_trained(
+    make: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """Stored in F16, it would be infinite."""
+    far = dataclasses.replace(CONFIG, max_steps=2, eval_every=1, learning_rate=1e6)
+    trainer = make(far, directory=tiny.write_checkpoint(tmp_path / "halves", dtype="F16"))
+    with pytest.raises(ConfigError, match=r"after step 1, beyond the range of F16 \(65504\)"):
+        trainer.run()
+    assert all(tensor.abs().max() <= 65504 for tensor in trainer.best.values())
+
+
+def test_a_delta_holds_no_infinity(tmp_path: Path) -> None:
+    write_delta(tmp_path / "kept", {"a": torch.tensor([65504.0, -1.0])})
+    with pytest.raises(CheckpointError, match=r"tensor a has values beyond .* without --delta"):
+        write_delta(tmp_path / "delta", {"a": torch.tensor([1.0, -7e4])})
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("learning_rate", math.nan, "learning_rate must be a finite number above 0, got nan"),
+        ("learning_rate", 0, "learning_rate must be a finite number above 0, got 0"),
+        ("weight_decay", math.inf, "weight_decay must be a finite number at least 0, got inf"),
+        ("clip", "1", "clip must be a finite number above 0, got '1'"),
+        ("warmup", 1.0, "warmup must be a finite number at least 0 and at most 0.99, got 1.0"),
+        ("max_seconds", -1, "max_seconds must be a finite number at least 0, got -1"),
+        ("epochs", 0, "epochs must be an integer of at least 1, got 0"),
+        ("seed", -1, "seed must be an integer of at least 0, got -1"),
+        ("batch_tokens", 1.5, "batch_tokens must be an integer of at least 1, got 1.5"),
+        ("trainable", None, "trainable must be a text, got None"),
+        ("dtype", "float16", "dtype must be float32 or bfloat16, got 'float16'"),
+    ],
+)
+def test_settings_are_checked(field: str, value: object, error: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(error)):
+        dataclasses.replace(CONFIG, **{field: value})
+
+
+def test_settings_of_numpy_are_numbers_of_python() -> None:
+    config = TrainingConfig(learning_rate=np.float32(0.5), epochs=np.int64(2))  # type: ignore[arg-type]
+    assert (type(config.learning_rate), type(config.epochs)) == (float, int)
 
 
 def test_schedule_warms_up_and_ends_at_zero() -> None:

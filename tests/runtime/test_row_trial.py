@@ -32,23 +32,25 @@ class RoundingExecutor:
         return True
 
     def slots(self, needed: int, held: int = 0) -> int:
-        return 4 if needed <= 4 else 8
+        return -(-needed // 8) * 8
 
     def blocks(self, places: int, slots: int, *, zeroed: bool = True) -> tuple[HostBlock, ...]:
         return (HostBlock(np.zeros((2, places, 1, slots, 3), np.float32)),)
 
     def run(self, blocks: Any, inputs: StepInputs, rows: Any = None) -> Mapping[str, FloatArray]:
         batch, step, kept = inputs.shape
-        seen = inputs.arrays["attention_mask"]
-        if self.cache_form == engine_io.IN_PLACE:
-            assert rows is None and blocks[0].shape[3] == 8 and not seen[..., 4 + step :].any()
-            assert (inputs.arrays["write_indices"] == 4).all()
-            seen = seen[:, 0, :, : 4 + step]
-        else:
-            assert rows[0].shape[1] == batch
-        assert seen[:, :, :4].all() and (seen[:, :, 4:] == np.eye(step)).all()
-        prefix = blocks[0].array[:, :, :, :4].sum(axis=(0, 2, 3, 4))[:batch]
-        assert prefix.all() and kept == step
+        seen, slots = inputs.arrays["attention_mask"], blocks[0].shape[3]
+        in_place = self.cache_form == engine_io.IN_PLACE
+        lengths = [int(row.sum()) - 1 for row in (seen[:, 0, 0] if in_place else seen[:, 0])]
+        assert min(lengths) > 0 and kept == step and (rows is None) == in_place
+        for b, length in enumerate(lengths):
+            visible = seen[b, 0] if in_place else seen[b]
+            first = length if in_place else slots
+            assert visible[:, :length].all() and visible.sum() == step * (length + 1)
+            assert (visible[:, first : first + step] == np.eye(step)).all()
+            assert not in_place or inputs.arrays["write_indices"][b] == length
+        prefix = np.array([blocks[0].array[:, b, :, :n].sum() for b, n in enumerate(lengths)])
+        assert prefix.all()
         outputs = {
             "logits": np.tile(prefix[:, None, None], (1, step, 5)),
             "reward": np.tile(prefix[:, None], (1, step)),

@@ -36,10 +36,10 @@ BAD = [
     ({"max_queue": "many"}, "max_queue must be an integer, got 'many'"),
     ({"max_queue": "-1"}, "max_queue must be an integer of at least 1, got -1"),
     ({"max_tokens": "0"}, "max_tokens must be an integer of at least 1, got 0"),
-    ({"default_reward_weight": "nan"}, "default_reward_weight must be finite"),
-    ({"default_gate": "-1"}, "default_gate must be finite and at least 0, got -1.0"),
-    ({"default_gate": "nan"}, "default_gate must be finite and at least 0, got nan"),
-    ({"default_gate": "inf"}, "default_gate must be finite and at least 0, got inf"),
+    ({"default_reward_weight": "nan"}, "default_reward_weight must be a finite number"),
+    ({"default_gate": "-1"}, "default_gate must be a finite number at least 0, got -1.0"),
+    ({"default_gate": "nan"}, "default_gate must be a finite number at least 0, got nan"),
+    ({"default_gate": "inf"}, "default_gate must be a finite number at least 0, got inf"),
     ({"log_prompts": "yes"}, "log_prompts must be true or false, got 'yes'"),
     ({"default_method": "nucleus"}, "default_method must be one of auto, args-greedy"),
     ({"provider": "tpu"}, "provider must be one of empty, cpu, cuda"),
@@ -53,6 +53,20 @@ def test_bad_settings(texts: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Settings.from_parameters(texts)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("max_queue", "many", "max_queue must be an integer of at least 1, got 'many'"),
+        ("default_reward_weight", "1", "default_reward_weight must be a finite number, got '1'"),
+        ("log_prompts", "yes", "log_prompts must be true or false, got 'yes'"),
+        ("provider", None, "provider must be one of empty, cpu, cuda, got None"),
+    ],
+)
+def test_bad_settings_of_python(field: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Settings(**{field: value})  # type: ignore[arg-type]
 
 
 def test_settings_fit_a_small_engine() -> None:

@@ -291,14 +291,14 @@ def fail(sequences: Iterable[Sequence], error: Exception) -> None:
             sequence.error = error
 
 
-def _by_name(values: abc.Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ...]]:
-    """Values of each signal, one a token."""
-    return {name: tuple(v[name] for v in values) for name in (values[0] if values else ())}
-
-
 def _signals(step: Step, b: int, row: int) -> dict[str, FloatArray]:
     """What the engine gives for a row, by name."""
     return {name: values[b, row] for name, values in step.signals.items()}
+
+
+def _by_name(values: abc.Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ...]]:
+    """Values of each signal, one a token."""
+    return {name: tuple(v[name] for v in values) for name in (values[0] if values else ())}
 
 
 def _encode(prompt: str | abc.Sequence[int], engine: Engine) -> list[int]:

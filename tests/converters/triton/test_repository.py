@@ -215,13 +215,13 @@ def test_replacing(engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 BAD: list[tuple[tuple[object, ...], str]] = [
     (("--name", "a/b"), "must be 1 to 64 letters"),
     (("--name", "README.md"), "is the name of a file of the repository"),
-    (("--instances", 0), "instances must be at least 1, got 0"),
+    (("--instances", 0), "instances must be an integer of at least 1, got 0"),
     (("--max-tokens", 64), "max_tokens is 64; this engine's sequences have room for 63"),
     (("--max-candidates", 1000), "max_candidates is 1000; the vocabulary has 128"),
     (("--max-queue", -1), "max_queue must be an integer of at least 1, got -1"),
     (("--method", "nucleus"), "default_method must be one of auto, args-greedy"),
-    (("--weight", "nan"), "default_reward_weight must be finite"),
-    (("--gate", -1), "default_gate must be finite and at least 0, got -1.0"),
+    (("--weight", "nan"), "default_reward_weight must be a finite number"),
+    (("--gate", -1), "default_gate must be a finite number at least 0, got -1.0"),
     (("--top-k", 100), "default_top_k is 100, above max_candidates, which is 64"),
     (("--threads", -2), "threads must be an integer of at least 0"),
 ]

@@ -100,7 +100,7 @@ def test_drafts_change_no_token(
     max_tokens: int,
     length: int,
 ) -> None:
-    request = Request(prompt, method, max_tokens, stop, seed, drafts)
+    request = Request(prompt, method, max_tokens, stop, seed, drafts=drafts)
     check_same(small(signal, length), request)
 
 
@@ -123,7 +123,7 @@ def test_any_tree_of_drafts_changes_no_token(
 ) -> None:
     engine = small(signal)
     engine.even_steps = even
-    request = Request(prompt, method, max_tokens, (), seed, "lookup")
+    request = Request(prompt, method, max_tokens, (), seed, drafts="lookup")
     with knowing(engine, request, seed):
         check_same(engine, request)
 
@@ -132,7 +132,7 @@ def test_what_is_known_before_is_mostly_accepted() -> None:
     """The test above would say little if its drafts were refused."""
     engine = small()
     engine.manifest = dataclasses.replace(engine.manifest, eos_token_ids=())
-    request = Request([3, 1], Plain(temperature=1.0), 40, (), 7, "lookup")
+    request = Request([3, 1], Plain(temperature=1.0), 40, (), 7, drafts="lookup")
     with knowing(engine, request, 1):
         result = check_same(engine, request)
     assert result.accepted is not None
@@ -159,7 +159,7 @@ def test_nor_in_a_crowd(seed: int, even: bool) -> None:
 
     def some(drafts: str) -> Request:
         prompt = [draw.randrange(1, 16) for _ in range(draw.randrange(1, 12))]
-        return Request(prompt, draw.choice(METHODS), draw.randrange(1, 20), (), seed, drafts)
+        return Request(prompt, draw.choice(METHODS), draw.randrange(1, 20), (), seed, drafts=drafts)
 
     names = ("none", "lookup", "ahead", "few", "auto")
     engine = small(draw.choice([VALUE, Q_VALUE]))
@@ -180,7 +180,7 @@ def test_cancelling_others_changes_no_token(seed: int) -> None:
             20,
             (),
             seed + i,
-            draw.choice(["lookup", "ahead", "auto", "none"]),
+            drafts=draw.choice(["lookup", "ahead", "auto", "none"]),
         )
         for i in range(4)
     ]
@@ -218,7 +218,7 @@ class Broken(FakeEngine):
 def test_an_engine_that_fails_fails_at_the_same_token(seed: int) -> None:
     manifest = make_manifest(vocab_size=16, signals=(VALUE, MEDUSA), eos_token_ids=())
     engine = Broken(manifest, spread=1.0)
-    request = Request([seed + 1, 2], Plain(), 40, (), 0, "lookup")
+    request = Request([seed + 1, 2], Plain(), 40, (), 0, drafts="lookup")
     plain = run(engine, [dataclasses.replace(request, drafts="none")])[0]
     drafted = run(engine, [request])[0]
     assert str(drafted[0]) == str(plain[0]) or isinstance(plain[0], Result)

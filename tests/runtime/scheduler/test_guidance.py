@@ -185,6 +185,7 @@ REQUESTS = st.builds(
     max_tokens=st.integers(1, 7),
     seed=st.integers(0, 2**64 - 1),
     penalties=st.just(Penalties()) | PENALTIES,
+    drafts=st.sampled_from(["none", "lookup", "drafts"]),
 )
 
 
