@@ -65,6 +65,10 @@ CONFIGS = {"llama": LLAMA, "gpt2": GPT2, "qwen2": QWEN2}
 
 REWARD = Signal("reward")
 NEXT = Signal("next", "q_value")
+TONE = Signal("tone", "expert", "identity", None)
+DRAFTS = Signal("drafts", "medusa", "identity", None, heads=3, draft_vocab=40)
+#: One of each kind in one channel.
+ALL_KINDS = (REWARD, NEXT, TONE, DRAFTS)
 
 
 def base_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -16,7 +16,7 @@ from otter_export.engine_digest import engine_digest
 from otter_export.engine_io import TensorSpec
 from otter_export.inspection import PARTS, CheckpointSummary, EngineSummary, Size, dtypes
 from otter_export.manifest import EngineManifest
-from otter_export.signals import Signal
+from otter_export.signals import Signal, kind_of
 
 
 @click.command()
@@ -180,10 +180,18 @@ def _specs(specs: Iterable[TensorSpec]) -> Iterable[list[str]]:
 
 def _signals(signals: Iterable[Signal]) -> str:
     rows = [
-        [s.name, s.kind, s.activation, "none" if s.bounds is None else str(list(s.bounds))]
+        [s.name, _kind(s), s.activation, "none" if s.bounds is None else str(list(s.bounds))]
         for s in signals
     ]
     return table(rows, ["signal", "kind", "activation", "bounds"])
+
+
+def _kind(signal: Signal) -> str:
+    """The kind, and what a signal that drafts can draft."""
+    if not kind_of(signal).has_heads:
+        return signal.kind
+    tokens = "all tokens" if signal.draft_vocab is None else f"{signal.draft_vocab} tokens"
+    return f"{signal.kind} ({signal.heads} x {tokens})"
 
 
 def _facts(facts: Mapping[str, str]) -> str:

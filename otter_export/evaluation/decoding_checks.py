@@ -74,12 +74,12 @@ def weight_zero(subject: Subject) -> CheckResult:
     for index, wanted in enumerate(plain):
         if zero[index].token_ids != wanted.token_ids:
             wrong.append(f"prompt {index + 1}: weight 0 gives other tokens than plain decoding")
-        at = _first_difference(scored[index].token_ids, wanted.token_ids)
+        at = first_difference(scored[index].token_ids, wanted.token_ids)
         if at is None:
             continue
         margin = _margin(events[index][at], wanted.token_ids[at])
         line = f"prompt {index + 1}, token {at + 1}: margin {margin:.2g}, all candidates scored"
-        (ties if margin <= _step_difference(subject).maximum else wrong).append(line)
+        (ties if margin <= step_difference(subject).maximum else wrong).append(line)
     tokens = sum(len(result.token_ids) for result in plain)
     return decide(
         "weight 0",
@@ -144,8 +144,8 @@ def _worst(subject: Subject, values: Rows, reference: Rows) -> Difference:
     return max(found, key=lambda d: d.relative)
 
 
-def _step_difference(subject: Subject) -> Difference:
-    """Of the logits, between one step of candidates and single steps, as the engine runs."""
+def step_difference(subject: Subject) -> Difference:
+    """Of logits: one step of candidates against single steps, as the engine runs."""
     values, reference = _tree_rows(subject.engine, subject.step_prompts, CANDIDATES)
     return difference(values[LOGITS], reference[LOGITS], subject.spreads[LOGITS])
 
@@ -186,7 +186,8 @@ def _chunked_rows(engine: Engine, prompts: Sequence[list[int]], _: int) -> tuple
     return stack([*chunked, batch]), stack([*whole, *last])
 
 
-def _first_difference(found: Sequence[int], wanted: Sequence[int]) -> int | None:
+def first_difference(found: Sequence[int], wanted: Sequence[int]) -> int | None:
+    """Index of the first token that differs; None if one sequence begins with the other."""
     pairs = zip(found, wanted, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), None)
 

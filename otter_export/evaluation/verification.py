@@ -19,7 +19,7 @@ from otter_export.errors import (
     RequestError,
     VerificationError,
 )
-from otter_export.evaluation import decoding_checks, file_checks, parity_checks
+from otter_export.evaluation import decoding_checks, file_checks, parity_checks, signal_checks
 from otter_export.evaluation.check import CheckResult, not_run
 from otter_export.evaluation.kept_graph import verifiable
 from otter_export.evaluation.subject import Options, Subject
@@ -54,6 +54,9 @@ CHECKS = (
     Check("prefill", decoding_checks.chunked_prefill),
     Check("weight 0", decoding_checks.weight_zero),
     Check("forward passes", decoding_checks.forward_passes),
+    Check("drafts", signal_checks.drafts),
+    Check("experts", signal_checks.experts),
+    Check("values", signal_checks.values),
     Check("logits", parity_checks.logits),
     Check("signals", parity_checks.signals),
     Check("exact kernels", parity_checks.exact_kernels, quick=False),

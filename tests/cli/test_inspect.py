@@ -143,3 +143,11 @@ def test_a_checkpoint_makes_nobody_download(
     result = cli("inspect", checkpoint)
     assert result.status == 2 and asked == [True]
     assert "get it with: hf download stranger/model" in result.stderr
+
+
+def test_what_a_signal_drafts(tmp_path: Path, cli: Cli) -> None:
+    whole = Signal("ahead", "medusa", "identity", None, heads=2)
+    checkpoint = tiny.write_checkpoint(tmp_path / "ck", signals=(tiny.DRAFTS, whole))
+    lines = cli("inspect", checkpoint).stdout.splitlines()
+    assert "drafts  medusa (3 x 40 tokens)   identity    none" in lines
+    assert "ahead   medusa (2 x all tokens)  identity    none" in lines

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from otter_export.base_config import FAITHFUL_ACTIVATIONS
 from otter_export.checkpoint import Checkpoint
 from otter_export.graph.pipeline import lower, onnxruntime
-from otter_export.signals import Signal
+from otter_export.signals import SIGNALS, Signal
 from tests import built, tiny
 from tests.converters.conftest import Built, tokens
 
@@ -109,10 +109,12 @@ def test_engine_of_each_initialization_as_inserted(kind: str, tmp_path: Path) ->
     inner=st.integers(1, 100),
     groups=st.integers(1, 2),
     embedding=st.sampled_from(["projection", "table"]),
-    kinds=st.lists(st.sampled_from(["value", "q_value"]), min_size=1, max_size=3),
+    kinds=st.lists(st.sampled_from(list(SIGNALS)), min_size=1, max_size=3),
     activation=st.sampled_from(["identity", "tanh", "sigmoid"]),
     attention=st.sampled_from(["own", "shared"]),
     first_layer=st.integers(0, 2),
+    heads=st.integers(1, 3),
+    draft_vocab=st.sampled_from([None, 1, 40]),
     seed=st.integers(0, 9),
 )
 def test_any_widths_shapes_and_signals(
@@ -125,10 +127,18 @@ def test_any_widths_shapes_and_signals(
     activation: str,
     attention: str,
     first_layer: int,
+    heads: int,
+    draft_vocab: int | None,
     seed: int,
 ) -> None:
     root = tmp_path_factory.mktemp("widths")
-    signals = tuple(Signal(f"s{i}", kind, activation, None) for i, kind in enumerate(kinds))
+    signals = tuple(
+        Signal(f"s{i}", kind.name, taken, None, heads, draft_vocab)
+        if kind.has_heads
+        else Signal(f"s{i}", kind.name, taken, None)
+        for i, kind in enumerate(map(SIGNALS.load, kinds))
+        for taken in [activation if activation in kind.activations else kind.activations[0]]
+    )
     checkpoint = built.random_checkpoint(
         root / "ck",
         seed=seed,

@@ -31,7 +31,7 @@ def engine(built_root: Path) -> Build:
     def build(precision: str = "fp32", family: str = "llama") -> Path:
         name = built_root / family
         if not name.exists():
-            built.random_checkpoint(name, family, signals=(tiny.REWARD, tiny.NEXT))
+            built.random_checkpoint(name, family, signals=tiny.ALL_KINDS)
         directory = built_root / f"{family}-{precision}"
         if not directory.exists():
             built.build(Checkpoint.open(name), directory, precision=precision)

@@ -111,3 +111,16 @@ class LastRowLost(CountingEngine):
 
     def commit(self, cache: Cache, step: Step, rows: Sequence[Sequence[int]]) -> None:
         super().commit(cache, step, [kept[:-1] if len(kept) > 1 else kept for kept in rows])
+
+
+class ShortStepsScoreTwice(CountingEngine):
+    """Steps of at most 8 tokens, which those of candidates are, give twice the signals."""
+
+    def forward(
+        self, cache: Cache, input_ids: Any, position_ids: Any, tree: Any, keep: int
+    ) -> Step:
+        step = super().forward(cache, input_ids, position_ids, tree, keep)
+        if input_ids.shape[1] > 8:
+            return step
+        doubled = {name: 2 * values for name, values in step.signals.items()}
+        return dataclasses.replace(step, signals=doubled)

@@ -12,13 +12,14 @@ import onnx_ir as ir
 import pytest
 
 from otter_export.errors import EngineError
-from otter_export.evaluation import decoding_checks, file_checks, parity_checks
+from otter_export.evaluation import decoding_checks, file_checks, parity_checks, signal_checks
 from otter_export.evaluation.check import CheckResult, Limit, decide
 from otter_export.evaluation.counting_engine import CountingEngine
 from otter_export.evaluation.subject import Subject
 from otter_export.evaluation.verification import CHECKS
 from otter_export.runtime.generation import generate
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
+from otter_export.runtime.methods.experts import Experts
 from tests.evaluation import spoil
 from tests.evaluation.conftest import Build, subject_of
 from tests.tiny import CONFIGS
@@ -320,10 +321,33 @@ def test_without_a_reward_the_decoding_checks_do_not_apply(engine: Build) -> Non
     subject = subject_of(engine())
     draft = dataclasses.replace(subject.manifest.signals[0], kind="medusa")
     subject.manifest = dataclasses.replace(subject.manifest, signals=(draft,))
-    for check in (decoding_checks.weight_zero, decoding_checks.forward_passes):
+    for check in (
+        decoding_checks.weight_zero,
+        decoding_checks.forward_passes,
+        signal_checks.values,
+    ):
         result = check(subject)
         assert result.passed is None
         assert "no signal that scores next tokens" in result.notes[0]
+
+
+def test_drafts_fail_if_a_row_depends_on_its_neighbours(engine: Build) -> None:
+    subject = broken(engine(), spoil.WidthChangesLogits)
+    fails(signal_checks.drafts(subject), "plain: lookup changes", "plain: drafts changes")
+
+
+def test_experts_fail_if_weight_zero_is_not_plain(
+    engine: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Experts, "choose", lambda self, scores, _: len(scores) - 1)
+    fails(signal_checks.experts(subject_of(engine())), "prompt 1, greedy", "prompt 1, sampled")
+
+
+def test_values_fail_if_those_of_candidates_are_not_those_of_the_text(engine: Build) -> None:
+    result = signal_checks.values(broken(engine(), spoil.ShortStepsScoreTwice))
+    fails(result)
+    # All that score, and no drafts.
+    assert list(result.numbers) == ["reward max", "next max", "tone max"]
 
 
 def test_every_check_has_a_test_in_which_it_fails() -> None:
