@@ -70,6 +70,7 @@ def engine_manifest(
     """
     bos, eos = checkpoint.base.special_token_ids
     config = checkpoint.config
+    drafted = {signal: checkpoint.token_ids(signal) for signal in config.signals}
     return EngineManifest(
         base=dataclasses.asdict(checkpoint.base.dimensions),
         channel={name: getattr(config, name) for name in _CHANNEL_FIELDS},
@@ -78,7 +79,7 @@ def engine_manifest(
         eos_token_ids=eos,
         files=tuple(
             file if isinstance(file, EngineFile) else describe_file(directory, file)
-            for file in (*files, *write_draft_tokens(checkpoint, directory))
+            for file in (*files, *write_draft_tokens(drafted, directory))
         ),
         builder={"name": "otter-export", "version": __version__, **(libraries or {})},
         source=source_of(checkpoint),

@@ -22,7 +22,7 @@ from otter_export.family import (
     Space,
     channel_width,
 )
-from otter_export.signals import Signal, kind_of
+from otter_export.signals import kind_of, token_ids_name
 
 #: What a channel with shared attention has no tensors for.
 _OF_WEIGHTS = (Space.QUERY, Space.KEY)
@@ -94,16 +94,6 @@ def expected_tensors(config: OtterConfig, base: BaseModel) -> dict[str, tuple[in
         if signal.draft_vocab is not None:
             shapes[token_ids_name(signal)] = (signal.draft_vocab,)
     return shapes
-
-
-def token_ids_name(signal: Signal) -> str:
-    """The tensor, int32 ``[V']``, that names the tokens that a signal drafts."""
-    return f"signals.{signal.name}.token_ids"
-
-
-def is_token_ids(name: str) -> bool:
-    """Whether an inserted tensor is one of those, and no weight."""
-    return name.startswith("signals.") and name.endswith(".token_ids")
 
 
 def base_heads(config: OtterConfig, base: BaseDimensions) -> npt.NDArray[np.int64]:

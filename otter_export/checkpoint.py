@@ -16,14 +16,14 @@ import numpy.typing as npt
 from otter_export import config as config_file
 from otter_export.arguments import path_argument
 from otter_export.base_model import BaseModel, listed
-from otter_export.channel import check_widths, expected_tensors, is_token_ids, token_ids_name
+from otter_export.channel import check_widths, expected_tensors
 from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError
 from otter_export.files import is_directory, is_file
 from otter_export.hub import find_base
 from otter_export.quoting import quoted
 from otter_export.safetensors_io import IDS_DTYPE, WEIGHT_DTYPES, FloatArray, TensorStore
-from otter_export.signals import Signal, kind_of
+from otter_export.signals import Signal, is_token_ids, kind_of, token_ids_name
 
 OTTER_STEM = "otter"
 

@@ -7,33 +7,35 @@ of each ``medusa`` signal that drafts a part of the vocabulary; an engine withou
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from otter_export.channel import token_ids_name
-from otter_export.checkpoint import Checkpoint
 from otter_export.errors import CheckpointError, EngineError
 from otter_export.safetensors_io import IDS_DTYPE, PlannedTensor, TensorStore, write_safetensors
-from otter_export.signals import Signal
+from otter_export.signals import Signal, token_ids_name
 
 _STEM = "draft_tokens"
 FILE_NAME = f"{_STEM}.safetensors"
 
 
-def write_draft_tokens(checkpoint: Checkpoint, directory: Path) -> list[str]:
-    """Write the file if the checkpoint has what it holds; returns its name, or nothing.
+def write_draft_tokens(
+    token_ids: Mapping[Signal, npt.NDArray[np.int32] | None], directory: Path
+) -> list[str]:
+    """Write the file if a signal drafts a part of the vocabulary; returns its name, or nothing.
 
-    Raises:
-        CheckpointError: The token ids are wrong.
+    Args:
+        token_ids: Of each signal, ascending; None: all.
+        directory: Of the engine.
     """
     planned = [
         PlannedTensor(
             token_ids_name(signal), IDS_DTYPE, ids.shape, functools.partial(np.array, ids)
         )
-        for signal in checkpoint.config.signals
-        if (ids := checkpoint.token_ids(signal)) is not None
+        for signal, ids in token_ids.items()
+        if ids is not None
     ]
     if not planned:
         return []

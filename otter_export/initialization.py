@@ -16,19 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from otter_export.base_model import BaseModel
-from otter_export.channel import (
-    base_heads,
-    channel_sites,
-    expected_tensors,
-    is_token_ids,
-    rows_of_heads,
-)
+from otter_export.channel import base_heads, channel_sites, expected_tensors, rows_of_heads
 from otter_export.config import OtterConfig
 from otter_export.errors import ConfigError
 from otter_export.family import ProjectionSite, Space, channel_width
 from otter_export.probe import Maker, Probe, check_probe, orthonormal, probe_makers
 from otter_export.safetensors_io import FloatArray
-from otter_export.signals import kind_of
+from otter_export.signals import is_token_ids, kind_of
 
 #: Standard deviation of ``normal``; that of GPT-2 and Llama initialisation.
 NORMAL_STD = 0.02

@@ -20,7 +20,7 @@ from otter_export import config as config_file
 from otter_export.arguments import flag, integer, keep, path_argument
 from otter_export.base_config import FILE_NAME as BASE_CONFIG
 from otter_export.base_model import BaseModel
-from otter_export.channel import check_widths, is_token_ids
+from otter_export.channel import check_widths
 from otter_export.checkpoint import OTTER_STEM
 from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError, ConfigError
@@ -41,7 +41,7 @@ from otter_export.safetensors_io import (
     write_safetensors,
 )
 from otter_export.shards import Shard, in_shards, write_shards
-from otter_export.signals import Signal
+from otter_export.signals import Signal, is_token_ids
 from otter_export.tokenizer_file import FILE_NAME as TOKENIZER_FILE
 from otter_export.tokenizer_file import read_tokenizer, tokens_beyond
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from otter_export.channel import is_token_ids
 from otter_export.checkpoint import Checkpoint
 from otter_export.config import OtterConfig
 from otter_export.insert import Insertion, adapter_name, base_files
 from otter_export.probe import Maker
 from otter_export.safetensors_io import IDS_DTYPE, PlannedTensor, rounded
+from otter_export.signals import is_token_ids
 
 
 def rewritten(

@@ -11,12 +11,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 from safetensors.numpy import load_file, save_file
 
-from otter_export.channel import is_token_ids
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.external_data import save_model
 from otter_export.converters.onnx import TARGET
 from otter_export.converters.target import BuildRequest
 from otter_export.engine_io import CACHES, is_cache
+from otter_export.signals import is_token_ids
 from tests import tiny
 
 Array = np.ndarray[Any, Any]

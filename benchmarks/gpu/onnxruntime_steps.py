@@ -27,7 +27,7 @@ from benchmarks import record
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.external_data import save_model
 from otter_export.converters.onnx import node_counts
-from otter_export.engine_io import is_cache
+from otter_export.engine_io import WRITE_INDICES, is_cache
 from otter_export.graph.pipeline import lower, onnxruntime
 from otter_export.runtime.executors.onnxruntime import PROVIDERS, open_session
 
@@ -95,15 +95,21 @@ class Step:
     def __init__(self, session: Any, provider: str, batch: int, step: int, past: int) -> None:
         self._session, self._binding = session, session.io_binding()
         generator = np.random.default_rng(0)
+        # On the CPU the model writes its caches, which have room for the step.
+        in_place = any(value.name == WRITE_INDICES for value in session.get_inputs())
+        slots = past + step if in_place else past
+        mask = (batch, 1, step, slots) if in_place else (batch, step, past + step)
         tokens = {
             "input_ids": np.full((batch, step), 5),
             "position_ids": np.full((batch, step), past),
-            "attention_mask": np.ones((batch, step, past + step), bool),
+            "attention_mask": np.ones(mask, bool),
             "logits_to_keep": np.array([step]),
+            WRITE_INDICES: np.full(batch, past),
+            "kept_rows": np.tile(np.arange(step), (batch, 1)),
         }
         for value in session.get_inputs():
             if is_cache(value.name):
-                shape = (batch, value.shape[1], past, value.shape[3])
+                shape = (batch, value.shape[1], slots, value.shape[3])
                 array = 0.1 * generator.standard_normal(shape)
                 array, device = array.astype(CACHE_TYPES[value.type]), provider
             else:

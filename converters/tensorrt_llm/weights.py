@@ -26,6 +26,7 @@ from otter_export.safetensors_io import (
     PlannedTensor,
     TensorStore,
     from_float32,
+    rounded,
     to_float32,
 )
 from otter_export.signals import Signal, kind_of
@@ -59,13 +60,13 @@ class Part:
             return raw
         values = to_float32(raw, stored)
         with np.errstate(over="ignore"):
-            rounded = from_float32(values, dtype)
-        if dtype == "F16" and bool((np.isinf(rounded) & np.isfinite(values)).any()):
+            made = from_float32(values, dtype)
+        if dtype == "F16" and bool((np.isinf(made) & np.isfinite(values)).any()):
             raise CheckpointError(
                 f"tensor {self.name} has values beyond the range of fp16 (65504); "
                 "use --precision bf16"
             )
-        return rounded
+        return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +102,9 @@ class RankTensors:
 
     def _head(self, signal: Signal, part: str, shape: tuple[int, ...]) -> Bits:
         """What an engine multiplies with of a signal's head."""
-        stored = self.checkpoint.float32(f"signals.{signal.name}.{part}")
-        return from_float32(kind_of(signal).engine_head(stored).reshape(shape), self.dtype)
+        name = f"signals.{signal.name}.{part}"
+        head = kind_of(signal).engine_head(self.checkpoint.float32(name)).reshape(shape)
+        return rounded(name, head, self.dtype, "use --precision bf16")
 
     def _start(self) -> PlannedTensor:
         """What the channel begins with, where it begins."""

@@ -16,10 +16,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+# ONNX Runtime looks at it once, when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import numpy.typing as npt

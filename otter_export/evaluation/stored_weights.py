@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from otter_export.channel import token_ids_name
 from otter_export.checkpoint import Checkpoint
 from otter_export.evaluation.model_file import load_model, read_tensor
 from otter_export.evaluation.stored_codes import Quantized, dequantized, dequantized_linear
 from otter_export.safetensors_io import FloatArray
-from otter_export.signals import Signal, kind_of
+from otter_export.signals import Signal, kind_of, token_ids_name
 
 _FORMS = {"_int8": 8, "_int4": 4}
 #: What belongs to the weight before it, and is read with it.

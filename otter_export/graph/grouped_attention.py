@@ -44,8 +44,7 @@ class GroupedAttention:
         self, e: Emitter, past_key: ir.Value, mask: ir.Value, key_positions: KeyPositions
     ) -> None:
         self._emitter, self._mask, self._key_positions = e, mask, key_positions
-        inputs = {v.name: v for v in e.graph.inputs}
-        ids, self._queries = inputs[INPUT_IDS], inputs[POSITION_IDS]
+        ids = next(v for v in e.graph.inputs if v.name == INPUT_IDS)
         self._keys: ir.Value | None = None
         self._dtype = past_key.dtype or ir.DataType.FLOAT
         self.batch = e.op("Shape", [ids], "otter.batch", dtype=ir.DataType.INT64, start=0, end=1)
@@ -146,9 +145,10 @@ class GroupedAttention:
         """The mask, narrowed to a window."""
         if window is None:
             return self._mask
+        queries = next(v for v in self._emitter.graph.inputs if v.name == POSITION_IDS)
         if self._keys is None:
-            self._keys = self._key_positions(self._emitter, self._queries)
-        return near(self._emitter, self._mask, self._queries, self._keys, window)
+            self._keys = self._key_positions(self._emitter, queries)
+        return near(self._emitter, self._mask, queries, self._keys, window)
 
     def _shape(self, *dims: int | str) -> ir.Value:
         """A shape vector; B and S stand for the batch and step sizes."""

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from otter_export.channel import channel_sites, expected_tensors, token_ids_name
+from otter_export.channel import channel_sites, expected_tensors
 from otter_export.checkpoint import Checkpoint
 from otter_export.family import NormSite, ProjectionSite
 from otter_export.graph.emit import Emitter, add_initializer, lazy_tensor
 from otter_export.graph.weights import source_initializer
 from otter_export.safetensors_io import FloatArray
+from otter_export.signals import token_ids_name
 
 
 @dataclasses.dataclass(frozen=True)

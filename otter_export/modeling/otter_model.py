@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from otter_export.base_model import BaseModel
 from otter_export.boundary import errors_as
-from otter_export.channel import expected_tensors, is_token_ids
+from otter_export.channel import expected_tensors
 from otter_export.checkpoint import Checkpoint
 from otter_export.config import OtterConfig
 from otter_export.errors import CheckpointError
@@ -26,6 +26,7 @@ from otter_export.layer_attention import completed_config
 from otter_export.modeling.insertion import insert_channel
 from otter_export.modeling.signals import SignalHead
 from otter_export.safetensors_io import FloatArray
+from otter_export.signals import is_token_ids
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from otter_export.registry import Registry
 from otter_export.signals.kind import Scores, SignalKind
-from otter_export.signals.signal import Signal
+from otter_export.signals.signal import Signal, is_token_ids, token_ids_name
 
-__all__ = ["SIGNALS", "Scores", "Signal", "SignalKind", "kind_of"]
+__all__ = [
+    "SIGNALS",
+    "Scores",
+    "Signal",
+    "SignalKind",
+    "is_token_ids",
+    "kind_of",
+    "token_ids_name",
+]
 
 SIGNALS: Registry[SignalKind] = Registry("signal kind", expected=SignalKind)
 SIGNALS.register("value", "otter_export.signals.value:VALUE")

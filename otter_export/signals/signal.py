@@ -25,3 +25,13 @@ class Signal:
     bounds: tuple[float, float] | None = (-1.0, 1.0)
     heads: int = 1
     draft_vocab: int | None = None
+
+
+def token_ids_name(signal: Signal) -> str:
+    """The tensor, int32 ``[V']``, that names the tokens that a signal drafts."""
+    return f"signals.{signal.name}.token_ids"
+
+
+def is_token_ids(name: str) -> bool:
+    """Whether an inserted tensor is one of those, and no weight."""
+    return name.startswith("signals.") and name.endswith(".token_ids")

@@ -12,11 +12,11 @@ import onnx_ir as ir
 import pytest
 from hypothesis import strategies as st
 
-from otter_export.channel import is_token_ids
 from otter_export.checkpoint import Checkpoint
 from otter_export.evaluation.stored_weights import StoredWeights, checkpoint_weights, mismatches
 from otter_export.graph.block_codes import quantize
 from otter_export.precision import WeightFormat
+from otter_export.signals import is_token_ids
 from tests.evaluation.conftest import Build
 from tests.evaluation.spoil import Edit, edit_graph, edit_weight
 from tests.tiny import CONFIGS

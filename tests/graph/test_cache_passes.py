@@ -230,3 +230,11 @@ def test_layers_of_one_window_share_a_mask() -> None:
         assert len(names) == len(set(names))
         counts = {op: ops(model).count(op) for op in ("Where", "And")}
         assert counts == {"Where": wheres, "And": 2}
+
+
+def test_a_graph_without_attention_stays() -> None:
+    model = parse("g (float[B, 4] x) => (float[B, 4] y) { y = Relu (x) }")
+    assert not InPlaceProducts()(model).modified
+    assert not ReadOnlyCache()(model).modified
+    assert not InPlaceCache(CAPACITY)(model).modified
+    assert ops(model) == ["Relu"]

@@ -160,9 +160,9 @@ def test_what_cannot_be_built_is_one_clear_line(case: str, tmp_path: Path) -> No
 def test_other_families_and_signal_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"family gpt2 .* available: llama, mistral, qwen2"):
         planned(random_checkpoint(tmp_path / "gpt2", "gpt2"))
-    expert = (Signal("steer", "expert", "identity", None),)
-    with pytest.raises(UnsupportedError, match="'steer' has kind 'expert'"):
-        planned(random_checkpoint(tmp_path / "expert", signals=expert))
+    drafts = (Signal("ahead", "medusa", "identity", None, heads=2),)
+    with pytest.raises(UnsupportedError, match="'ahead' of kind 'medusa' drafts tokens"):
+        planned(random_checkpoint(tmp_path / "medusa", signals=drafts))
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
