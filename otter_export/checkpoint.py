@@ -23,7 +23,7 @@ from otter_export.files import is_directory, is_file
 from otter_export.hub import find_base
 from otter_export.quoting import quoted
 from otter_export.safetensors_io import IDS_DTYPE, WEIGHT_DTYPES, FloatArray, TensorStore
-from otter_export.signals import Signal, is_token_ids, kind_of, token_ids_name
+from otter_export.signals import Signal, are_token_ids, is_token_ids, kind_of, token_ids_name
 
 OTTER_STEM = "otter"
 
@@ -85,7 +85,7 @@ class Checkpoint:
             return None
         ids = np.asarray(self.tensors.raw(token_ids_name(signal)))
         vocab_size = self.base.dimensions.vocab_size
-        if ids[0] < 0 or ids[-1] >= vocab_size or (np.diff(ids) <= 0).any():
+        if not are_token_ids(ids, vocab_size):
             raise CheckpointError(
                 f"{self.directory}: tensor {token_ids_name(signal)} must be ascending token ids "
                 f"from 0 to {vocab_size - 1}"

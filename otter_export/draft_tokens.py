@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from otter_export.errors import CheckpointError, EngineError
 from otter_export.safetensors_io import IDS_DTYPE, PlannedTensor, TensorStore, write_safetensors
-from otter_export.signals import Signal, token_ids_name
+from otter_export.signals import Signal, are_token_ids, token_ids_name
 
 _STEM = "draft_tokens"
 FILE_NAME = f"{_STEM}.safetensors"
@@ -60,7 +60,7 @@ def read_draft_tokens(
         ids = np.asarray(store.raw(name)) if found == (IDS_DTYPE, (signal.draft_vocab,)) else None
     except CheckpointError as error:
         raise EngineError(f"{error}. Build the engine again") from None
-    if ids is None or ids[0] < 0 or ids[-1] >= vocab_size or (np.diff(ids) <= 0).any():
+    if ids is None or not are_token_ids(ids, vocab_size):
         raise EngineError(
             f"{path}: tensor {name} must be {signal.draft_vocab} ascending token ids from 0 to "
             f"{vocab_size - 1}, int32. Build the engine again"

@@ -370,17 +370,33 @@ def _planned(
         None if replacements is None else path_argument("replacements", replacements), shapes
     )
 
-    def planned(name: str, make: Maker) -> PlannedTensor:
+    def source(name: str, make: Maker) -> Maker:
         # The file may hold another dtype than the checkpoint is to have.
-        source = make if name not in trained else lambda: trained.float32(name)
-        if is_token_ids(name):
-            return PlannedTensor(name, IDS_DTYPE, shapes[name], lambda: make().astype(np.int32))
-        dtype, remedy = options.dtype, "use --dtype BF16 or F32"
-        return PlannedTensor(
-            name, dtype, shapes[name], lambda: rounded(name, source(), dtype, remedy)
-        )
+        is_trained = name in trained and not is_token_ids(name)
+        return functools.partial(trained.float32, name) if is_trained else make
 
-    return tuple(planned(name, make) for name, _, make in initial)
+    remedy = "use --dtype BF16 or F32"
+    return tuple(
+        planned_tensor(name, shape, source(name, make), options.dtype, remedy)
+        for name, shape, make in initial
+    )
+
+
+def planned_tensor(
+    name: str, shape: tuple[int, ...], make: Maker, dtype: str, remedy: str
+) -> PlannedTensor:
+    """An inserted tensor to be written: rounded to ``dtype``, or token ids as they are.
+
+    Args:
+        name: Its name.
+        shape: What ``make`` returns.
+        make: Its values, float32.
+        dtype: Of weights.
+        remedy: What the user can do if ``dtype`` cannot hold them.
+    """
+    if is_token_ids(name):
+        return PlannedTensor(name, IDS_DTYPE, shape, lambda: make().astype(np.int32))
+    return PlannedTensor(name, dtype, shape, lambda: rounded(name, make(), dtype, remedy))
 
 
 def _open_replacements(path: Path | None, shapes: Mapping[str, Sequence[int]]) -> TensorStore:

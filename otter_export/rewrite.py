@@ -8,14 +8,13 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 from otter_export.checkpoint import Checkpoint
 from otter_export.config import OtterConfig
-from otter_export.insert import Insertion, adapter_name, base_files
+from otter_export.insert import Insertion, adapter_name, base_files, planned_tensor
 from otter_export.probe import Maker
-from otter_export.safetensors_io import IDS_DTYPE, PlannedTensor, rounded
-from otter_export.signals import is_token_ids
+from otter_export.safetensors_io import PlannedTensor
+
+_REMEDY = "insert the channel with --dtype BF16 or F32"
 
 
 def rewritten(
@@ -43,7 +42,7 @@ def rewritten(
             kept = functools.partial(stored.raw, name)
             planned.append(PlannedTensor(name, stored[name].dtype, shape, kept))
         else:
-            planned.append(_made(name, shape, make, dtype))
+            planned.append(planned_tensor(name, shape, make, dtype, _REMEDY))
     location = config.base_model_name_or_path
     if location is not None and (directory / location).is_dir():
         location = adapter_name(os.fspath(directory / location), destination)
@@ -57,10 +56,3 @@ def rewritten(
         shards=(),
         metadata={"format": "pt"},
     )
-
-
-def _made(name: str, shape: tuple[int, ...], make: Maker, dtype: str) -> PlannedTensor:
-    if is_token_ids(name):
-        return PlannedTensor(name, IDS_DTYPE, shape, lambda: make().astype(np.int32))
-    remedy = "insert the channel with --dtype BF16 or F32"
-    return PlannedTensor(name, dtype, shape, lambda: rounded(name, make(), dtype, remedy))

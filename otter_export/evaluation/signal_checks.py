@@ -15,6 +15,7 @@ from otter_export.evaluation.parity import difference
 from otter_export.evaluation.steps import Rows, feed, rows, stack
 from otter_export.evaluation.subject import CANDIDATES, Subject
 from otter_export.runtime.drafts import NONE
+from otter_export.runtime.drafts.medusa import drafting
 from otter_export.runtime.generation import generate
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from otter_export.runtime.methods.base import DecodingMethod
@@ -39,7 +40,7 @@ def drafts(subject: Subject) -> CheckResult:
     if exact:
         next_token = _scoring(subject, Scores.NEXT)
         methods += [Plain(temperature=1.0), *(ArgsGreedy(signal=name) for name in next_token[:1])]
-    own = [s.name for s in subject.manifest.signals if kind_of(s).drafts]
+    own = [signal.name for signal in drafting(subject.manifest)]
     wrong: list[str] = []
     ties: list[str] = []
     fed = accepted = 0

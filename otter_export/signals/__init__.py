@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from otter_export.registry import Registry
 from otter_export.signals.kind import Scores, SignalKind
-from otter_export.signals.signal import Signal, is_token_ids, token_ids_name
+from otter_export.signals.signal import Signal, are_token_ids, is_token_ids, token_ids_name
 
 __all__ = [
     "SIGNALS",
     "Scores",
     "Signal",
     "SignalKind",
+    "are_token_ids",
     "is_token_ids",
     "kind_of",
     "token_ids_name",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,3 +36,8 @@ def token_ids_name(signal: Signal) -> str:
 def is_token_ids(name: str) -> bool:
     """Whether an inserted tensor is one of those, and no weight."""
     return name.startswith("signals.") and name.endswith(".token_ids")
+
+
+def are_token_ids(ids: Any, vocab_size: int) -> bool:
+    """Whether integers ``[V']``, at least one, are ascending and in a vocabulary."""
+    return bool(ids[0] >= 0 and ids[-1] < vocab_size and (ids[1:] > ids[:-1]).all())

@@ -12,9 +12,8 @@ from otter_export.manifest import EngineManifest
 from otter_export.quoting import quoted
 from otter_export.registry import Registry
 from otter_export.runtime.drafts.drafter import Drafter
-from otter_export.runtime.drafts.medusa import MedusaHeads
+from otter_export.runtime.drafts.medusa import MedusaHeads, drafting
 from otter_export.runtime.engine import Engine
-from otter_export.signals import kind_of
 
 #: What a request says for no drafts.
 NONE = "none"
@@ -29,8 +28,7 @@ DRAFTERS.register("auto", "otter_export.runtime.drafts.auto:make_auto")
 
 def draft_names(manifest: EngineManifest) -> tuple[str, ...]:
     """What a request may say on an engine: also the names of its signals that draft."""
-    own = (signal.name for signal in manifest.signals if kind_of(signal).drafts)
-    return (NONE, *DRAFTERS, *own)
+    return (NONE, *DRAFTERS, *(signal.name for signal in drafting(manifest)))
 
 
 def make_drafter(name: str, engine: Engine) -> Drafter | None:
@@ -46,5 +44,4 @@ def make_drafter(name: str, engine: Engine) -> Drafter | None:
         return None
     if name in DRAFTERS:
         return DRAFTERS.load(name)(engine)
-    signal = engine.manifest.signal(name)
-    return MedusaHeads(name, engine.token_ids(signal))
+    return MedusaHeads.of(engine, engine.manifest.signal(name))

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from otter_export.runtime.drafts.drafter import Draft, Drafter
 from otter_export.runtime.drafts.lookup import Lookup
-from otter_export.runtime.drafts.medusa import MedusaHeads
+from otter_export.runtime.drafts.medusa import MedusaHeads, drafting
 from otter_export.runtime.drafts.row_costs import RowCosts, row_costs
 from otter_export.runtime.engine import Engine, FloatArray
-from otter_export.signals import kind_of
 
 #: How much an earlier guess counts for each later one of its kind, and what is taken for the first.
 _KEPT, _FIRST = 0.97, 0.5
@@ -101,6 +100,5 @@ class _Rate:
 
 def make_auto(engine: Engine) -> Auto:
     """For one request: lookup, and the engine's signals that draft."""
-    own = [s for s in engine.manifest.signals if kind_of(s).drafts]
-    heads = [MedusaHeads(signal.name, engine.token_ids(signal)) for signal in own]
+    heads = [MedusaHeads.of(engine, signal) for signal in drafting(engine.manifest)]
     return Auto([Lookup(), *heads], row_costs(engine))

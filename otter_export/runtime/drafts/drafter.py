@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from otter_export.runtime.drafts.tree import TokenTree
 from otter_export.runtime.engine import FloatArray
+from otter_export.runtime.executor import MOST_CHAINED
 
-#: Most tokens of a sequence that has drafts in a step: the next one and seven drafts.
-MOST_ROWS = 8
+#: Most tokens of a sequence that has drafts in a step, the next one among them: as many as engines
+#: try to give the bits that they get alone.
+MOST_ROWS = MOST_CHAINED
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,11 +27,14 @@ class RowCosts:
         self._even = even
         self._times: dict[int, collections.deque[float]] = {}
         self._sequences = 1
+        #: Rows and seconds of the sizes that are known, as of the last step; made when asked for.
+        self._known: list[tuple[int, float]] | None = None
 
     def record(self, sequences: int, width: int, seconds: float) -> None:
         """A step was run over so many sequences, each of so many tokens."""
         times = self._times.setdefault(sequences * width, collections.deque(maxlen=_KEPT))
         times.append(seconds)
+        self._known = None
         self._sequences = sequences
 
     def seconds(self, width: int) -> float:
@@ -45,8 +48,11 @@ class RowCosts:
         return self._of_rows(self._sequences * width)
 
     def _of_rows(self, rows: int) -> float:
-        # The quickest, for whatever else the machine does can only add.
-        known = sorted((n, min(t)) for n, t in self._times.items() if len(t) >= _ENOUGH)
+        if self._known is None:
+            # The quickest, for whatever else the machine does can only add.
+            times = self._times.items()
+            self._known = sorted((n, min(t)) for n, t in times if len(t) >= _ENOUGH)
+        known = self._known
         if not known:
             return 1.0
         (least, first), (most, last) = known[0], known[-1]
