@@ -11,7 +11,7 @@ import math
 import numbers
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,22 @@ def _read_number(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def choice(
+    name: str, value: object, accepted: Iterable[str], error: type[OtterError] = RequestError
+) -> str:
+    """The argument, which is one of some names.
+
+    Raises:
+        OtterError: Of the class ``error``: it is none of them.
+    """
+    names = tuple(accepted)
+    # Arrays compare with each name, and lists cannot be looked up.
+    if isinstance(value, str) and value in names:
+        return str(value)
+    shown = ", ".join(one or "empty" for one in names)
+    raise error(f"{name} must be one of {shown}, got {quoted(value)}")
 
 
 def flag(name: str, value: object, error: type[OtterError] = RequestError) -> bool:

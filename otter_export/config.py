@@ -283,7 +283,7 @@ class _Reader:
             kind = "value"
         known = SIGNALS.load(kind)
         activation = entry.pop("activation", "identity")
-        if activation not in known.activations:
+        if not isinstance(activation, str) or activation not in known.activations:
             self.problem(
                 f"{where}.activation is {quoted(activation)}; accepted for {kind}: "
                 f"{', '.join(known.activations)}"

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from otter_export import config as config_file
-from otter_export.arguments import flag, integer, keep, path_argument
+from otter_export.arguments import choice, flag, integer, keep, path_argument
 from otter_export.base_config import FILE_NAME as BASE_CONFIG
 from otter_export.base_model import BaseModel
 from otter_export.channel import check_widths
@@ -81,7 +81,7 @@ class ChannelOptions:
     attention: str = "own"
 
     def __post_init__(self) -> None:
-        """Check what is computed with; words are checked with the whole config."""
+        """Check what is computed with; which word it is is checked with the whole config."""
         for name in ("hidden_size", "intermediate_size", "heads", "key_value_heads"):
             if (width := getattr(self, name)) is not None or name == "hidden_size":
                 most = config_file.MAX_WIDTH
@@ -92,7 +92,18 @@ class ChannelOptions:
         if not isinstance(self.dtype, str) or self.dtype not in WEIGHT_DTYPES:
             known = ", ".join(WEIGHT_DTYPES)
             raise ConfigError(f"dtype must be one of {known}, got {quoted(self.dtype)}")
+        for name, accepted in _WORDS.items():
+            if not isinstance(getattr(self, name), str):
+                choice(name, getattr(self, name), accepted, ConfigError)
         keep(self, signals=signals_argument(self.signals))
+
+
+#: Options that are one of some words.
+_WORDS = {
+    "embedding": config_file.EMBEDDINGS,
+    "initialization": config_file.INITIALIZATIONS,
+    "attention": config_file.ATTENTIONS,
+}
 
 
 def signals_argument(value: object) -> tuple[Signal, ...]:

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from otter_export import __version__, engine_io
+from otter_export.arguments import choice
 from otter_export.checkpoint import Checkpoint
-from otter_export.errors import CheckpointError, EngineError, RequestError
+from otter_export.errors import CheckpointError, EngineError
 from otter_export.manifest import EngineManifest
 from otter_export.modeling.otter_model import OtterModel, load_base
 from otter_export.modeling.torch_step import TorchStep
@@ -196,8 +197,7 @@ class TorchExecutor:
 def _resolved(checkpoint: Checkpoint, options: TorchOptions) -> TorchOptions:
     """Options with nothing left open."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device not in DEVICES:
-        raise RequestError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+    device = choice("device", device, DEVICES)
     if device == "cuda" and not torch.cuda.is_available():
         raise EngineError(
             "provider cuda: torch finds no CUDA device here; use provider cpu, or install torch's "
@@ -206,8 +206,7 @@ def _resolved(checkpoint: Checkpoint, options: TorchOptions) -> TorchOptions:
     stored = checkpoint.base.data.get("dtype", checkpoint.base.data.get("torch_dtype"))
     own = {name: precision for precision, name in DTYPES.items()}.get(str(stored), "fp32")
     precision = options.precision or ("fp32" if device == "cpu" else own)
-    if precision not in DTYPES:
-        raise RequestError(f"precision must be one of {', '.join(DTYPES)}, got {precision!r}")
+    precision = choice("precision", precision, DTYPES)
     return dataclasses.replace(options, device=device, precision=precision)
 
 

@@ -9,9 +9,9 @@ import secrets
 import statistics
 from collections.abc import Callable, Mapping
 
-from otter_export.arguments import integer
+from otter_export.arguments import choice, integer
 from otter_export.errors import RequestError
-from otter_export.quoting import listed, quoted
+from otter_export.quoting import quoted
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.prefill import CHUNK_TOKENS, feed
 from otter_export.runtime.request import Request, Result
@@ -53,8 +53,7 @@ def best_of(engine: Engine, request: Request, count: int, *, rank: str = "last")
         RequestError: An argument is not valid.
         EngineError: The engine has no signal that scores, or fails.
     """
-    if rank not in RANKS:
-        raise RequestError(f"rank must be one of {listed(RANKS)}, got {quoted(rank)}")
+    rank = choice("rank", rank, RANKS)
     if not isinstance(request, Request):
         raise RequestError(f"request must be a Request, got {quoted(request)}")
     count = integer("count", count, least=1, most=1 << 16)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from otter_export.arguments import flag, integer, keep, number
+from otter_export.arguments import choice, flag, integer, keep, number
 from otter_export.errors import ConfigError
 from otter_export.manifest import EngineManifest
 from otter_export.quoting import nearest, quoted
@@ -83,8 +83,8 @@ class Settings:
                 keep(self, **{name: number(name, value, minimum=minimum, error=ConfigError)})
             elif field.type == "bool":
                 keep(self, **{name: flag(name, value, error=ConfigError)})
-        _check_choice("default_method", self.default_method, (AUTO, *METHODS))
-        _check_choice("provider", self.provider, ("", *PROVIDERS))
+        choice("default_method", self.default_method, (AUTO, *METHODS), ConfigError)
+        choice("provider", self.provider, ("", *PROVIDERS), ConfigError)
         for low, high in (
             ("default_max_tokens", "max_tokens"),
             ("default_top_k", "max_candidates"),
@@ -156,9 +156,3 @@ def _read(name: str, kind: str, text: str) -> int | float | bool | str:
         expected = {"bool": "true or false", "int": "an integer", "float": "a number"}[kind]
         raise ConfigError(f"parameter {name} must be {expected}, got {quoted(text)}") from None
     return text
-
-
-def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
-    if value not in accepted:
-        shown = ", ".join(choice or "empty" for choice in accepted)
-        raise ConfigError(f"{name} must be one of {shown}, got {quoted(value)}")

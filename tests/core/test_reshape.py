@@ -194,6 +194,8 @@ def test_arguments_are_checked(copied: Path, tmp_path: Path) -> None:
         ({"first_layer": 10**5000}, "first_layer must be an integer of at most 16384"),
         ({"dtype": ["F32"]}, "dtype must be one of F32, F16, BF16"),
         ({"signals": ("reward",)}, "signals must be a tuple of Signal"),
+        ({"initialization": np.zeros(2)}, "initialization must be one of copy, normal"),
+        ({"attention": ["own"]}, "attention must be one of own, shared"),
     ],
 )
 def test_options_of_a_channel_are_checked(options: dict[str, object], error: str) -> None:

@@ -52,6 +52,7 @@ def test_each_is_the_one_of_its_seed_and_the_best_comes_first(
     [
         (lambda r: best_of(fake(), r, 0), "count must be an integer of at least 1, got 0"),
         (lambda r: best_of(fake(), r, 2, rank="sum"), "rank must be one of last, mean, got 'sum'"),
+        (lambda r: best_of(fake(), r, 2, rank=["last"]), "rank must be one of last, mean, got "),
         (lambda r: best_of(fake(), "text", 2), "request must be a Request, got 'text'"),
         (
             lambda r: best_of(fake(Signal("drafts", kind="medusa")), r, 2),

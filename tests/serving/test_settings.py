@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from otter_export.errors import ConfigError
@@ -62,6 +63,8 @@ def test_bad_settings(texts: dict[str, str], message: str) -> None:
         ("default_reward_weight", "1", "default_reward_weight must be a finite number, got '1'"),
         ("log_prompts", "yes", "log_prompts must be true or false, got 'yes'"),
         ("provider", None, "provider must be one of empty, cpu, cuda, got None"),
+        ("provider", np.zeros(3), "provider must be one of empty, cpu, cuda, got "),
+        ("default_method", ["plain"], "default_method must be one of auto, args-greedy"),
     ],
 )
 def test_bad_settings_of_python(field: str, value: object, message: str) -> None:
