@@ -22,7 +22,7 @@ from pathlib import Path
 from examples.sentiment.material import Material
 
 #: Openings of each kind to train on, and to test on.
-FULL = {"prose": (160, 24), "code": (96, 24), "repetitive": (24, 12)}
+FULL = {"prose": (480, 24), "code": (240, 24), "repetitive": (120, 24)}
 QUICK = {"prose": (12, 2), "code": (6, 2), "repetitive": (4, 2)}
 #: Tokens that the base writes behind an opening, and openings that it continues at a time.
 LENGTH, TOGETHER = 48, 64
