@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def source(tmp_path: Path) -> Material:
     """Snippets alone; the base is not what is tested."""
-    lines = (json.dumps({"text": f"Film {i} is a long and slow tale of {i}"}) for i in range(300))
+    lines = (json.dumps({"text": f"Film {i} is a long and slow tale of {i}"}) for i in range(600))
     path = tmp_path / "train.jsonl"
     path.write_text("\n".join([*lines, json.dumps({"text": "Too short."})]))
     return Material(tmp_path, path, path, path)
@@ -38,7 +38,7 @@ def test_openings_are_distinct_and_as_many_as_asked_for(source: Material) -> Non
 def test_openings_of_prose_are_the_first_words(source: Material) -> None:
     prose = list(openings(source)["prose"])
     assert prose[:2] == ["Film 0 is a long and slow", "Film 1 is a long and slow"]
-    assert len(prose) == 300
+    assert len(prose) == 600
 
 
 def test_patterns_show_their_records(source: Material) -> None:
