@@ -73,6 +73,27 @@ def check_replaceable(destination: Path, *, marker: str, force: bool) -> None:
             f"{destination} is not a directory with {marker}, so --force does not replace it; "
             "choose another name"
         )
+    with _held(destination):
+        pass
+
+
+@contextlib.contextmanager
+def _held(destination: Path) -> Iterator[None]:
+    """Hold a directory that is to be replaced.
+
+    Raises:
+        OtterError: Another process holds it.
+    """
+    descriptor = os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if not hold(descriptor):
+            raise OtterError(
+                f"{destination} is in use by another process, so it is not replaced; wait for its "
+                "end, or choose another name"
+            )
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _publish(temporary: Path, destination: Path, *, marker: str, force: bool) -> None:
@@ -93,13 +114,7 @@ def _publish(temporary: Path, destination: Path, *, marker: str, force: bool) ->
 
 def _replace(temporary: Path, destination: Path) -> None:
     """Rename ``temporary`` to ``destination``, whose directory gets another name."""
-    held = os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        if not hold(held):
-            raise OtterError(
-                f"{destination} is in use by another process, so it is not replaced; wait for its "
-                "end, or choose another name"
-            )
+    with _held(destination):
         if not _exchange(temporary, destination):
             # Two calls: `_recover` makes good what a kill between them leaves behind.
             aside = temporary.with_suffix(".old")
@@ -110,8 +125,6 @@ def _replace(temporary: Path, destination: Path) -> None:
                 aside.rename(destination)
                 raise
             shutil.rmtree(aside, ignore_errors=True)
-    finally:
-        os.close(held)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -18,8 +18,8 @@ from examples.sentiment.recipe import run
 SIGNAL = "ahead"
 HEADS = f"{SIGNAL}:medusa:identity:3:8192"
 WIDTH = ("--hidden-size", "128")
-TRAINING = ("--objective", "drafts", "--learning-rate", "0.001", "--dtype", "bfloat16")
-FULL = ("--epochs", "1")
+TRAINING = ("--objective", "drafts", "--learning-rate", "0.001")
+FULL = ("--epochs", "1", "--max-steps", "24")
 QUICK = ("--max-steps", "2")
 
 
