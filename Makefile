@@ -42,7 +42,7 @@ SM ?= 80 89 90 120
 .PHONY: demo detoxification test fuzz families lint plugins triton-server triton-test wheel-test setup clean
 
 demo: $(STAMP)
-	$(BIN)/python examples/sentiment/demo.py $(if $(filter 1,$(TRAIN)),--train) $(ARGS)
+	$(BIN)/python -m examples.sentiment.demo $(if $(filter 1,$(TRAIN)),--train) $(ARGS)
 
 detoxification: $(STAMP) $(DETOXIFICATION)
 	$(BIN)/python -m examples.detoxification.demo $(ARGS)

@@ -1,8 +1,8 @@
 """How the shipped channel was trained: insert, then train, by the command line.
 
-    python examples/sentiment/recipe.py OUT             # the full run: 2 epochs
-    python examples/sentiment/recipe.py OUT --short     # what `make demo TRAIN=1` does: 160 s
-    python examples/sentiment/recipe.py OUT --compare   # copy, normal and random, 60 steps each
+    python -m examples.sentiment.recipe OUT             # the full run: 2 epochs
+    python -m examples.sentiment.recipe OUT --short     # what `make demo TRAIN=1` does: 160 s
+    python -m examples.sentiment.recipe OUT --compare   # copy, normal and random, 60 steps each
 
 The full run writes ``OUT/trained.safetensors``, which is shipped beside this file, and the
 checkpoint ``OUT/checkpoint``, with ``training_report.json`` and ``training_curve.png``.
@@ -19,10 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-if __package__:
-    from examples.sentiment.material import Material, prepare
-else:  # run as a script
-    from material import Material, prepare
+from examples.sentiment.material import Material, prepare
 
 #: The trained tensors that are shipped: float16, to be laid over the copy initialisation.
 SHIPPED = Path(__file__).with_name("trained.safetensors")

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2] / "examples" / "sentiment"
+from examples.sentiment import comparison, judges
+from examples.sentiment.prompts import PROMPTS
 
 
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """Import a module of the demo as its script does."""
-    monkeypatch.syspath_prepend(str(ROOT))
-
-    def one(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return one
+def test_the_openings_are_many_and_distinct() -> None:
+    assert len(PROMPTS) >= 20 and len(set(PROMPTS)) == len(PROMPTS)
 
 
-def test_the_openings_are_many_and_distinct(load) -> None:  # type: ignore[no-untyped-def]
-    prompts = load("prompts").PROMPTS
-    assert len(prompts) >= 20 and len(set(prompts)) == len(prompts)
-
-
-def test_a_probe_finds_a_linear_rating_and_survives_the_disk(load, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    judges = load("judges")
+def test_a_probe_finds_a_linear_rating_and_survives_the_disk(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     states = generator.normal(3.0, 2.0, (400, 12))
     ratings = states @ generator.normal(size=12) - 5.0
@@ -42,21 +28,19 @@ def test_a_probe_finds_a_linear_rating_and_survives_the_disk(load, tmp_path: Pat
     assert np.abs(loaded(states) - probe(states)).max() < 1e-4
 
 
-def test_the_shipped_probe_fits_the_base(load) -> None:  # type: ignore[no-untyped-def]
-    probe = load("judges").Probe.load()
+def test_the_shipped_probe_fits_the_base() -> None:
+    probe = judges.Probe.load()
     assert probe.weight.shape == probe.mean.shape == probe.scale.shape == (576,)
     assert np.isfinite(probe.weight).all() and (probe.scale > 0).all()
 
 
-def test_the_lexicon_tells_praise_from_blame(load) -> None:  # type: ignore[no-untyped-def]
+def test_the_lexicon_tells_praise_from_blame() -> None:
     pytest.importorskip("vaderSentiment")
-    praise, blame = load("judges").vader(["A wonderful, moving film.", "A boring, awful mess."])
+    praise, blame = judges.vader(["A wonderful, moving film.", "A boring, awful mess."])
     assert praise > 0.3 and blame < -0.3
 
 
-def test_differences_are_paired_and_signed(load) -> None:  # type: ignore[no-untyped-def]
-    comparison = load("comparison")
-
+def test_differences_are_paired_and_signed() -> None:
     def arm(shift: float):  # type: ignore[no-untyped-def]
         base = np.linspace(-1, 1, 30)
         return comparison.Arm("x", (), 1.0, base + shift, base + shift, base + shift, 1.0, 1.0)
