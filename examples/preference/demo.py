@@ -29,10 +29,11 @@ BUILD = ROOT / "build" / "preference"
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Tiny sizes: shows that it runs, no more.")
-@click.option("--out", type=click.Path(path_type=Path), default=BUILD, show_default=True)
-def main(quick: bool, out: Path) -> None:
+@click.option("--out", type=click.Path(path_type=Path), help="[default: build/preference]")
+def main(quick: bool, out: Path | None) -> None:
     """Run the example; everything it makes lies under --out."""
     started = time.perf_counter()
+    out = out or (BUILD / "quick" if quick else BUILD)  # neither takes the other's engine
     heading("1. A base model and human ratings, from pip packages")
     material = prepare(report=click.echo)
     heading("2. A channel, trained on pairs made from these ratings, built as an int8 engine")

@@ -96,12 +96,13 @@ def test_what_a_line_says_of_drafts() -> None:
     times = {
         name: [
             {"drafts": NONE, **row, "right": None, "speed-up": 1.0},
-            {"drafts": "lookup", **row, "speed-up": speed},
+            {"drafts": "lookup", **row, "tokens a pass": passes, "speed-up": speed},
         ]
-        for name, speed in (("slow", 0.9), ("quick", 1.2))
+        for name, speed, passes in (("slow", 0.9, 1.3), ("quick", 1.2, 1.3), ("noisy", 1.1, 1.25))
     }
     found = {name: {"single": 0.25, "same": {"lookup": 4}} for name in times}
     text = comparison.drafts(found, times, prompts=4)
     assert "slow: 25% of its tokens had one candidate; no faster with drafts (lookup: 0.90)" in text
     assert "quick: 25% of its tokens had one candidate; faster with drafts (lookup: 1.20)" in text
+    assert "noisy: 25% of its tokens had one candidate; no faster" in text  # as many passes
     assert "4 of 4" in text and "0.800" in text
