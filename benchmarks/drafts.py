@@ -13,14 +13,14 @@ the machine disturbs less.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from benchmarks.record import REPOSITORY, Row, in_turns, write
-from otter_export import Request, Result, generate, load_engine
+from otter_export import Plain, Request, Result, generate, load_engine
 from otter_export.runtime.drafts import NONE, draft_names
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.methods import METHODS, make_method, method_options
@@ -81,11 +81,21 @@ def main(
     given = {option: value for option, value in options.items() if value is not None}
     chosen = make_method(method, {k: v for k, v in given.items() if k in method_options(method)})
     clock = time.process_time if threads == 1 else time.perf_counter
-    rows = [
-        {"text": kind, **row}
-        for kind, prompts in PROMPTS.items()
-        for row in measure(engine, prompts[:count], chosen, tokens, together, rounds, clock)
-    ]
+    rows = []
+    for kind, prompts in PROMPTS.items():
+        ways = {
+            drafts: Decoding(
+                engine,
+                drafts,
+                prompts[:count],
+                method=chosen,
+                tokens=tokens,
+                together=together,
+                clock=clock,
+            )
+            for drafts in draft_names(engine.manifest)
+        }
+        rows += [{"text": kind, **row} for row in measure(ways, rounds)]
     path = write(
         name,
         rows,
@@ -101,36 +111,70 @@ def main(
     click.echo(path.with_suffix(".md").read_text(encoding="utf-8"))
 
 
-def measure(
-    engine: Engine,
-    prompts: Sequence[str],
-    method: DecodingMethod,
-    tokens: int,
-    together: int,
-    rounds: int,
-    clock: Callable[[], float],
-) -> list[Row]:
-    """A row for each drafter: what it drafts, what of it is right, and what that is worth."""
-    last: dict[str, list[Result]] = {}
+class Decoding:
+    """Continues prompts with one drafter, and keeps what came of it the last time.
 
-    def timed(drafts: str) -> Callable[[], float]:
-        requests = [
-            Request(prompt, method, tokens, seed=i, drafts=drafts)
+    Args:
+        engine: Which decodes.
+        drafts: The drafter, as of a request.
+        prompts: To continue, by `Plain` unless ``method`` says otherwise.
+        method: How tokens are chosen.
+        tokens: Of each prompt, at most.
+        together: Prompts at a time.
+        clock: Seconds.
+
+    Attributes:
+        results: Of the last call.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        drafts: str,
+        prompts: Sequence[str],
+        *,
+        method: DecodingMethod | None = None,
+        tokens: int,
+        together: int = 1,
+        clock: Callable[[], float],
+    ) -> None:
+        chosen = Plain() if method is None else method
+        self._requests = [
+            Request(prompt, chosen, tokens, seed=i, drafts=drafts)
             for i, prompt in enumerate(prompts)
         ]
+        self._engine, self._together, self._clock = engine, together, clock
+        self.results: list[Result] = []
 
-        def run() -> float:
-            started = clock()
-            last[drafts] = generate(engine, requests, batch_size=together)
-            seconds = clock() - started
-            return 1e3 * seconds / sum(len(result.token_ids) for result in last[drafts])
+    def __call__(self) -> float:
+        """Decode; returns milliseconds a token."""
+        started = self._clock()
+        self.results = generate(self._engine, self._requests, batch_size=self._together)
+        seconds = self._clock() - started
+        return 1e3 * seconds / sum(len(result.token_ids) for result in self.results)
 
-        return run
 
-    names = draft_names(engine.manifest)
-    turns = in_turns({name: timed(name) for name in names}, rounds=rounds, against=NONE)
+def measure(
+    ways: Mapping[str, Decoding],
+    rounds: int,
+    others: Mapping[str, Callable[[], float]] | None = None,
+) -> list[Row]:
+    """A row for each way: what it drafts, what of it is right, and what that is worth.
+
+    Args:
+        ways: By name, `NONE` among them.
+        rounds: See `in_turns`.
+        others: What is timed with them, in milliseconds a token.
+    """
+    turns = in_turns({**ways, **(others or {})}, rounds=rounds, against=NONE)
+    plain = ways[NONE].results
     return [
-        {"drafts": turn["name"], **_counts(last[turn["name"]], last[NONE]), **_speed(turn)}
+        {
+            "drafts": turn["name"],
+            **(_counts(ways[turn["name"]].results, plain) if turn["name"] in ways else {}),
+            "speed-up": 1 / turn["ratio"],
+            "ms a token": turn["median"],
+        }
         for turn in turns
     ]
 
@@ -145,10 +189,6 @@ def _counts(results: Sequence[Result], plain: Sequence[Result]) -> Row:
         "right": accepted / drafted if drafted else None,
         "same": f"{sum(same)} of {len(same)}",
     }
-
-
-def _speed(turn: Row) -> Row:
-    return {"speed-up": 1 / turn["ratio"], "ms a token": turn["median"]}
 
 
 if __name__ == "__main__":

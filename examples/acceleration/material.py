@@ -22,7 +22,7 @@ from pathlib import Path
 from examples.sentiment.material import Material
 
 #: Openings of each kind to train on, and to test on.
-FULL = {"prose": (160, 24), "code": (96, 24), "repetitive": (24, 12)}
+FULL = {"prose": (480, 24), "code": (240, 24), "repetitive": (120, 24)}
 QUICK = {"prose": (12, 2), "code": (6, 2), "repetitive": (4, 2)}
 #: Tokens that the base writes behind an opening, and openings that it continues at a time.
 LENGTH, TOGETHER = 48, 64
@@ -80,7 +80,7 @@ def split(
     test: list[tuple[str, str]] = []
     for domain, texts in openings.items():
         trained, tested = sizes[domain]
-        taken = list(itertools.islice(dict.fromkeys(texts), trained + tested))
+        taken = list(itertools.islice(_distinct(texts), trained + tested))
         taken.sort(key=lambda text: hashlib.sha256(text.encode()).digest())
         test += [(domain, text) for text in taken[:tested]]
         train += [(domain, text) for text in taken[tested:]]
@@ -124,11 +124,20 @@ def prose(snippets: Path) -> Iterator[str]:
 def _code() -> Iterator[str]:
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         source = path.read_text(encoding="utf-8")
+        lines = source.splitlines(keepends=True)
         for node in ast.parse(source).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                segment = ast.get_source_segment(source, node) or ""
-                if len(segment) > CHARACTERS:
-                    yield segment[:CHARACTERS]
+                text = "".join(lines[node.lineno - 1 : node.end_lineno])
+                if len(text) > CHARACTERS:
+                    yield text[:CHARACTERS]
+
+
+def _distinct(texts: Iterator[str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for text in texts:
+        if text not in seen:
+            seen.add(text)
+            yield text
 
 
 def _repetitive() -> Iterator[str]:

@@ -12,6 +12,7 @@ drafts stands or falls with.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from benchmarks.drafts import measure
+from benchmarks.drafts import Decoding, measure
 from examples.sentiment import judges
 from otter_export import ArgsGreedy, ArgsStochastic, Plain, Request, Result, TokenEvent, generate
 from otter_export.evaluation.text_metrics import bootstrap_paired_difference
@@ -134,21 +135,18 @@ def write(engine: Engine, prompts: Sequence[str], size: Size) -> dict[str, Writt
 
 def timed(engine: Engine, prompts: Sequence[str], size: Size) -> dict[str, list[dict[str, Any]]]:
     """By guided way, a row of `benchmarks.drafts.measure` for each drafter."""
-    return {
-        name: [
-            dict(row)
-            for row in measure(
-                engine,
-                prompts[: size.timed],
-                method,
-                size.tokens,
-                1,
-                size.rounds,
-                time.process_time,
-            )
-        ]
-        for name, (method, _) in tqdm(GUIDED.items(), "timing", leave=False)
-    }
+    alone = functools.partial(
+        Decoding,
+        engine,
+        prompts=prompts[: size.timed],
+        tokens=size.tokens,
+        clock=time.process_time,
+    )
+    found = {}
+    for name, (method, _) in tqdm(GUIDED.items(), "timing", leave=False):
+        ways = {drafts: alone(drafts, method=method) for drafts in draft_names(engine.manifest)}
+        found[name] = [dict(row) for row in measure(ways, size.rounds)]
+    return found
 
 
 def compare(base: Path, written: Mapping[str, Written]) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ from otter_export import __version__
 from otter_export.cli.finite_range import FiniteRange
 from otter_export.cli.progress import step_bar
 from otter_export.cli.table import human_bytes, table
-from otter_export.evaluation.benchmark import Plan, measure
+from otter_export.evaluation.benchmark import Plan, Way, measure
 from otter_export.evaluation.benchmark_plot import plot_benchmark
 from otter_export.evaluation.operator_shares import operator_shares
 from otter_export.evaluation.prompts import PROMPTS
@@ -25,8 +25,10 @@ from otter_export.evaluation.reward_plot import check_plot_path
 from otter_export.evaluation.step_bytes import cache_bytes, stream_bandwidth, weight_bytes
 from otter_export.load import load_engine
 from otter_export.manifest import EngineManifest
+from otter_export.runtime.drafts.medusa import drafting
 from otter_export.runtime.load import PROVIDERS, checked_threads
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
+from otter_export.runtime.methods.experts import Experts
 from otter_export.runtime.methods.plain import Plain
 from otter_export.runtime.request import Request
 from otter_export.runtime.scheduler.chooser import reward_signal
@@ -53,7 +55,7 @@ _SHOWN = 8
     type=FiniteRange(0.1, 3600),
     default=5.0,
     show_default=True,
-    help="Most that one run takes; there are 18, and 6 with --quick.",
+    help="Most that one run takes; each way to decode has 9, and 3 with --quick.",
 )
 @click.option("--threads", type=int, help="Of the CPU.  [default: OMP_NUM_THREADS, else all cores]")
 @click.option("--provider", type=click.Choice(PROVIDERS), help="[default: the engine's own]")
@@ -74,11 +76,12 @@ def bench(
 ) -> None:
     """Time decoding with the engine, or checkpoint, in DIR: plain and guided, alone and together.
 
-    Two methods: plain decoding, with the reward alongside, and args-greedy. Nothing is promised for
-    other machines, prompts or weights.
+    Plain decoding, with the reward alongside; by args-greedy, or experts where the signal is an
+    expert pair; and both with the drafts of each signal that drafts. Nothing is promised for other
+    machines, prompts or weights.
     """
+    # Checked for their own sake, also where no signal is a reward.
     guided = ArgsGreedy(top_k=top_k, weight=weight, signal=signal)
-    methods = (("plain", Plain(signal=signal)), ("guided", guided))
     tokens, rounds, batches = _QUICK if quick else _WHOLE
     if plot is not None:
         check_plot_path(plot)
@@ -86,19 +89,20 @@ def bench(
     manifest, chosen = engine.manifest, checked_threads(provider, threads)
     most = manifest.built_for.limits.max_batch_size
     sizes = tuple(size for size in batches if most is None or size <= most)
-    plan = Plan(prompts or PROMPTS, methods, tokens, rounds, sizes, seconds)
+    ways = _ways(manifest, guided)
+    plan = Plan(prompts or PROMPTS, ways, tokens, rounds, sizes, seconds)
     with step_bar(plan.runs, "run") as done:
         found = measure(engine, plan, done)
     report = {
-        "engine": _described(directory, manifest, reward_signal(manifest, guided)),
+        "engine": _described(directory, manifest, reward_signal(manifest, ways[0].method)),
         "machine": _machine(chosen),
-        "guidance": {"top_k": top_k, "weight": weight},
+        "guidance": {"method": ways[-1].method.name, "top_k": top_k, "weight": weight},
         **found,
         "operators": None,
         "floor": None,
     }
     if manifest.target == "onnx" and (provider or manifest.execution_provider) == "cpu":
-        request = Request(plan.prompts[0], methods[0][1], _PROFILED)
+        request = Request(plan.prompts[0], ways[0].method, _PROFILED)
         shares = operator_shares(directory, manifest, request, chosen)
         report["operators"] = [dataclasses.asdict(share) for share in shares]
         report["floor"] = _floor(manifest, found, tokens, chosen)
@@ -107,6 +111,24 @@ def bench(
     click.echo(json.dumps(report, indent=1) if as_json else _text(report))
     if plot is not None:
         click.echo(f"plot: {plot}", err=True)
+
+
+def _ways(manifest: EngineManifest, guided: ArgsGreedy) -> tuple[Way, ...]:
+    """Plain, guided where a signal is a reward, and both with drafts.
+
+    Args:
+        manifest: Of the engine.
+        guided: With its options, experts take the weight.
+    """
+    plain = Plain(signal=guided.signal)
+    ways, reward = [Way("plain", plain)], reward_signal(manifest, plain)
+    if reward is not None and reward.kind in Experts.kinds:
+        ways.append(Way("guided", Experts(weight=guided.weight, signal=guided.signal)))
+    elif reward is not None:
+        ways.append(Way("guided", guided))
+    drafters = [signal.name for signal in drafting(manifest)]
+    ways += [Way(f"{w.name} + {name}", w.method, name) for name in drafters for w in ways]
+    return tuple(ways)
 
 
 def _described(directory: Path, manifest: EngineManifest, signal: Signal | None) -> dict[str, Any]:
@@ -156,7 +178,7 @@ def _text(report: Mapping[str, Any]) -> str:
         f"engine  {engine['directory']}, {engine['target']}, {engine['precision']}, "
         f"signal {engine['signal']} ({engine['kind']})",
         f"on      {machine['system']}, {machine['threads']} of {machine['cores']} cores",
-        f"guided  args-greedy, top_k {guidance['top_k']}, weight {guidance['weight']:g}",
+        f"guided  {guidance['method']}, top_k {guidance['top_k']}, weight {guidance['weight']:g}",
         f"first   token of {first['prompt_tokens']:.0f} prompt tokens in "
         f"{1e3 * first['seconds']:.0f} ms",
         "",

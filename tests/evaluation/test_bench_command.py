@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from otter_export import ArgsGreedy, Plain, Request, generate, load_engine
-from otter_export.evaluation.benchmark import run
+from otter_export.cli import bench as bench_command
+from otter_export.evaluation.benchmark import Plan, measure, run
 from otter_export.evaluation.operator_shares import shares_of
 from otter_export.evaluation.step_bytes import cache_bytes, stream_bandwidth, weight_bytes
 from otter_export.evaluation.timed_engine import TimedEngine
 from otter_export.manifest import EngineFile, EngineManifest
+from otter_export.signals import Signal, kind_of
 from tests.command_line import Cli
 from tests.runtime.fake_engine import FakeEngine, make_manifest
 from tests.runtime.tiny_model import LAYERS, make_model
@@ -50,7 +52,7 @@ def test_fields_and_numbers_agree(engine_dir: Path, cli: Cli) -> None:
         "floor",
     ]
     assert report["engine"]["signal"] == "reward" and report["engine"]["kind"] == "value"
-    assert report["guidance"] == {"top_k": 6, "weight": 4.0}
+    assert report["guidance"] == {"method": "args-greedy", "top_k": 6, "weight": 4.0}
     assert report["machine"]["threads"] == 1
     assert report["first_token"]["prompt_tokens"] == len(PROMPT)
     assert [(row["method"], row["requests"]) for row in report["alone"]] == [
@@ -72,6 +74,32 @@ def test_fields_and_numbers_agree(engine_dir: Path, cli: Cli) -> None:
     shares = [one["share"] for one in report["operators"]]
     assert sum(shares) == pytest.approx(1) and shares == sorted(shares, reverse=True)
     assert all(one["calls"] == int(one["calls"]) for one in report["operators"])
+
+
+@pytest.mark.parametrize(
+    ("kinds", "names", "guided"),
+    [
+        (("value",), ["plain", "guided"], "args-greedy"),
+        (("expert",), ["plain", "guided"], "experts"),
+        (("medusa",), ["plain", "plain + s0"], "plain"),
+        (("value", "medusa"), ["plain", "guided", "plain + s1", "guided + s1"], "args-greedy"),
+        (("medusa", "expert"), ["plain", "guided", "plain + s0", "guided + s0"], "experts"),
+    ],
+)
+def test_ways_follow_from_the_kinds_of_signals(
+    kinds: tuple[str, ...], names: list[str], guided: str
+) -> None:
+    signals = [
+        Signal(f"s{i}", kind, kind_of(Signal("s", kind)).activations[0], None, heads=2)
+        for i, kind in enumerate(kinds)
+    ]
+    engine = FakeEngine(make_manifest(signals=signals), spread=1.0)
+    ways = bench_command._ways(engine.manifest, ArgsGreedy(weight=3.0, top_k=4))
+    assert [way.name for way in ways] == names
+    assert ways[-1].method.name == guided and getattr(ways[-1].method, "weight", 3.0) == 3.0
+    found = measure(engine, Plan(("one",), ways, 4, 1, (2,), 5.0), lambda name: None)
+    assert [row["method"] for row in found["alone"]] == names
+    assert all(row["tokens_per_second"] > 0 for row in (*found["alone"], *found["batches"]))
 
 
 def test_rows_are_those_that_generation_feeds(engine_dir: Path) -> None:

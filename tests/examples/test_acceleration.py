@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from examples.acceleration.demo import BASE, QUICK
 from examples.acceleration.material import FULL, openings, split
 from examples.sentiment.material import Material
 from tests import smollm2
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def source(tmp_path: Path) -> Material:
     """Snippets alone; the base is not what is tested."""
-    lines = (json.dumps({"text": f"Film {i} is a long and slow tale of {i}"}) for i in range(300))
+    lines = (json.dumps({"text": f"Film {i} is a long and slow tale of {i}"}) for i in range(600))
     path = tmp_path / "train.jsonl"
     path.write_text("\n".join([*lines, json.dumps({"text": "Too short."})]))
     return Material(tmp_path, path, path, path)
@@ -37,7 +38,7 @@ def test_openings_are_distinct_and_as_many_as_asked_for(source: Material) -> Non
 def test_openings_of_prose_are_the_first_words(source: Material) -> None:
     prose = list(openings(source)["prose"])
     assert prose[:2] == ["Film 0 is a long and slow", "Film 1 is a long and slow"]
-    assert len(prose) == 300
+    assert len(prose) == 600
 
 
 def test_patterns_show_their_records(source: Material) -> None:
@@ -52,13 +53,22 @@ def test_patterns_show_their_records(source: Material) -> None:
 @pytest.mark.slow
 def test_all_of_it_in_small(tmp_path: Path) -> None:
     smollm2.prepared()
-    command = [sys.executable, "-m", "examples.acceleration.recipe", str(tmp_path), "--quick"]
+    command = [
+        sys.executable,
+        "-m",
+        "examples.acceleration.demo",
+        "--out",
+        str(tmp_path),
+        "--quick",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    report = json.loads((tmp_path / "checkpoint" / "training_report.json").read_text())
-    acceptance = report["results"]["test"]["acceptance"]
-    assert {"all", "1", "2", "3", "prose 1", "code 1", "repetitive 1"} <= acceptance.keys()
-    rows = json.loads((tmp_path / "acceleration.json").read_text())["rows"]
-    assert {row["drafts"] for row in rows} == {"none", "lookup", "auto", "ahead"}
-    assert all(row["same"] == "1 of 1" for row in rows)
+    record = json.loads((tmp_path / "acceleration.json").read_text())
+    shares = {(row["begun as"], row["drafts"]): row for row in record["acceptance"]}
+    for init in QUICK.initializations:
+        for kind in FULL:
+            assert {(init, f"{kind} {head}") for head in (1, 2, 3)} <= shares.keys()
+    rows = {row["drafts"]: row for row in record["rows"] if row["text"] == "prose"}
+    assert rows.keys() == {"none", "lookup", "auto", "ahead", "ahead, begun as normal", BASE}
+    assert all(row["same"] == "1 of 1" for name, row in rows.items() if name != BASE)

@@ -198,16 +198,16 @@ def _engines(folder: Path) -> Case:
 def _benchmarks(folder: Path) -> Case:
     """An engine's engine.json, up to what ``bench`` says of it."""
     from otter_export import ArgsGreedy, Plain, load_engine
-    from otter_export.evaluation.benchmark import Plan, measure
+    from otter_export.evaluation.benchmark import Plan, Way, measure
     from otter_export.evaluation.operator_shares import operator_shares
     from otter_export.evaluation.step_bytes import cache_bytes, weight_bytes
     from otter_export.runtime.request import Request
 
-    methods = (("plain", Plain()), ("guided", ArgsGreedy(top_k=2)))
+    ways = Way("plain", Plain()), Way("guided", ArgsGreedy(top_k=2))
 
     def use(directory: Path) -> None:
         engine = load_engine(directory, threads=1)
-        measure(engine, Plan(("w3 w4",), methods, 2, 1, (2,), 5.0), lambda name: None)
+        measure(engine, Plan(("w3 w4",), ways, 2, 1, (2,), 5.0), lambda name: None)
         weight_bytes(engine.manifest)
         cache_bytes(engine.manifest, 3)
         operator_shares(directory, engine.manifest, Request("w3", max_tokens=3), 1)
