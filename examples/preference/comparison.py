@@ -4,9 +4,9 @@ Every way to decode writes all openings, several together, without drafts and wi
 tokens must be the same. What it writes is judged against plain decoding with the same truncation
 and temperature. Then a few openings are timed, one at a time on one thread.
 
-A draft can be right only where a step feeds one candidate: where the gate is closed, or where
-pruning left one (docs/decoding.md). The share of such places is counted, and is what the gain of
-drafts stands or falls with.
+A draft can be right only at a place where one candidate is left: where the gate is closed, or where
+pruning leaves no other (docs/decoding.md). The share of such places is counted; the gain of drafts
+stands or falls with it.
 """
 
 from __future__ import annotations

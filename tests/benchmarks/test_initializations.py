@@ -99,7 +99,7 @@ def test_differences_are_to_copy_of_the_same_step_and_paired() -> None:
                 for s in (0, 5)
             ]
             found[Run(name, seed)] = {"points": points, "scores": list(scores)}
-    rows = initializations.rows_of(found)
+    rows = initializations.rows_of(found, resamples=200)
     for row in rows:
         if row["initialisation"] == "copy":
             assert "- copy" not in row

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from examples.sentiment import comparison, judges
+from examples.sentiment.material import Material
 from examples.sentiment.prompts import PROMPTS
+from otter_export import generate
+from tests.runtime.fake_engine import FakeEngine
 
 
 def test_the_openings_are_many_and_distinct() -> None:
@@ -51,3 +54,21 @@ def test_differences_are_paired_and_signed() -> None:
     assert {judge: np.round(v, 9).tolist() for judge, v in found.items()} == {
         judge: [0.25, 0.25, 0.25] for judge in ("reward", "vader", "probe")
     }
+
+
+def test_a_comparison_has_every_judge_by_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: dict[str, list[str]] = {}
+
+    def judge(base: Path, arms: dict[str, list[str]]) -> dict[str, judges.Verdict]:
+        texts.update(arms)
+        lengths = {name: np.array([float(len(t)) for t in some]) for name, some in arms.items()}
+        return {name: judges.Verdict(n, -n, 7.0) for name, n in lengths.items()}
+
+    monkeypatch.setattr(judges, "judge", judge)
+    results = generate(FakeEngine(), [[3, 1], [4, 1, 5]], max_tokens=3)
+    material = Material(*[Path()] * 4)
+    arm = comparison._judge(material, {"one": (results, 2.0)})["one"]
+    lengths = [len(text) for text in texts["one"]]
+    assert arm.vader.tolist() == lengths == [-score for score in arm.probe]
+    assert (arm.perplexity, arm.seconds, arm.tokens) == (7.0, 2.0, 6)
+    assert arm.reward.tolist() == [np.mean(result.rewards) for result in results]
