@@ -45,12 +45,6 @@ def check_supported(checkpoint: Checkpoint, precision: str, where: str) -> Preci
     """
     chosen = choose_precision(TENSORRT_LLM, precision, where)
     check_model(checkpoint.base, checkpoint.config, where)
-    for signal in checkpoint.config.signals:
-        if kind_of(signal).drafts:
-            raise UnsupportedError(
-                f"signal {signal.name!r} of kind {signal.kind!r} drafts tokens; {where} has no "
-                "step that takes drafts. Use target onnx or trt"
-            )
     return chosen
 
 
@@ -93,6 +87,12 @@ def check_model(base: BaseModel, config: OtterConfig, where: str = "target trtll
             f"one attention, so it needs the base's proportion, {d.num_attention_heads} over "
             f"{d.num_key_value_heads}"
         )
+    for signal in config.signals:
+        if kind_of(signal).drafts:
+            raise UnsupportedError(
+                f"signal {signal.name!r} of kind {signal.kind!r} drafts tokens; {where} has no "
+                "step that takes drafts. Use target onnx or trt"
+            )
 
 
 def rotary(base: BaseModel) -> Rotary:

@@ -109,7 +109,11 @@ def test_default_widths(
             "--heads 1",
             "targets onnx, trt build it\n  not trtllm: the channel has 1 query heads",
         ),
-        ({}, "--signal draft:medusa:identity:3", "targets onnx, trt, trtllm build it"),
+        (
+            {},
+            "--signal draft:medusa:identity:3",
+            "targets onnx, trt build it\n  not trtllm: signal 'draft' of kind 'medusa' drafts",
+        ),
     ],
 )
 def test_what_each_target_will_say(
