@@ -3,6 +3,7 @@
 #   make demo            SmolLM2-135M, steered by the shipped channel (TRAIN=1: trains it anew)
 #   make detoxification  less toxic continuations: an expert signal beside DExperts (ARGS=--quick: tiny)
 #   make acceleration    a channel that drafts, and what its drafts are worth (ARGS=--quick: tiny)
+#   make preference      which of two texts people like better, and ARGS with drafts (ARGS=--quick)
 #   make test            the whole suite (ARGS="tests/cli -k inspect" for a part of it)
 #   make fuzz            over 20,000 damaged files, values and requests (ARGS="--cases 0.1 api")
 #   make families        the coverage table, every cell anew (ARGS="gemma2 qwen3" for some bases)
@@ -40,16 +41,19 @@ SERVER := .cache/tritonserver/.installed
 DETOXIFICATION := $(VENV)/.detoxification
 SM ?= 80 89 90 120
 
-.PHONY: demo detoxification acceleration test fuzz families lint plugins triton-server triton-test wheel-test setup clean
+.PHONY: demo detoxification acceleration preference test fuzz families lint plugins triton-server triton-test wheel-test setup clean
 
 demo: $(STAMP)
-	$(BIN)/python examples/sentiment/demo.py $(if $(filter 1,$(TRAIN)),--train) $(ARGS)
+	$(BIN)/python -m examples.sentiment.demo $(if $(filter 1,$(TRAIN)),--train) $(ARGS)
 
 detoxification: $(STAMP) $(DETOXIFICATION)
 	$(BIN)/python -m examples.detoxification.demo $(ARGS)
 
 acceleration: $(STAMP)
 	$(BIN)/python -m examples.acceleration.demo $(ARGS)
+
+preference: $(STAMP)
+	$(BIN)/python -m examples.preference.demo $(ARGS)
 
 test: $(STAMP) $(EXTRAS) $(SERVER) $(DETOXIFICATION)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)

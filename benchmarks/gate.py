@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +24,10 @@ import click
 import numpy as np
 
 from benchmarks.record import REPOSITORY, Row, in_turns, write
+from examples.sentiment import judges
+from examples.sentiment.comparison import TEMPERATURE
+from examples.sentiment.material import prepare
+from examples.sentiment.prompts import PROMPTS
 from otter_export import (
     ArgsGreedy,
     ArgsStochastic,
@@ -38,13 +40,6 @@ from otter_export import (
 )
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.methods.base import DecodingMethod
-
-sys.path.insert(0, str(REPOSITORY / "examples" / "sentiment"))
-
-import judges
-from comparison import TEMPERATURE
-from material import prepare
-from prompts import PROMPTS
 
 #: Nats; half of this model's steps are above 3.
 GATES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
@@ -168,17 +163,12 @@ def write_texts(
 
 def judge(written: dict[str, Written]) -> dict[str, dict[str, float]]:
     """Mean verdicts, perplexity, and the share of full guidance's gain that is kept."""
-    texts = [text for one in written.values() for text in one.texts]
-    reading = judges.read(prepare().base, texts)
-    probe = judges.Probe.load()(reading.states).reshape(len(written), -1).mean(1)
-    vader = judges.vader(texts).reshape(len(written), -1).mean(1)
-    losses = iter(reading.negative_log_likelihoods)
+    verdicts = judges.judge(prepare().base, {label: one.texts for label, one in written.items()})
     found = {}
-    for i, (label, one) in enumerate(written.items()):
-        reward = float(np.mean([np.mean(result.rewards) for result in one.results]))
-        surprise = np.concatenate([next(losses) for _ in one.results]).mean()
-        verdict = dict(zip(JUDGES, (reward, float(vader[i]), float(probe[i])), strict=True))
-        found[label] = {**verdict, "perplexity": float(math.exp(surprise))}
+    for label, one in written.items():
+        reward, said = np.mean([np.mean(result.rewards) for result in one.results]), verdicts[label]
+        means = (float(scores.mean()) for scores in (reward, said.vader, said.probe))
+        found[label] = {**dict(zip(JUDGES, means, strict=True)), "perplexity": said.perplexity}
     # The lowest gate counts as full guidance.
     full, none = list(found.values())[1], found[PLAIN]
     return {

@@ -23,7 +23,6 @@ from typing import Any
 # ONNX Runtime looks at it once, when it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import numpy as np
 from tqdm import tqdm
 
 from benchmarks import channel_shapes, record
@@ -163,18 +162,6 @@ def write(
     return [result.prompt + result.text for result in results]
 
 
-def judge(texts: dict[str, list[str]], material: Material) -> dict[str, dict[str, np.ndarray]]:
-    """Both judges' scores of every text; the base reads them all in one go."""
-    everything = [text for some in texts.values() for text in some]
-    with tqdm(total=len(everything), desc="judging", leave=False) as bar:
-        states = judges.read(material.base, everything, lambda n: bar.update(n) and None).states
-    probe, scores, start = judges.Probe.load()(states), {}, 0
-    for name, some in texts.items():
-        rows = slice(start, start := start + len(some))
-        scores[name] = {"vader": judges.vader(some), "probe": probe[rows]}
-    return scores
-
-
 def prices(shapes: Sequence[Cell], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of `benchmarks.channel_shapes.measure`: every engine, and the base alone."""
     checkpoint = Checkpoint.open(options.out / shapes[0].name / "checkpoint")
@@ -190,7 +177,7 @@ def row_of(cell: Cell, found: dict[str, Any], priced: Any, scores: Any) -> dict[
     row = {"shape": cell.name, "parameters": found["parameters"]}
     row |= {f"r at {share} %": found["correlation"][share] for share in ("50", "100")}
     for name in ("vader", "probe"):
-        pair = (scores[cell.name][name], scores[UNGUIDED][name])
+        pair = (getattr(scores[cell.name], name), getattr(scores[UNGUIDED], name))
         interval = bootstrap_paired_difference(*pair, seed=SEED)
         row |= {name: interval.mean, f"{name} 95 %": f"{interval.low:+.2f} {interval.high:+.2f}"}
     for one in priced:
@@ -244,7 +231,8 @@ def main() -> None:
     plain = Plain(temperature=TEMPERATURE, top_k=TOP_K)
     engine = options.out / shapes[-1].name / ENGINE
     texts = {UNGUIDED: write(engine, plain, options, UNGUIDED)}
-    scores = judge(texts | {name: found["texts"] for name, found in made.items()}, material)
+    texts |= {name: found["texts"] for name, found in made.items()}
+    scores = judges.judge(material.base, texts)
     priced = prices(shapes, options)
     rows = [row_of(cell, made[cell.name], priced, scores) for cell in shapes]
     figure = plot(shapes, rows, f"{options.rows[0]} rows / base")

@@ -26,6 +26,7 @@ from benchmarks.drafts import PROMPTS, Decoding, measure
 from benchmarks.record import Row, table, write
 from examples.acceleration import material, recipe
 from examples.sentiment import material as sentiment
+from examples.sentiment.demo import heading
 from examples.sentiment.material import ROOT, atomically
 from otter_export import load_engine
 from otter_export.checkpoint import Checkpoint
@@ -157,11 +158,6 @@ def alone(base: OnnxModel, plain: Decoding) -> Callable[[], float]:
         return 1e3 * (time.perf_counter() - started) / tokens
 
     return run
-
-
-def heading(text: str) -> None:
-    """A heading between the steps."""
-    click.secho(f"\n{text}", bold=True, fg="green")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from examples.detoxification import baseline, comparison, cost, judges, recipe
 from examples.detoxification.data import Material, prepare
+from examples.sentiment.demo import heading
 from examples.sentiment.material import ROOT
 from otter_export import Experts, load_engine
 from otter_export.base_model import BaseModel
@@ -137,11 +138,6 @@ def measure_cost(material: Material, out: Path, rounds: int) -> dict[str, Any]:
     extra |= {UNGUIDED: channel, GUIDED: channel}
     click.echo(cost.table(times, extra))
     return {"time": times, "bytes": extra}
-
-
-def heading(text: str) -> None:
-    """A heading between the steps."""
-    click.secho(f"\n{text}", bold=True, fg="green")
 
 
 if __name__ == "__main__":

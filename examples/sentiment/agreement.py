@@ -34,10 +34,10 @@ def agreement(
     signal = checkpoint.config.signals[0]
     end = end_token_id(checkpoint.base)
     reader = Reader("regression", signal, load_tokenizer(checkpoint.base.directory), end)
-    objective, parts = Regression(signal), []
+    objective, head, parts = Regression(signal), model.head(signal.name), []
     for batch in batches(reader.read(snippets)[:limit], _BATCH_TOKENS, None):
         output = model(batch.ids, compute_logits=False, use_cache=False)
-        parts.append(objective.judge(output, batch, end is not None))
+        parts.append(objective.judge(output, batch, head, end is not None))
         progress(len(batch.ids))
     return objective.metrics(joined(parts))
 

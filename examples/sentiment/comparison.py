@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import judges
 import numpy as np
 import numpy.typing as npt
-from material import Material
-from prompts import PROMPTS
 from tqdm import tqdm
 
+from examples.sentiment import judges
+from examples.sentiment.material import Material
+from examples.sentiment.prompts import PROMPTS
 from otter_export import ArgsStochastic, generate, load_engine
 from otter_export.evaluation.reward_plot import plot_rewards
 from otter_export.evaluation.text_metrics import bootstrap_paired_difference, diversity
@@ -109,27 +109,18 @@ def _write(
 def _judge(material: Material, written: dict[str, tuple[list[Result], float]]) -> dict[str, Arm]:
     """Score every arm's texts; the base reads them all in one go."""
     texts = {label: [r.prompt + r.text for r in results] for label, (results, _) in written.items()}
-    everything = [text for arm in texts.values() for text in arm]
-    with tqdm(total=len(everything), desc="judging", unit="text") as bar:
-        reading = judges.read(material.base, everything, bar.update)
-    probe = judges.Probe.load()(reading.states)
-    arms: dict[str, Arm] = {}
-    start = 0
-    for label, (results, seconds) in written.items():
-        rows = slice(start, start + len(results))
-        start += len(results)
-        losses = np.concatenate(reading.negative_log_likelihoods[rows])
-        arms[label] = Arm(
+    verdicts = judges.judge(material.base, texts)
+    return {
+        label: Arm(
             label=label,
             results=tuple(results),
             seconds=seconds,
             reward=np.array([np.mean(r.rewards) for r in results]),
-            vader=judges.vader(texts[label]),
-            probe=probe[rows],
-            perplexity=float(np.exp(losses.mean())),
             diversity=float(np.mean([diversity(r.token_ids) for r in results])),
+            **dataclasses.asdict(verdicts[label]),
         )
-    return arms
+        for label, (results, seconds) in written.items()
+    }
 
 
 def report(comparison: Comparison) -> str:

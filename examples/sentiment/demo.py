@@ -18,12 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import agreement
 import click
-import comparison
-import recipe
-from material import ROOT, Material, prepare
 from tqdm import tqdm
+
+from examples.sentiment import agreement, comparison, recipe
+from examples.sentiment.material import ROOT, Material, prepare
 
 BUILD = ROOT / "build" / "demo"
 #: Held-out snippets that the demo reads (of 814, to save time; all are in training_report.json).

@@ -2,7 +2,7 @@
 
 - VADER's lexicon (Hutto and Gilbert 2014): words and rules; its compound score lies in [-1, 1].
 - A ridge probe: linear in the base's own hidden state, fit on rated snippets that the channel never
-  saw. Its weights are shipped (``probe.safetensors``); ``python examples/sentiment/judges.py`` fits
+  saw. Its weights are shipped (``probe.safetensors``); ``python -m examples.sentiment.judges`` fits
   them anew and prints the correlation with the raters on the test split.
 
 The same forward pass gives the base's perplexity of a text.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,37 @@ def read(
     return Reading(np.stack([states[i] for i in order]), tuple(losses[i] for i in order))
 
 
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the judges and the base say of some texts.
+
+    Args:
+        vader: ``[texts]``.
+        probe: ``[texts]``.
+        perplexity: Of the base, over all tokens of all texts.
+    """
+
+    vader: Array
+    probe: Array
+    perplexity: float
+
+
+def judge(base: Path, arms: Mapping[str, Sequence[str]]) -> dict[str, Verdict]:
+    """A verdict on each arm's texts; the base reads them all in one go, behind a progress bar."""
+    from tqdm import tqdm
+
+    texts = [text for arm in arms.values() for text in arm]
+    with tqdm(total=len(texts), desc="judging", unit="text", leave=False) as bar:
+        reading = read(base, texts, lambda count: bar.update(count) and None)
+    probe, start = Probe.load()(reading.states), 0
+    found = {}
+    for label, arm in arms.items():
+        rows = slice(start, start := start + len(arm))
+        losses = np.concatenate(reading.negative_log_likelihoods[rows])
+        found[label] = Verdict(vader(arm), probe[rows], float(np.exp(losses.mean())))
+    return found
+
+
 def rated(path: Path) -> tuple[list[str], Array]:
     """Texts and ratings of a split."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -143,8 +174,9 @@ def _batches(texts: Sequence[str]) -> Iterator[list[int]]:
 
 def main() -> None:
     """Fit the probe on the probe split, measure it on the test split, save it."""
-    from material import prepare
     from tqdm import tqdm
+
+    from examples.sentiment.material import prepare
 
     material = prepare(report=print)
     readings = {}

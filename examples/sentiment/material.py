@@ -12,7 +12,7 @@ a hash of their text, so that the splits never change and never overlap:
 - ``probe``: kept for an independent judge; the channel never sees them;
 - ``test``: both are measured on these.
 
-    python examples/sentiment/material.py        # prepares everything, prints where it is
+    python -m examples.sentiment.material        # prepares everything, prints where it is
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """How the shipped channel was trained: insert, then train, by the command line.
 
-    python examples/sentiment/recipe.py OUT             # the full run: 2 epochs
-    python examples/sentiment/recipe.py OUT --short     # what `make demo TRAIN=1` does: 160 s
-    python examples/sentiment/recipe.py OUT --compare   # copy, normal and random, 60 steps each
+    python -m examples.sentiment.recipe OUT             # the full run: 2 epochs
+    python -m examples.sentiment.recipe OUT --short     # what `make demo TRAIN=1` does: 160 s
 
 The full run writes ``OUT/trained.safetensors``, which is shipped beside this file, and the
 checkpoint ``OUT/checkpoint``, with ``training_report.json`` and ``training_curve.png``.
@@ -12,17 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-if __package__:
-    from examples.sentiment.material import Material, prepare
-else:  # run as a script
-    from material import Material, prepare
+from examples.sentiment.material import Material, prepare
 
 #: The trained tensors that are shipped: float16, to be laid over the copy initialisation.
 SHIPPED = Path(__file__).with_name("trained.safetensors")
@@ -41,16 +36,12 @@ TRAINING = (
 FULL = ("--epochs", "2")
 #: Smaller steps, and so more of them, learn more from few tokens.
 SHORT = ("--epochs", "1", "--batch-tokens", "512", "--max-seconds", "160")
-#: A budget in steps, so that a busy machine does not favour one of them.
-COMPARED = ("--epochs", "1", "--max-steps", "60")
 
 
-def insert_arguments(
-    material: Material, checkpoint: Path, initialization: str = "copy"
-) -> list[str]:
+def insert_arguments(material: Material, checkpoint: Path) -> list[str]:
     """Arguments of ``otter-export`` that insert the untrained channel."""
     places = [str(material.base), str(checkpoint)]
-    options = [*WIDTHS, *SHAPE, "--init", initialization, "--adapter", "--force"]
+    options = [*WIDTHS, *SHAPE, "--init", "copy", "--adapter", "--force"]
     return ["insert", *places, *options]
 
 
@@ -63,12 +54,12 @@ def train_arguments(
     return ["train", str(checkpoint), *data, *TRAINING, *length, *extra]
 
 
-def make(material: Material, out: Path, length: Sequence[str], initialization: str = "copy") -> Any:
+def make(material: Material, out: Path, length: Sequence[str]) -> Any:
     """Insert and train; an interrupted run goes on where it was. Returns the training report."""
     checkpoint = out / "checkpoint"
     out.mkdir(parents=True, exist_ok=True)
     if not (checkpoint / "training_state").is_dir():
-        run(insert_arguments(material, checkpoint, initialization))
+        run(insert_arguments(material, checkpoint))
     run(train_arguments(material, checkpoint, length, out / SHIPPED.name))
     return json.loads((checkpoint / "training_report.json").read_text(encoding="utf-8"))
 
@@ -80,31 +71,14 @@ def run(arguments: Sequence[str]) -> None:
         sys.exit(status.returncode)
 
 
-def compare(material: Material, out: Path) -> None:
-    """Print a table of the three initialisations after the same short training."""
-    rows = {}
-    for name in ("copy", "normal", "random"):
-        shutil.rmtree(out / name, ignore_errors=True)
-        rows[name] = make(material, out / name, COMPARED, name)
-    print("| initialisation | steps | 25 % | 50 % | 75 % | 100 % | end token |")
-    print("|---|---|---|---|---|---|---|")
-    for name, report in rows.items():
-        values = report["results"]["test"]["pearson"].values()
-        print(f"| {name} | {report['steps']} | " + " | ".join(f"{v:.3f}" for v in values) + " |")
-
-
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description="Train the sentiment channel of the demo.")
     parser.add_argument("out", type=Path, help="directory for the checkpoint and the tensors")
     parser.add_argument("--short", action="store_true", help="the budget of the demo")
-    parser.add_argument("--compare", action="store_true", help="three initialisations, one table")
     options = parser.parse_args()
     material = prepare(report=print)
-    if options.compare:
-        compare(material, options.out)
-    else:
-        make(material, options.out, SHORT if options.short else FULL)
+    make(material, options.out, SHORT if options.short else FULL)
 
 
 if __name__ == "__main__":

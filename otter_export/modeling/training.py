@@ -217,7 +217,6 @@ class Trainer:
         else:
             p.stale += 1
 
-    @torch.no_grad()
     def evaluate(
         self, items: Sequence[Item], listen: Callable[[int], None] = lambda items: None
     ) -> dict[str, Any]:
@@ -227,6 +226,17 @@ class Trainer:
             items: What to judge.
             listen: Called with the number of items just judged.
         """
+        loss, judged = self.judge(items, listen)
+        return {"loss": loss, self.objective.metric: self.objective.metrics(judged)}
+
+    @torch.no_grad()
+    def judge(
+        self, items: Sequence[Item], listen: Callable[[int], None] = lambda items: None
+    ) -> tuple[float, Judged]:
+        """Mean loss, and what the metric is made of; arguments as `evaluate`.
+
+        Rows come in an order that depends on the items' lengths alone.
+        """
         total, count = 0.0, 0
         parts: list[Judged] = []
         for batch in batches(items, self.config.batch_tokens):
@@ -235,8 +245,7 @@ class Trainer:
             count += batch.tokens
             parts.append(self.objective.judge(output, batch, self._head, self.ends))
             listen(len(batch.ids) // len(items[0].rows))
-        metrics = self.objective.metrics(joined(parts))
-        return {"loss": total / count, self.objective.metric: metrics}
+        return total / count, joined(parts)
 
     @property
     def at_stake(self) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import record, shape_quality
 from benchmarks.shape_quality import Cell
+from examples.sentiment.judges import Verdict
 from examples.sentiment.material import Material
 from tests import tiny
 
@@ -53,8 +54,9 @@ def test_a_row_and_the_plot() -> None:
     shapes = shape_quality.cells([0, 1, 2], 2)
     generator = np.random.default_rng(0)
     texts = [shape_quality.UNGUIDED, *(cell.name for cell in shapes)]
-    scores = {t: {j: generator.random(6) for j in ("vader", "probe")} for t in texts}
-    scores[shapes[0].name]["vader"] = scores[shape_quality.UNGUIDED]["vader"] + 0.25
+    scores = {t: Verdict(generator.random(6), generator.random(6), 1.0) for t in texts}
+    unguided = scores[shape_quality.UNGUIDED].vader
+    scores[shapes[0].name] = Verdict(unguided + 0.25, generator.random(6), 1.0)
     priced = [
         {
             "shape": f"{cell.name}/{shape_quality.ENGINE}",

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2] / "examples" / "sentiment"
+from examples.sentiment import comparison, judges
+from examples.sentiment.material import Material
+from examples.sentiment.prompts import PROMPTS
+from otter_export import generate
+from tests.runtime.fake_engine import FakeEngine
 
 
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """Import a module of the demo as its script does."""
-    monkeypatch.syspath_prepend(str(ROOT))
-
-    def one(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return one
+def test_the_openings_are_many_and_distinct() -> None:
+    assert len(PROMPTS) >= 20 and len(set(PROMPTS)) == len(PROMPTS)
 
 
-def test_the_openings_are_many_and_distinct(load) -> None:  # type: ignore[no-untyped-def]
-    prompts = load("prompts").PROMPTS
-    assert len(prompts) >= 20 and len(set(prompts)) == len(prompts)
-
-
-def test_a_probe_finds_a_linear_rating_and_survives_the_disk(load, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    judges = load("judges")
+def test_a_probe_finds_a_linear_rating_and_survives_the_disk(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     states = generator.normal(3.0, 2.0, (400, 12))
     ratings = states @ generator.normal(size=12) - 5.0
@@ -42,21 +31,19 @@ def test_a_probe_finds_a_linear_rating_and_survives_the_disk(load, tmp_path: Pat
     assert np.abs(loaded(states) - probe(states)).max() < 1e-4
 
 
-def test_the_shipped_probe_fits_the_base(load) -> None:  # type: ignore[no-untyped-def]
-    probe = load("judges").Probe.load()
+def test_the_shipped_probe_fits_the_base() -> None:
+    probe = judges.Probe.load()
     assert probe.weight.shape == probe.mean.shape == probe.scale.shape == (576,)
     assert np.isfinite(probe.weight).all() and (probe.scale > 0).all()
 
 
-def test_the_lexicon_tells_praise_from_blame(load) -> None:  # type: ignore[no-untyped-def]
+def test_the_lexicon_tells_praise_from_blame() -> None:
     pytest.importorskip("vaderSentiment")
-    praise, blame = load("judges").vader(["A wonderful, moving film.", "A boring, awful mess."])
+    praise, blame = judges.vader(["A wonderful, moving film.", "A boring, awful mess."])
     assert praise > 0.3 and blame < -0.3
 
 
-def test_differences_are_paired_and_signed(load) -> None:  # type: ignore[no-untyped-def]
-    comparison = load("comparison")
-
+def test_differences_are_paired_and_signed() -> None:
     def arm(shift: float):  # type: ignore[no-untyped-def]
         base = np.linspace(-1, 1, 30)
         return comparison.Arm("x", (), 1.0, base + shift, base + shift, base + shift, 1.0, 1.0)
@@ -67,3 +54,21 @@ def test_differences_are_paired_and_signed(load) -> None:  # type: ignore[no-unt
     assert {judge: np.round(v, 9).tolist() for judge, v in found.items()} == {
         judge: [0.25, 0.25, 0.25] for judge in ("reward", "vader", "probe")
     }
+
+
+def test_a_comparison_has_every_judge_by_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: dict[str, list[str]] = {}
+
+    def judge(base: Path, arms: dict[str, list[str]]) -> dict[str, judges.Verdict]:
+        texts.update(arms)
+        lengths = {name: np.array([float(len(t)) for t in some]) for name, some in arms.items()}
+        return {name: judges.Verdict(n, -n, 7.0) for name, n in lengths.items()}
+
+    monkeypatch.setattr(judges, "judge", judge)
+    results = generate(FakeEngine(), [[3, 1], [4, 1, 5]], max_tokens=3)
+    material = Material(*[Path()] * 4)
+    arm = comparison._judge(material, {"one": (results, 2.0)})["one"]
+    lengths = [len(text) for text in texts["one"]]
+    assert arm.vader.tolist() == lengths == [-score for score in arm.probe]
+    assert (arm.perplexity, arm.seconds, arm.tokens) == (7.0, 2.0, 6)
+    assert arm.reward.tolist() == [np.mean(result.rewards) for result in results]
