@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ import click
 import numpy as np
 
 from benchmarks.record import REPOSITORY, Row, in_turns, write
+from benchmarks.verdicts import JUDGES, verdicts
 from otter_export import (
     ArgsGreedy,
     ArgsStochastic,
@@ -41,9 +41,7 @@ from otter_export.runtime.methods.base import DecodingMethod
 
 sys.path.insert(0, str(REPOSITORY / "examples" / "sentiment"))
 
-import judges
 from comparison import TEMPERATURE
-from material import prepare
 from prompts import PROMPTS
 
 #: Nats; half of this model's steps are above 3.
@@ -52,8 +50,6 @@ TOGETHER = 16
 #: Prompts that are timed one at a time, and tokens of each that is timed.
 ALONE, TIMED_TOKENS = 3, 16
 PLAIN = "plain"
-#: How a text is judged: the channel, and two who know nothing of it.
-JUDGES = ("reward", "VADER", "probe")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,17 +164,7 @@ def write_texts(
 
 def judge(written: dict[str, Written]) -> dict[str, dict[str, float]]:
     """Mean verdicts, perplexity, and the share of full guidance's gain that is kept."""
-    texts = [text for one in written.values() for text in one.texts]
-    reading = judges.read(prepare().base, texts)
-    probe = judges.Probe.load()(reading.states).reshape(len(written), -1).mean(1)
-    vader = judges.vader(texts).reshape(len(written), -1).mean(1)
-    losses = iter(reading.negative_log_likelihoods)
-    found = {}
-    for i, (label, one) in enumerate(written.items()):
-        reward = float(np.mean([np.mean(result.rewards) for result in one.results]))
-        surprise = np.concatenate([next(losses) for _ in one.results]).mean()
-        verdict = dict(zip(JUDGES, (reward, float(vader[i]), float(probe[i])), strict=True))
-        found[label] = {**verdict, "perplexity": float(math.exp(surprise))}
+    found = verdicts({label: one.results for label, one in written.items()})
     # The lowest gate counts as full guidance.
     full, none = list(found.values())[1], found[PLAIN]
     return {
