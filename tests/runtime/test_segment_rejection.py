@@ -155,6 +155,9 @@ def test_where_everything_is_accepted_the_text_is_that_of_generate(method: Decod
             assert getattr(result, field) == getattr(expected, field)
         assert sum(segment.tokens for segment in result.segments) == len(result.token_ids)
         assert {s.accepted for s in result.segments} == {options is EVERYTHING}
+        if isinstance(method, Plain):
+            # Draws behind the one that is accepted end with it.
+            assert result.forwards == expected.forwards
 
 
 @pytest.mark.parametrize("method", METHODS[2:4], ids=repr)
