@@ -24,9 +24,8 @@ import click
 import numpy as np
 
 from benchmarks.record import REPOSITORY, Row, in_turns, write
-from examples.sentiment import judges
+from benchmarks.verdicts import JUDGES, verdicts
 from examples.sentiment.comparison import TEMPERATURE
-from examples.sentiment.material import prepare
 from examples.sentiment.prompts import PROMPTS
 from otter_export import (
     ArgsGreedy,
@@ -47,8 +46,6 @@ TOGETHER = 16
 #: Prompts that are timed one at a time, and tokens of each that is timed.
 ALONE, TIMED_TOKENS = 3, 16
 PLAIN = "plain"
-#: How a text is judged: the channel, and two who know nothing of it.
-JUDGES = ("reward", "VADER", "probe")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +59,6 @@ class Written:
 
     results: list[Result]
     gated: float
-
-    @property
-    def texts(self) -> list[str]:
-        """Prompts with their continuations."""
-        return [result.prompt + result.text for result in self.results]
 
 
 @click.command()
@@ -163,12 +155,7 @@ def write_texts(
 
 def judge(written: dict[str, Written]) -> dict[str, dict[str, float]]:
     """Mean verdicts, perplexity, and the share of full guidance's gain that is kept."""
-    verdicts = judges.judge(prepare().base, {label: one.texts for label, one in written.items()})
-    found = {}
-    for label, one in written.items():
-        reward, said = np.mean([np.mean(result.rewards) for result in one.results]), verdicts[label]
-        means = (float(scores.mean()) for scores in (reward, said.vader, said.probe))
-        found[label] = {**dict(zip(JUDGES, means, strict=True)), "perplexity": said.perplexity}
+    found = verdicts({label: one.results for label, one in written.items()})
     # The lowest gate counts as full guidance.
     full, none = list(found.values())[1], found[PLAIN]
     return {

@@ -11,7 +11,6 @@ Writes rows.json and rows.md into benchmarks/results.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,10 @@ import click
 import numpy as np
 
 from benchmarks.record import REPOSITORY, Row, write
+from examples.sentiment.prompts import PROMPTS
 from otter_export import ArgsGreedy, Request, Result, TokenEvent, load_engine, stream
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.scheduler import Limits, Scheduler
-
-sys.path.insert(0, str(REPOSITORY / "examples" / "sentiment"))
-
-from prompts import PROMPTS
 
 TOGETHER = 16
 #: Of a pass on a CPU, beside its rows: 14 ms at 2.1 ms a row (int8, one thread).

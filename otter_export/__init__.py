@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from otter_export.runtime.methods.plain import Plain
     from otter_export.runtime.penalties import Penalties
     from otter_export.runtime.request import Candidate, Request, Result, TokenEvent
+    from otter_export.runtime.segment_rejection import SegmentRejection, segment_rejection
 
 __version__ = "0.1.0"
 
@@ -48,10 +49,12 @@ __all__ = [
     "Plain",
     "Request",
     "Result",
+    "SegmentRejection",
     "TokenEvent",
     "best_of",
     "generate",
     "load_engine",
+    "segment_rejection",
     "stream",
 ]
 
@@ -64,10 +67,12 @@ _MODULES = {
     "Plain": "otter_export.runtime.methods.plain",
     "Request": "otter_export.runtime.request",
     "Result": "otter_export.runtime.request",
+    "SegmentRejection": "otter_export.runtime.segment_rejection",
     "TokenEvent": "otter_export.runtime.request",
     "best_of": "otter_export.runtime.best_of",
     "generate": "otter_export.runtime.generation",
     "load_engine": "otter_export.load",
+    "segment_rejection": "otter_export.runtime.segment_rejection",
     "stream": "otter_export.runtime.generation",
 }
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from otter_export.arguments import named_numbers
 from otter_export.cli.generation_view import TextView, summary
 from otter_export.cli.progress import byte_bar
 from otter_export.cli.streams import until_closed
@@ -17,6 +19,7 @@ from otter_export.engine_digest import check_engine
 from otter_export.errors import RequestError
 from otter_export.evaluation.reward_plot import check_plot_path, plot_rewards
 from otter_export.load import load_engine
+from otter_export.quoting import listed
 from otter_export.runtime.best_of import best_of
 from otter_export.runtime.drafts import DRAFTERS, NONE
 from otter_export.runtime.engine import Engine
@@ -26,6 +29,7 @@ from otter_export.runtime.methods import METHODS
 from otter_export.runtime.prompt_file import PENALTIES, Defaults, read_prompts
 from otter_export.runtime.request import Request, Result, TokenEvent
 from otter_export.runtime.scheduler.chooser import reward_signal
+from otter_export.runtime.segment_rejection import SegmentRejection, segment_rejection
 
 
 @click.command()
@@ -103,6 +107,13 @@ from otter_export.runtime.scheduler.chooser import reward_signal
     metavar="N",
     help="Sample N texts, and keep the one whose last reward is best.  [default: one text]",
 )
+@click.option(
+    "--segments",
+    multiple=True,
+    metavar="OPTION=NUMBER",
+    help="Judge the text in pieces, and draw those anew whose reward is too low (CARDS): "
+    f"{', '.join(field.name for field in dataclasses.fields(SegmentRejection))}; may be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per prompt and line.")
 @click.option("--stream/--no-stream", "live", default=True, help="Show tokens as they come.")
 @click.option(
@@ -128,6 +139,7 @@ def generate(
     stop: tuple[str, ...],
     drafts: str,
     tries: int | None,
+    segments: tuple[str, ...],
     as_json: bool,
     live: bool,
     plot: Path | None,
@@ -149,6 +161,7 @@ def generate(
         requests += read_prompts(prompt_file, defaults)
     if not requests:
         raise RequestError("there is nothing to continue; give --prompt TEXT or --prompts FILE")
+    rejection = _rejection(segments, tries, plot, requests) if segments else None
     if plot is not None:
         check_plot_path(plot)
     if sha256 is not None:
@@ -156,10 +169,14 @@ def generate(
             check_engine(directory, sha256, advance)
     engine = load_engine(directory, provider=provider, threads=threads)
     with until_closed():
-        if tries is None:
-            results = _generate(engine, requests, batch_size, as_json, live)
+        if tries is not None:
+            results = _one_by_one(requests, lambda r: best_of(engine, r, tries)[0], as_json)
+        elif rejection is not None:
+            results = _one_by_one(
+                requests, lambda r: segment_rejection(engine, r, rejection), as_json
+            )
         else:
-            results = _best(engine, requests, tries, as_json)
+            results = _generate(engine, requests, batch_size, as_json, live)
     if plot is not None:
         _plot(engine, requests, results, batch_size, plot)
 
@@ -193,15 +210,41 @@ def _generate(
     return results
 
 
-def _best(engine: Engine, requests: list[Request], tries: int, as_json: bool) -> list[Result]:
-    """Generate several texts for each prompt, and print the best."""
+def _one_by_one(
+    requests: list[Request], generate_one: Callable[[Request], Result], as_json: bool
+) -> list[Result]:
+    """Generate and print, a prompt after the other, each whole."""
     results = []
     for index, request in enumerate(requests):
-        best = dataclasses.replace(best_of(engine, request, tries)[0], request=index)
-        results.append(best)
-        text = f"{best.prompt}{best.text}\n{summary([best])}"
-        click.echo(json.dumps(best.to_json()) if as_json else text)
+        result = dataclasses.replace(generate_one(request), request=index)
+        results.append(result)
+        text = f"{result.prompt}{result.text}\n{summary([result])}"
+        click.echo(json.dumps(result.to_json()) if as_json else text)
     return results
+
+
+def _rejection(
+    texts: tuple[str, ...], tries: int | None, plot: Path | None, requests: list[Request]
+) -> SegmentRejection:
+    """The options of ``--segments``, checked against everything else that was asked for."""
+    if tries is not None or plot is not None:
+        other = "--plot" if tries is None else "--best-of"
+        raise RequestError(f"--segments does not go with {other}; leave one of them out")
+    given = named_numbers("segments", texts)
+    known = [field.name for field in dataclasses.fields(SegmentRejection)]
+    unknown = set(given) - set(known)
+    if unknown or "threshold" not in given:
+        problem = f"no option {listed(unknown)}" if unknown else "threshold is missing"
+        raise RequestError(
+            f"segments: {problem}; give threshold=NUMBER, and any of {', '.join(known[1:])}"
+        )
+    whole: dict[str, Any] = {
+        name: int(value) if value.is_integer() else value for name, value in given.items()
+    }
+    rejection = SegmentRejection(**whole)
+    for request in requests:
+        rejection.check(request)
+    return rejection
 
 
 def _text(engine: Engine, request: Request) -> str:

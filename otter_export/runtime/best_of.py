@@ -13,7 +13,7 @@ from otter_export.arguments import choice, integer
 from otter_export.errors import RequestError
 from otter_export.quoting import quoted
 from otter_export.runtime.engine import Engine
-from otter_export.runtime.prefill import CHUNK_TOKENS, feed
+from otter_export.runtime.prefill import prefill
 from otter_export.runtime.request import Request, Result
 from otter_export.runtime.scheduler.decode import Decoder
 from otter_export.runtime.scheduler.sequence import Sequence
@@ -61,22 +61,15 @@ def best_of(engine: Engine, request: Request, count: int, *, rank: str = "last")
     seeds = [(first + i) % (1 << 64) for i in range(count)]
     requests = [dataclasses.replace(request, seed=seed) for seed in seeds]
     sequences = [Sequence(number, each, engine) for number, each in enumerate(requests)]
-    _feed_prompt(engine, sequences)
+    cache, step = prefill(engine, [sequences[0].prompt_ids])
+    for sequence in sequences:
+        sequence.start(cache, 0)
+        sequence.propose(step, 0, row=0)
     _decode(engine, sequences)
     results = [sequence.result() for sequence in sequences]
     if not results[0].rewards:
         raise RequestError("the engine has no signal that scores tokens, to rank texts by")
     return sorted(results, key=lambda result: -RANKS[rank](result.rewards))
-
-
-def _feed_prompt(engine: Engine, sequences: list[Sequence]) -> None:
-    """Feed the prompt that all have, from its beginning as `PrefillQueue` does."""
-    prompt, cache = sequences[0].prompt_ids, engine.new_cache(1)
-    for start in range(0, len(prompt), CHUNK_TOKENS):
-        step = feed(engine, cache, [prompt[start : start + CHUNK_TOKENS]])
-    for sequence in sequences:
-        sequence.start(cache, 0)
-        sequence.propose(step, 0, row=0)
 
 
 def _decode(engine: Engine, sequences: list[Sequence]) -> None:

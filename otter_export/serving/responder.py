@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -118,6 +118,7 @@ def token_outputs(event: TokenEvent, max_candidates: int) -> Outputs:
     """
     reason = event.finish_reason or ""
     outputs = _outputs(event.text, [event.token_id], _present([event.reward]), reason)
+    outputs |= _signals({name: (value,) for name, value in event.signals.items()})
     return outputs | (_candidates([event], max_candidates) if max_candidates else {})
 
 
@@ -132,6 +133,7 @@ def result_outputs(result: Result, events: Sequence[TokenEvent], max_candidates:
     outputs = _outputs(
         result.text, list(result.token_ids), list(result.rewards), result.finish_reason
     )
+    outputs |= _signals(result.signals)
     return outputs | (_candidates(events, max_candidates) if max_candidates else {})
 
 
@@ -141,6 +143,17 @@ def _outputs(text: str, tokens: list[int], rewards: list[object], reason: str) -
         "token_id": output("token_id", list(tokens)),
         "reward": output("reward", list(rewards)),
         "finish_reason": output("finish_reason", [reason]),
+    }
+
+
+def _signals(values: Mapping[str, Sequence[float]]) -> Outputs:
+    """Values of several signals, by name for each token; of one `reward` says all."""
+    if len(values) < 2:
+        return {}
+    by_token = zip(*values.values(), strict=True)
+    return {
+        "signal_names": output("signal_names", list(values)),
+        "signal_values": output("signal_values", [value for token in by_token for value in token]),
     }
 
 

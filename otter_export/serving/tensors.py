@@ -88,6 +88,8 @@ OUTPUTS: tuple[TensorField, ...] = (
     TensorField(
         "reward", "FP32", True, "the reward of each token; empty if the engine scores none"
     ),
+    TensorField("signal_names", "STRING", True, "the signals that are read, if there are several"),
+    TensorField("signal_values", "FP32", True, "their values, all of a token before the next's"),
     TensorField("finish_reason", "STRING", False, "`eos`, `stop`, `length`; empty before the end"),
     TensorField("candidate_counts", "INT32", True, "how many candidates each token had"),
     TensorField("candidate_ids", "INT64", True, "candidates of all tokens, best logit first"),

@@ -16,7 +16,8 @@ def test_a_gate_above_everything_writes_what_plain_decoding_writes(method: str) 
     ways = gate.methods(method, 4, 5.0, (0.0, 4.0, 9.0))
     assert list(ways) == ["plain", "0", "4", "9"]
     written = {name: gate.write_texts(engine, ["Hi", "Ho"], 8, way) for name, way in ways.items()}
-    assert written["9"].texts == written["plain"].texts != written["0"].texts
+    texts = {label: [result.text for result in one.results] for label, one in written.items()}
+    assert texts["9"] == texts["plain"] != texts["0"]
     gated = {name: one.gated for name, one in written.items()}
     assert (gated["plain"], gated["0"], gated["9"]) == (0, 0, 1)
     assert 0 < gated["4"] < 1

@@ -423,6 +423,7 @@ GENERATION = [
     Case("weight and weights", "generate engine --prompt hi --weight 2 --weights a=1", "leave signal and weight out"),
     Case("wild repetition", "generate engine --prompt hi --repetition-penalty 0", "repetition_penalty must be"),
     Case("no such ban", "generate engine --prompt hi --ban -1", "banned_tokens must be token ids, 0 or more"),
+    Case("segments", "generate engine --prompt hi --method plain --temperature 1 --segments 0.5", "segments must be NAME=NUMBER"),
     Case("no prompt file", "generate engine --prompts gone.jsonl", "cannot read the prompts in gone.jsonl"),
     Case("prompts not JSON", "generate engine --prompts p.jsonl", "line 1: not JSON", content("p.jsonl", "hello\n")),
     Case("prompts without", "generate engine --prompts p.jsonl", "line 2: expected an object", content("p.jsonl", '{"prompt": "a"}\n{}\n')),

@@ -13,7 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from otter_export import ArgsGreedy, Penalties, Plain, Request, best_of, generate, load_engine
+from otter_export import (
+    ArgsGreedy,
+    Penalties,
+    Plain,
+    Request,
+    SegmentRejection,
+    best_of,
+    generate,
+    load_engine,
+    segment_rejection,
+)
 from otter_export.cli.generation_view import TextView, reward_color, summary
 from otter_export.cli.main import _run
 from otter_export.errors import MissingDependencyError, RequestError
@@ -180,6 +190,26 @@ def test_the_best_of_several(engine_dir: Path, capsys: pytest.CaptureFixture[str
     assert status == 0 and out.count("\n[mean reward ") == 2 and out.startswith("a film")
 
 
+def test_segments_that_are_drawn_anew(engine_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sampled = ("--method", "plain", "--temperature", 1, "--seed", 5, "--max-tokens", 20)
+    options = ("threshold=0.6", "entropy=2.5", "tries=5", "beta=0")
+    segments = [argument for option in options for argument in ("--segments", option)]
+    arguments = ("--prompt", "a film", "--prompt", "the", *sampled, *segments)
+    status, out, _ = run(capsys, engine_dir, *arguments, "--json")
+    assert status == 0
+    engine = load_engine(engine_dir)
+    rejection = SegmentRejection(threshold=0.6, entropy=2.5, tries=5, beta=0)
+    for line, prompt in zip(out.splitlines(), ("a film", "the"), strict=True):
+        request = Request(prompt, Plain(temperature=1.0), max_tokens=20, seed=5)
+        expected = segment_rejection(engine, request, rejection)
+        found = json.loads(line)
+        assert list(found) == [*FIELDS, "segments"]
+        assert found["token_ids"] == list(expected.token_ids)
+        assert found["segments"] == [dataclasses.asdict(s) for s in expected.segments]
+    status, out, _ = run(capsys, engine_dir, *arguments)
+    assert status == 0 and out.count("\n[mean reward ") == 2 and out.startswith("a film")
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_a_plot_shows_guided_against_unguided(
     engine_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
@@ -198,6 +228,8 @@ def test_a_plot_shows_guided_against_unguided(
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+PLAIN = ("--method", "plain", "--temperature", "1")
+SEGMENTS = ("--segments", "threshold=0.5")
 WRONG = [
     ([], "there is nothing to continue; give --prompt TEXT or --prompts FILE"),
     (["--prompt", ""], "the prompt is empty"),
@@ -224,6 +256,15 @@ WRONG = [
     (["--prompt", "a", "--plot", "x.jpeg"], "the name must end in .png, .svg, .pdf"),
     (["--prompt", "a", "--plot", "none/x.png"], "none is not a directory"),
     (["--prompt", "a", "--prompts", "none.jsonl"], "cannot read the prompts in none.jsonl"),
+    (["a", *PLAIN, "--segments", "beta=1"], "segments: threshold is missing; give threshold="),
+    (["a", *PLAIN, "--segments", "threshold"], "segments must be NAME=NUMBER, such as reward=1.5"),
+    (["a", *PLAIN, *SEGMENTS, "--segments", "length=4"], "segments: no option length; give"),
+    (["a", *PLAIN, *SEGMENTS, "--segments", "tries=2.5"], "tries must be an integer of at least 1"),
+    (["a", *SEGMENTS], "method args-greedy draws nothing"),
+    (["a", *PLAIN, *SEGMENTS, "--drafts", "lookup"], "leave out drafts='lookup'"),
+    (["a", *PLAIN, *SEGMENTS, "--best-of", "2"], "--segments does not go with --best-of"),
+    (["a", *PLAIN, *SEGMENTS, "--plot", "x.png"], "--segments does not go with --plot"),
+    (["a", *PLAIN, *SEGMENTS, "--signal", "future"], "method plain reads here: future (q_value)"),
     (["--prompt", "a" * 80], "the prompt has 80 tokens; the engine takes at most 79"),
     (["--prompt", "a\udcff"], "the prompt is not valid Unicode"),
 ]

@@ -9,7 +9,8 @@ import pytest
 
 from otter_export import ArgsGreedy, ArgsStochastic, Plain, generate
 from otter_export.runtime.request import Result
-from tests.runtime.fake_engine import FakeEngine
+from otter_export.signals import Signal
+from tests.runtime.fake_engine import FakeEngine, make_manifest
 from tests.serving.answers import outputs
 from tests.serving.conftest import Serve
 
@@ -77,6 +78,25 @@ def test_candidates_come_with_logits_rewards_and_scores(serve: Serve) -> None:
     ):
         best = start + int(np.argmax(whole["candidate_scores"][start : start + count]))
         assert whole["candidate_ids"][best] == token
+
+
+def test_values_of_several_signals_come_by_token(serve: Serve) -> None:
+    mild = Signal("mild", kind="q_value", activation="sigmoid", bounds=(0.0, 1.0))
+    served = serve(FakeEngine(make_manifest(signals=(Signal("reward"), mild))))
+    asked = {"text_input": "abc", "max_tokens": 6, "weights": ["mild=3", "reward=1"]}
+    method = ArgsGreedy(weights={"mild": 3.0, "reward": 1.0})
+    expected = alone(served.engine, "abc", method, max_tokens=6).signals
+    whole = outputs(served.ask(**asked).wait()[0])
+    assert whole["signal_names"] == ["mild", "reward"] == list(expected)
+    values = list(zip(expected["mild"], expected["reward"], strict=True))
+    assert whole["signal_values"] == [value for token in values for value in token]
+    assert whole["signal_values"][::2] == whole["reward"]
+    stream = [outputs(r) for r in served.ask(stream=True, **asked).wait()]
+    assert [tuple(r["signal_values"]) for r in stream] == values
+    assert all(r["signal_names"] == ["mild", "reward"] for r in stream)
+    # One that reads a single signal, of the same engine, has what it always had.
+    one = outputs(served.ask(text_input="abc", max_tokens=6).wait()[0])
+    assert list(one) == ["text_output", "token_id", "reward", "finish_reason"]
 
 
 def test_a_crowd_gets_the_answers_of_each_alone(serve: Serve) -> None:

@@ -42,6 +42,11 @@ class ArgsStochastic(GuidedMethod):
             top_p=number("top_p", self.top_p, above=0, maximum=1),
         )
 
+    @property
+    def samples(self) -> bool:
+        """Always."""
+        return True
+
     def candidates(self, logits: FloatArray) -> IntArray:
         """The nucleus of the k best."""
         return nucleus(logits, super().candidates(logits), self.temperature, self.top_p)

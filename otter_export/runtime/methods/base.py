@@ -87,6 +87,11 @@ class DecodingMethod(abc.ABC):
         return self.needs_rewards
 
     @property
+    def samples(self) -> bool:
+        """Whether it draws at random, so that another seed gives another text."""
+        return False
+
+    @property
     def prunes(self) -> bool:
         """Whether candidates that cannot win may be left out.
 

@@ -44,6 +44,11 @@ class Experts(GuidedMethod):
         if self.temperature is not None:
             keep(self, temperature=number("temperature", self.temperature, minimum=0))
 
+    @property
+    def samples(self) -> bool:
+        """With a temperature."""
+        return bool(self.temperature)
+
     def candidates(self, logits: FloatArray) -> IntArray:
         """The nucleus of the k best."""
         return nucleus(logits, super().candidates(logits), self.temperature or 1.0, self.top_p)

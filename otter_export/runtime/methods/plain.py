@@ -45,6 +45,11 @@ class Plain(DecodingMethod):
         """1 when greedy, else `top_k`."""
         return self.top_k if self.temperature else 1
 
+    @property
+    def samples(self) -> bool:
+        """With a temperature."""
+        return bool(self.temperature)
+
     def candidates(self, logits: FloatArray) -> IntArray:
         """The best token when greedy, else the nucleus of the k best."""
         found = super().candidates(logits)

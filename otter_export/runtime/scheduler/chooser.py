@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -96,6 +97,12 @@ class Chooser:
                 f"method {request.method.name} scores all tokens, and a signal of kind value "
                 f"({min(self._reward.fed)}) only those that are fed; give top_k, such as 8"
             )
+
+    def drawing_from(self, generator: np.random.Generator) -> Chooser:
+        """The same with another random generator."""
+        other = copy.copy(self)
+        other._generator = generator
+        return other
 
     def propose(
         self, logits: FloatArray, signals: Mapping[str, FloatArray], history: Sequence[int]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import logging
 import time
 from collections import abc
 from collections.abc import Iterable, Mapping
+from typing import Self
+
+import numpy as np
 
 from otter_export.errors import EngineError, OtterError, RequestError
 from otter_export.quoting import quoted
@@ -82,7 +86,7 @@ class Sequence:
         self._most_rows = min(manifest.built_for.limits.max_candidates or MOST_ROWS, MOST_ROWS)
         self._history = list(self.prompt_ids)
         self._tokenizer = engine.tokenizer
-        self._text = TextStream(engine.tokenizer, self.prompt_ids, request.stop)
+        self._text = TextStream(self._tokenizer, self.prompt_ids, request.stop)
         self._winners: list[Candidate] = []
         self._texts: list[str] = []
         self._forwards = 0
@@ -122,6 +126,21 @@ class Sequence:
         """Its prompt is about to be fed into a cache: time starts."""
         self.cache, self.cache_index = cache, index
         self._started = time.perf_counter()
+
+    def fork(self, generator: np.random.Generator | None = None) -> Self:
+        """One that goes on from here by itself; its rows are those of this one, in the same cache.
+
+        Args:
+            generator: Its own, for what `propose` draws next; None: the two share this one's, and
+                only one of them may go on.
+        """
+        other = copy.copy(self)
+        for name in ("token_ids", "_history", "_winners", "_texts"):
+            setattr(other, name, list(getattr(self, name)))
+        other._text = copy.deepcopy(self._text, {id(self._tokenizer): self._tokenizer})
+        if generator is not None:
+            other._chooser = self._chooser.drawing_from(generator)
+        return other
 
     def propose(self, step: Step, b: int, row: int) -> None:
         """Choose what to feed next.

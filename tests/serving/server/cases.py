@@ -80,6 +80,10 @@ CASES: dict[str, Case] = {
         },
         seed=2**63 + 1,
     ),
+    "two signals": case(
+        method=ArgsGreedy(weights={"next": 3.0, "reward": 1.5}),
+        fields={"weights": ["next=3", "reward=1.5"]},
+    ),
     "by temperature": case(
         method=ArgsStochastic(temperature=0.8), fields={"temperature": 0.8}, seed=3
     ),
@@ -157,3 +161,10 @@ def check_answer(responses: Sequence[dict[str, Any]], expected: Result) -> None:
     assert responses[-1]["finish_reason"] == expected.finish_reason
     # The server's are float32 and came through JSON.
     assert rewards == pytest.approx(list(expected.rewards), abs=1e-6)
+    if len(expected.signals) > 1:
+        values = [value for response in responses for value in response["signal_values"]]
+        by_token = zip(*expected.signals.values(), strict=True)
+        assert values == pytest.approx([v for token in by_token for v in token], abs=1e-6)
+    for response in responses:
+        names = response.get("signal_names")
+        assert names == (list(expected.signals) if len(expected.signals) > 1 else None)

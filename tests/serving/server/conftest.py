@@ -47,12 +47,12 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def engine_directory(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random fp32 engine whose words are not ASCII."""
+    """A tiny random fp32 engine of two signals whose words are not ASCII."""
     pytest.importorskip("mobius", reason="building engines needs otter-export[build]")
     root = tmp_path_factory.mktemp("served")
     overrides = {"max_position_embeddings": MAX_SEQUENCE_LENGTH}
     checkpoint = built.random_checkpoint(
-        root / "checkpoint", base=overrides, signals=(tiny.REWARD,)
+        root / "checkpoint", base=overrides, signals=(tiny.REWARD, tiny.NEXT)
     )
     for directory in (checkpoint.directory, root / "checkpoint-base"):
         path = directory / "tokenizer.json"
