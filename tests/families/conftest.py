@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 
 from otter_export.errors import UnsupportedError
-from tests.families.bases import CASES
 from tests.families.cells import CELLS, reason_of
 from tests.families.made import Made
 from tools.family_results import REFUSED, Results
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+@pytest.fixture(scope="module")
 def made(request: pytest.FixtureRequest) -> Iterator[Made]:
-    """A case's base and engines, made when they are needed and removed behind its last cell."""
+    """A case's base and engines, made when they are needed and removed behind its last cell.
+
+    Modules say of which cases, by `tests.families.selections`.
+    """
     with tempfile.TemporaryDirectory(prefix="families-") as root:
         yield Made(request.param, Path(root))
 

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.families.cells import MODEL_CELLS
+from tests.families.selections import EVERY_CASE
+
+pytestmark = EVERY_CASE
 
 
 @pytest.mark.parametrize("cell", MODEL_CELLS)

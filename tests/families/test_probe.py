@@ -11,6 +11,9 @@ from otter_export.modeling.otter_model import load_reference
 from otter_export.probe import orthonormal
 from tests import built
 from tests.families.made import CHANNEL, Made, prompts
+from tests.families.selections import EVERY_MODEL_TYPE
+
+pytestmark = EVERY_MODEL_TYPE
 
 #: The same numbers summed in another order, through some dozens of float32 operations.
 FP32 = 5e-5

@@ -22,6 +22,9 @@ from otter_export.initialization import copied_rows, initial_tensors
 from otter_export.modeling.otter_model import OtterModel, load_reference
 from tests import built
 from tests.families.made import Made, prompts
+from tests.families.selections import EVERY_MODEL_TYPE
+
+pytestmark = EVERY_MODEL_TYPE
 
 FP32 = 2e-5
 

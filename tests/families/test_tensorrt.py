@@ -7,6 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.families.cells import TENSORRT_CELLS
+from tests.families.selections import EVERY_MODEL_TYPE
+
+pytestmark = EVERY_MODEL_TYPE
 
 
 @pytest.mark.parametrize("cell", TENSORRT_CELLS)
