@@ -18,7 +18,7 @@ from examples.sentiment.recipe import run
 SIGNAL = "ahead"
 HEADS = f"{SIGNAL}:medusa:identity:3:8192"
 WIDTH = ("--hidden-size", "128")
-TRAINING = ("--objective", "drafts", "--learning-rate", "0.001")
+TRAINING = ("--objective", "drafts", "--learning-rate", "0.001", "--eval-fraction", "0.03")
 FULL = ("--epochs", "1", "--max-steps", "24")
 QUICK = ("--max-steps", "2")
 
