@@ -120,7 +120,7 @@ def train(directory: Path, material: Material, options: argparse.Namespace) -> d
         max_steps=options.steps,
         batch_tokens=options.batch_tokens,
         learning_rate=options.learning_rate,
-        dtype="bfloat16",
+        dtype="auto",
         eval_every=options.steps,  # at the end: all shapes take their last step's tensors
         eval_items=32,
     )

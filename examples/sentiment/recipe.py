@@ -29,7 +29,7 @@ SHAPE = ("--first-layer", "14", "--attention", "shared")
 TRAINABLE = r"(v|o|gate|up|down)_proj|model\.norm|signals"
 TRAINING = (
     *("--objective", "regression", "--trainable", TRAINABLE),
-    *("--learning-rate", "0.004", "--dtype", "bfloat16"),
+    *("--learning-rate", "0.004", "--dtype", "auto"),
     # Held out of the training split, to choose the best step; the test split chooses nothing.
     *("--eval-fraction", "0.03", "--eval-every", "60"),
 )

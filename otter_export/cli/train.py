@@ -23,6 +23,7 @@ from otter_export.modeling.tokenization import end_token_id, load_tokenizer
 from otter_export.modeling.train_state import remove_state
 from otter_export.modeling.training import Trainer
 from otter_export.modeling.training_config import (
+    AUTO,
     DTYPES,
     FREEZES,
     Progress,
@@ -160,10 +161,10 @@ _DEFAULT = TrainingConfig()
 )
 @click.option(
     "--dtype",
-    type=click.Choice(list(DTYPES)),
+    type=click.Choice([*DTYPES, AUTO]),
     default=_DEFAULT.dtype,
     show_default=True,
-    help="Of the base's arithmetic while training.",
+    help="Of the base's arithmetic while training; auto: the faster one on this processor.",
 )
 @click.option(
     "--max-seconds",

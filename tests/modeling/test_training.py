@@ -201,6 +201,17 @@ def test_training_that_betters_nothing_changes_nothing(make: Callable[..., Train
         assert all(torch.equal(trainer.best[n], p) for n, p in first.items())
 
 
+@pytest.mark.parametrize(
+    ("has", "dtype"), [((), "float32"), (("avx512_bf16",), "bfloat16"), (("amx_bf16",), "bfloat16")]
+)
+def test_auto_is_what_the_processor_has_instructions_for(
+    has: tuple[str, ...], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {name: name in has for name in ("avx2", "avx512_bf16", "amx_bf16", "amx_int8")}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    assert TrainingConfig(dtype="auto").dtype == dtype
+
+
 def test_bfloat16_learns_as_well(make: Callable[..., Trainer]) -> None:
     trainer = make(dataclasses.replace(CONFIG, dtype="bfloat16"))
     assert all(p.dtype == torch.float32 for p in trainer.parameters.values())
@@ -377,7 +388,7 @@ def test_a_delta_holds_no_infinity(tmp_path: Path) -> None:
         ("seed", -1, "seed must be an integer of at least 0, got -1"),
         ("batch_tokens", 1.5, "batch_tokens must be an integer of at least 1, got 1.5"),
         ("trainable", None, "trainable must be a text, got None"),
-        ("dtype", "float16", "dtype must be float32 or bfloat16, got 'float16'"),
+        ("dtype", "float16", "dtype must be float32 or bfloat16 or auto, got 'float16'"),
     ],
 )
 def test_settings_are_checked(field: str, value: object, error: str) -> None:
