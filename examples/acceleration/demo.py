@@ -58,8 +58,8 @@ class Size:
     initializations: Sequence[str] = ("probe", "copy", "normal", "random")
     precisions: Sequence[str] = ("int8", "fp32")
     prompts: int = 4
-    tokens: int = 48
-    rounds: int = 3
+    tokens: int = 32
+    rounds: int = 2
 
 
 FULL = Size()
