@@ -1,8 +1,8 @@
-"""Changes of the other signals by the training of one: they read the same channel."""
+"""Changes of the other signals by the training of some: they read the same channel."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,13 @@ from otter_export.modeling.otter_model import OtterModel
 _ITEMS = 32
 
 
-def others_at_stake(checkpoint: Checkpoint, signal: str, trained: Sequence[str]) -> list[str]:
-    """Names of the signals that change when these tensors do, besides the trained one."""
+def others_at_stake(
+    checkpoint: Checkpoint, signals: Collection[str], trained: Sequence[str]
+) -> list[str]:
+    """Names of the signals that change when these tensors do, besides the trained ones."""
     if all(name.startswith("signals.") for name in trained):
         return []
-    return [s.name for s in checkpoint.config.signals if s.name != signal]
+    return [s.name for s in checkpoint.config.signals if s.name not in signals]
 
 
 @torch.no_grad()

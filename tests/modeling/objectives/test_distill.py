@@ -48,8 +48,8 @@ def test_a_teacher_is_a_value_signal_whose_range_can_be_reached(tmp_path: Path) 
     free = Signal("free", "value", "identity", None)
     signals = (tiny.NEXT, tiny.REWARD, free)
     checkpoint = Checkpoint.open(tiny.write_checkpoint(tmp_path / "ck", signals=signals))
-    config = TrainingConfig(objective="distill", signal="next")
-    assert Distill.of(checkpoint, config, tiny.NEXT) == Distill(tiny.NEXT, tiny.REWARD)
+    config = TrainingConfig(alternatives=3)
+    assert Distill.of(checkpoint, config, tiny.NEXT) == Distill(tiny.NEXT, tiny.REWARD, 3)
     with pytest.raises(UnsupportedError, match=r"--teacher 'next' is no value .*: reward, free"):
         Distill.of(checkpoint, dataclasses.replace(config, teacher="next"), tiny.NEXT)
     with pytest.raises(UnsupportedError, match=r"'free' has no bounds; .* activation identity"):
