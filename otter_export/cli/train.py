@@ -359,16 +359,17 @@ def _show_settings(trainer: Trainer, resumed: bool) -> None:
 
 def _warn(trainer: Trainer, test: Sequence[Item]) -> None:
     """Name what makes results look better than they are, and what the run changes besides."""
-    learners = {learner.name: learner.task for learner in trainer.learners}
-    judged = [(task, "held-out", task.held_out) for task in learners.values()]
-    judged += [(task, "test", test) for task in learners.values()]
+    tasks = {learner.name: learner.task for learner in trainer.learners}
+    judged = [(task, "held-out", task.held_out) for task in tasks.values()]
+    judged += [(task, "test", test) for task in tasks.values()]
     judged += [
-        (learners[one.name], "also-test", one.task.held_out)
+        (tasks[one.name], "also-test", one.task.held_out)
         for one in trainer.watched
-        if one.name in learners
+        if one.name in tasks
     ]
     warnings = [
-        f"{shared} of {len(items)} {what} items are also trained on; the metric will flatter"
+        f"{shared} of {len(items)} {what} items of {task.signal} are also trained on; the metric "
+        "will flatter"
         for task, what, items in judged
         if (shared := overlap(task.train, items))
     ]

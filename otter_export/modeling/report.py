@@ -150,8 +150,7 @@ def _watched(trainer: Trainer, after: Mapping[str, Mapping[str, Any]]) -> dict[s
 
 def signal_parts(content: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
     """What a report says of each signal that was trained, by name."""
-    found: Mapping[str, Mapping[str, Any]] = content.get("signals", {content["signal"]: content})
-    return found
+    return content["signals"] if "signals" in content else {content["signal"]: content}
 
 
 def write_report(checkpoint: Path, content: Mapping[str, Any]) -> None:
