@@ -20,7 +20,7 @@ from otter_export.modeling.data import Batch, Item, batches, collate, epoch_grou
 from otter_export.modeling.objectives import objective_for
 from otter_export.modeling.objectives.objective import Judged, joined
 from otter_export.modeling.otter_model import OtterModel, OtterOutput
-from otter_export.modeling.training_config import TrainingConfig, signal_named
+from otter_export.modeling.training_config import TrainingConfig, arithmetic, signal_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,9 +153,7 @@ class Learner:
         return self.objective.start(self._model)
 
     def _forward(self, batch: Batch) -> OtterOutput:
-        mixed = self._config.dtype != "float32"
-        context = torch.autocast("cpu", torch.bfloat16) if mixed else contextlib.nullcontext()
-        with self._in_torch(), context:
+        with self._in_torch(), arithmetic(self._config.dtype):
             return self.objective.forward(self._model, batch)
 
     def _in_torch(self) -> contextlib.AbstractContextManager[None]:

@@ -214,9 +214,8 @@ class Trainer:
 
     def changes_of_others(self) -> dict[str, dict[str, float]]:
         """How far they are now from what they were (`otter_export.modeling.other_signals`)."""
-        items, tokens = self.learners[0].sample, self.config.batch_tokens
-        names = self.at_stake
-        return changes(self.checkpoint, self.model, self.parameters, names, items, tokens)
+        items, names = self.learners[0].sample, self.at_stake
+        return changes(self.checkpoint, self.model, self.parameters, names, items, self.config)
 
     @torch.no_grad()
     def use_best(self) -> None:

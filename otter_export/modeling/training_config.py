@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -97,6 +98,11 @@ class TrainingConfig:
         for name, accepted in (("freeze", FREEZES), ("dtype", tuple(DTYPES))):
             if (word := getattr(self, name)) not in accepted:
                 raise ConfigError(f"{name} must be {' or '.join(accepted)}, got {quoted(word)}")
+
+
+def arithmetic(dtype: str) -> contextlib.AbstractContextManager[Any]:
+    """Where matrix products are in ``dtype``, whatever what learns is kept in."""
+    return contextlib.nullcontext() if dtype == "float32" else torch.autocast("cpu", DTYPES[dtype])
 
 
 @dataclasses.dataclass

@@ -157,3 +157,33 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         make(tmp_path / "ck", (REWARD,), (TONE, TONE))
     with pytest.raises(ConfigError, match="weight must be a finite number above 0, got 0"):
         dataclasses.replace(TONE, weight=0)
+
+
+def test_a_better_start_is_taken_and_a_worse_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = dataclasses.replace(NEXT, train=NEXT.held_out)
+    trainer = make(tmp_path / "ck", (task,), config=dataclasses.replace(CONFIG, max_steps=1))
+    drawn = {name: p.detach().clone() for name, p in trainer.parameters.items()}
+    start = trainer.learners[0].start()
+    monkeypatch.setattr(trainer, "_step", lambda: setattr(trainer.progress, "step", 1) or 0.0)
+    assert trainer.run()
+    losses = [e["loss"] for e in trainer.progress.evaluations]
+    better = losses[1] < losses[0]
+    for name, parameter in trainer.parameters.items():
+        assert torch.equal(parameter, start[name] if better else drawn[name]), name
+    assert losses[2] == min(losses[:2]) and [e["step"] for e in trainer.progress.evaluations] == [
+        0,
+        0,
+        1,
+    ]
+    # The other way round: from the start, what was drawn is tried.
+    other = {name: drawn[name] if better else start[name] for name in drawn}
+    again = make(tmp_path / "ck", (task,), config=dataclasses.replace(CONFIG, max_steps=1))
+    with torch.no_grad():
+        for name, parameter in again.parameters.items():
+            parameter.copy_(start[name] if better else drawn[name])
+    monkeypatch.setattr(again.learners[0], "start", lambda: other)
+    monkeypatch.setattr(again, "_step", lambda: setattr(again.progress, "step", 1) or 0.0)
+    assert again.run()
+    assert again.progress.evaluations[2]["loss"] == again.progress.evaluations[0]["loss"]

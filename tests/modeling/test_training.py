@@ -219,6 +219,7 @@ def test_bfloat16_learns_as_well(make: Callable[..., Trainer]) -> None:
     trainer.run()
     trainer.use_best()
     assert judged(trainer)["pearson"]["100"] > 0.9
+    assert trainer.changes_of_others()["next"]["mean_change"] > 0
 
 
 def test_patience_stops_early_and_keeps_the_best(make: Callable[..., Trainer]) -> None:
