@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--texts", type=int, help="snippets that are read; default: all")
     parser.add_argument("--batch-tokens", type=int, default=1024)
-    parser.add_argument("--learning-rate", type=float, default=0.001)
+    parser.add_argument("--learning-rate", type=float, default=0.0003)
     parser.add_argument("--items", type=int, default=96, help="held-out snippets that are judged")
     parser.add_argument("--prompts", type=int, default=72)
     parser.add_argument("--tokens", type=int, default=40)

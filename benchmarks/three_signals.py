@@ -190,7 +190,8 @@ def table(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         row = {"signal": signal, "metric": alone["metric"], "start": figure(alone["before"])}
         values = {way: figure(tested[signal]["after"]) for way, tested in found.items()}
         ratios = {
-            f"{way} / alone": values[way] / values["alone"] for way in ("in turn", "together")
+            f"{way} / alone": values[way] / values["alone"] if values["alone"] else None
+            for way in ("in turn", "together")
         }
         rows.append({**row, **values, **ratios})
     return rows

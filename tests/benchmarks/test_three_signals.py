@@ -46,7 +46,7 @@ def test_all_three_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     heads = {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 3}
     base = tiny.write_base(tmp_path / "base", **heads)
     options = argparse.Namespace(
-        steps=2, batch_tokens=64, learning_rate=0.01, reward_weight=2.0, first_layer=1,
+        steps=1, batch_tokens=64, learning_rate=0.01, reward_weight=2.0, first_layer=1,
         hidden_size=16, items=4,
     )  # fmt: skip
     runs = three_signals.Runs(tmp_path, base, texts(tmp_path), options)
