@@ -26,6 +26,8 @@ SIGNALS = (tiny.REWARD, tiny.NEXT, STYLE, AHEAD)
 CONFIG = TrainingConfig(
     epochs=2, batch_tokens=256, learning_rate=1e-2, eval_every=5, weight_decay=0.0
 )
+#: Eight steps.
+SHORT = dataclasses.replace(CONFIG, epochs=1, eval_every=3)
 #: Of different sizes, so that their epochs end at different steps.
 REWARD = Task("reward", "regression", sentences(240), sentences(40, 1))
 TONE = Task("style", "experts", styled(120, 0), styled(30, 1), 0.5)
@@ -90,7 +92,7 @@ def test_all_learn_in_one_run(tmp_path: Path) -> None:
 
 
 def test_the_best_step_has_the_largest_sum_of_metrics(tmp_path: Path) -> None:
-    trainer = make(tmp_path / "ck", (REWARD, DRAFTS))
+    trainer = make(tmp_path / "ck", (REWARD, DRAFTS), config=SHORT)
     assert trainer.run()
     sums = {}
     for e in trainer.progress.evaluations:
@@ -102,14 +104,14 @@ def test_the_best_step_has_the_largest_sum_of_metrics(tmp_path: Path) -> None:
 
 def test_a_stopped_run_resumes_to_the_same_result(tmp_path: Path) -> None:
     tasks, watched = (REWARD, TONE, DRAFTS), (NEXT,)
-    whole = make(tmp_path / "whole", tasks, watched)
+    whole = make(tmp_path / "whole", tasks, watched, SHORT)
     assert whole.run()
-    for stop_at in (2, 7, 11):
-        run = make(tmp_path / "stopped", tasks, watched)
+    for stop_at in (2, 5):  # before and after the shortest epoch's end
+        run = make(tmp_path / "stopped", tasks, watched, SHORT)
         run.resume()
         assert not run.run(should_stop=lambda run=run, at=stop_at: run.progress.step >= at)
-    last = make(tmp_path / "stopped", tasks, watched)
-    assert last.resume() and last.progress.step == 11
+    last = make(tmp_path / "stopped", tasks, watched, SHORT)
+    assert last.resume() and last.progress.step == 5
     assert last.run()
     assert_same_result(last, whole)
     assert last.progress.places == whole.progress.places
@@ -133,7 +135,7 @@ def test_a_state_of_other_tasks_is_refused(tmp_path: Path) -> None:
 def test_a_frozen_channel_keeps_the_metrics_of_others_bit_for_bit(tmp_path: Path) -> None:
     watched = [dataclasses.replace(task, train=()) for task in (TONE, DRAFTS)]
     for freeze, same in (("channel", True), ("nothing", False)):
-        config = dataclasses.replace(CONFIG, freeze=freeze, epochs=1)
+        config = dataclasses.replace(SHORT, freeze=freeze)
         trainer = make(tmp_path / freeze, (REWARD,), watched, config)
         assert trainer.run()
         trainer.use_best()
