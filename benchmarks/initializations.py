@@ -45,6 +45,7 @@ from otter_export.checkpoint import Checkpoint
 from otter_export.files import write_json
 from otter_export.insert import ChannelOptions
 from otter_export.modeling.data import Item, Reader, split
+from otter_export.modeling.learner import Task
 from otter_export.modeling.objectives.objective import Judged
 from otter_export.modeling.probe_fit import fit_probe
 from otter_export.modeling.tokenization import end_token_id, load_tokenizer
@@ -120,14 +121,15 @@ def train(
         eval_items=8,  # of no use here: points are judged on the test split
         seed=run.seed,
     )
-    trainer = Trainer(Checkpoint.open(directory), config, items, held_out)
+    task = Task(SHAPE.signals[0].name, "regression", items, held_out)
+    trainer = Trainer(Checkpoint.open(directory), config, [task])
     test = reader.read(material.test)[: options.items]
     points: dict[int, Judged] = {}
     tokens: dict[int, int] = {}
 
     def judge(progress: Progress, _: int = 0) -> None:
         if progress.step in options.steps:
-            points[progress.step] = trainer.judge(test)[1]
+            points[progress.step] = trainer.learners[0].judge(test)[1]
             tokens[progress.step] = fitted + progress.tokens
 
     judge(trainer.progress)

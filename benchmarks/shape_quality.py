@@ -40,6 +40,7 @@ from otter_export.files import write_json
 from otter_export.graph.pipeline import lower, onnxruntime
 from otter_export.insert import ChannelOptions
 from otter_export.modeling.data import Reader, split
+from otter_export.modeling.learner import Task
 from otter_export.modeling.report import write_trained
 from otter_export.modeling.tokenization import end_token_id, load_tokenizer
 from otter_export.modeling.training import Trainer
@@ -116,7 +117,6 @@ def train(directory: Path, material: Material, options: argparse.Namespace) -> d
     reader = Reader("regression", signal, load_tokenizer(base.directory), end_token_id(base))
     items, held_out = split(reader.read(material.train), 0.03, 0)
     config = TrainingConfig(
-        objective="regression",
         max_steps=options.steps,
         batch_tokens=options.batch_tokens,
         learning_rate=options.learning_rate,
@@ -124,13 +124,13 @@ def train(directory: Path, material: Material, options: argparse.Namespace) -> d
         eval_every=options.steps,  # at the end: all shapes take their last step's tensors
         eval_items=32,
     )
-    trainer = Trainer(checkpoint, config, items, held_out)
+    trainer = Trainer(checkpoint, config, [Task(signal.name, "regression", items, held_out)])
     with tqdm(total=options.steps, desc=f"training {directory.parent.name}", leave=False) as bar:
         trainer.run(lambda progress, _: bar.update(progress.step - bar.n) and None)
     trainer.use_best()
     test = reader.read(material.test)[: options.items]
     with tqdm(total=len(test), desc=f"reading {directory.parent.name}", leave=False) as bar:
-        judged = trainer.evaluate(test, lambda count: bar.update(count) and None)
+        judged = trainer.learners[0].evaluate(test, lambda count: bar.update(count) and None)
     write_trained(checkpoint, trainer.best)
     return {
         "parameters": sum(p.numel() for p in trainer.parameters.values()),

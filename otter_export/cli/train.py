@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal as signals
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from tqdm import tqdm
 
 from otter_export.checkpoint import OTTER_STEM, Checkpoint
 from otter_export.cli.finite_range import FiniteRange
+from otter_export.cli.task_option import TaskOption, TaskType
+from otter_export.cli.task_reader import TaskReader
 from otter_export.config import read_json
 from otter_export.files import check_writable, exclusive
 from otter_export.modeling import report as reporting
-from otter_export.modeling.data import Item, Reader, overlap, split
-from otter_export.modeling.objectives import OBJECTIVES, check_objective
-from otter_export.modeling.tokenization import end_token_id, load_tokenizer
+from otter_export.modeling.data import Item, Reader, overlap
+from otter_export.modeling.learner import Learner, Task
+from otter_export.modeling.objectives import OBJECTIVES
 from otter_export.modeling.train_state import remove_state
 from otter_export.modeling.training import Trainer
 from otter_export.modeling.training_config import (
@@ -28,18 +30,16 @@ from otter_export.modeling.training_config import (
     FREEZES,
     Progress,
     TrainingConfig,
-    signal_named,
 )
-from otter_export.signals import kind_of
 
 _DEFAULT = TrainingConfig()
+_TASK, _TEST = TaskType(weighted=True), TaskType(weighted=False)
 
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CKPT")
 @click.option(
     "--data",
-    required=True,
     type=click.Path(path_type=Path),
     metavar="FILE.jsonl",
     help='Lines of {"text", "score"} or {"prompt", "text", "score"} (regression), {"prompt", '
@@ -71,6 +71,21 @@ _DEFAULT = TrainingConfig()
 )
 @click.option("--signal", "signal_name", help="Signal to train; default: the checkpoint's first.")
 @click.option(
+    "--task",
+    "given",
+    type=_TASK,
+    multiple=True,
+    metavar=_TASK.form,
+    help="In place of --data, --objective and --signal: several learn together; repeatable.",
+)
+@click.option(
+    "--also-test",
+    type=_TEST,
+    multiple=True,
+    metavar=_TEST.form,
+    help="Judge this signal of the checkpoint before and after; it need not learn. Repeatable.",
+)
+@click.option(
     "--trainable",
     default=_DEFAULT.trainable,
     show_default=True,
@@ -82,12 +97,18 @@ _DEFAULT = TrainingConfig()
     type=click.Choice(FREEZES),
     default=_DEFAULT.freeze,
     show_default=True,
-    help="channel: the signal's head alone learns, and the other signals keep their values.",
+    help="channel: heads alone learn, and the other signals keep their values.",
 )
 @click.option(
     "--teacher",
     metavar="SIGNAL",
     help="Of distill: the value signal to learn from.  [default: the first]",
+)
+@click.option(
+    "--alternatives",
+    type=click.IntRange(0),
+    help="Of distill: the base's likeliest next tokens that are tried at a position.  "
+    f"[default: {_DEFAULT.alternatives}]",
 )
 @click.option(
     "--neutral-weight",
@@ -183,49 +204,50 @@ _DEFAULT = TrainingConfig()
 )
 def train(
     checkpoint: Path,
-    data: Path,
+    data: Path | None,
     objective: str | None,
     eval_data: Path | None,
     test_data: Path | None,
     eval_fraction: float,
     signal_name: str | None,
+    given: tuple[TaskOption, ...],
+    also_test: tuple[TaskOption, ...],
     score_scale: float,
     max_tokens: int,
     restart: bool,
     delta: Path | None,
+    teacher: str | None,
+    alternatives: int | None,
     **settings: Any,
 ) -> None:
-    """Train a signal of the checkpoint CKPT; the base stays frozen.
+    """Train signals of the checkpoint CKPT; the base stays frozen.
 
-    Every token of each response is supervised. A run that was interrupted continues when the same
-    command is repeated. The result replaces CKPT/otter.safetensors, with training_report.json and
+    One signal learns from --data, or several together, each by a --task of its own. Every token of
+    each response is supervised. A run that was interrupted continues when the same command is
+    repeated. The result replaces CKPT/otter.safetensors, with training_report.json and
     training_curve.png beside it.
     """
+    single = {
+        "--data": data,
+        "--objective": objective,
+        "--signal": signal_name,
+        "--eval-data": eval_data,
+        "--test-data": test_data,
+    }
+    _check_form(single, given)
     click.get_current_context().with_resource(exclusive(checkpoint, "is being trained or read"))
     opened = Checkpoint.open(checkpoint)
     if delta is not None:
         check_writable(delta)
-    signal = signal_named(opened, signal_name or opened.config.signals[0].name)
-    objective = objective or kind_of(signal).objectives[0]
-    check_objective(objective, signal)
-    if settings["teacher"] is not None and objective != "distill":
-        raise click.UsageError(f"--teacher is for --objective distill, not {objective}")
-    reader = Reader(
-        objective,
-        signal,
-        load_tokenizer(opened.base.directory),
-        end_token_id(opened.base),
-        score_scale,
-        min(max_tokens, opened.base.dimensions.max_position_embeddings),
-    )
-    items = reader.read(data)
-    config = TrainingConfig(objective=objective, signal=signal.name, **settings)
-    if eval_data is None:
-        items, held_out = split(items, eval_fraction, config.seed)
-    else:
-        held_out = reader.read(eval_data)
-    judged = {"held_out": held_out} | ({"test": reader.read(test_data)} if test_data else {})
-    trainer = Trainer(opened, config, items, held_out, ends=reader.end_id is not None)
+    if data is not None:
+        given = (TaskOption(signal_name, objective, data),)
+    config = TrainingConfig(**settings | _given(teacher=teacher, alternatives=alternatives))
+    reader = TaskReader(opened, score_scale, max_tokens)
+    _check_distill(teacher, alternatives, [reader.reader(one) for one in (*given, *also_test)])
+    tasks = [reader.learned(one, eval_data, eval_fraction, config.seed) for one in given]
+    watched = [reader.judged(one) for one in also_test]
+    test = reader.reader(given[0]).read(test_data) if test_data else []
+    trainer = Trainer(opened, config, tasks, watched, ends=reader.end_id is not None)
     if restart:
         remove_state(checkpoint)
     if trainer.is_written():  # killed when all was done but the end
@@ -233,38 +255,72 @@ def train(
         return
     resumed = trainer.resume()
     _show_settings(trainer, resumed)
-    for name, judged_items in judged.items():
-        if shared := overlap(items, judged_items):
-            click.echo(
-                f"warning    {shared} of {len(judged_items)} {name.replace('_', '-')} items are "
-                "also trained on; the metric will flatter",
-                err=True,
-            )
-    if trainer.at_stake:
-        click.echo(
-            f"warning    the channel learns, and the other signals read it: "
-            f"{', '.join(trainer.at_stake)} will change; --freeze channel keeps them",
-            err=True,
-        )
+    _warn(trainer, test)
     _run(trainer)
     trainer.use_best()
-    results = {name: _judge(trainer, name, items) for name, items in judged.items()}
+    results = {
+        learner.name: _judge(learner, {"held_out": learner.task.held_out, "test": test})
+        for learner in trainer.learners
+    }
+    after = trainer.judge_watched()
     if delta is not None:
         reporting.write_delta(delta, trainer.best)
     sources = {
-        "data": data.name,
+        "data": data.name if data else _names(tasks, given),
+        "also_test": _names(watched, also_test),
         "eval_data": eval_data.name if eval_data else None,
         "test_data": test_data.name if test_data else None,
         "eval_fraction": eval_fraction,
         "score_scale": score_scale,
         "max_tokens": reader.max_tokens,
     }
-    content = reporting.report(trainer, sources, results)
+    content = reporting.report(trainer, sources, results, after)
     # The tensors come last: until they are replaced, a repeated command resumes this run.
     reporting.write_report(checkpoint, content)
     trainer.note_result()
     reporting.write_trained(opened, trainer.best)
     _finish(checkpoint, content)
+
+
+def _check_form(single: Mapping[str, object], tasks: Sequence[TaskOption]) -> None:
+    """One signal by --data, or several by --task.
+
+    Raises:
+        click.UsageError: Neither or both were given.
+    """
+    if tasks and (mixed := [name for name, value in single.items() if value is not None]):
+        raise click.UsageError(
+            f"{mixed[0]} is for training one signal; with --task, name signal, objective and file "
+            "there, and test files with --also-test"
+        )
+    if not tasks and single["--data"] is None:
+        raise click.UsageError("give --data FILE.jsonl, or a --task for each signal that learns")
+
+
+def _check_distill(
+    teacher: str | None, alternatives: int | None, readers: Sequence[Reader]
+) -> None:
+    """Its options need it.
+
+    Raises:
+        click.UsageError: One is given without it.
+    """
+    objectives = list(dict.fromkeys(reader.objective for reader in readers))
+    for name, value in (("--teacher", teacher), ("--alternatives", alternatives)):
+        if value is not None and "distill" not in objectives:
+            raise click.UsageError(
+                f"{name} is for --objective distill, not {', '.join(objectives)}"
+            )
+
+
+def _given(**options: object) -> dict[str, Any]:
+    """The options that were given; of the others the configuration has defaults."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _names(tasks: Sequence[Task], options: Sequence[TaskOption]) -> dict[str, str]:
+    """The names of files, by signal."""
+    return {task.signal: one.file.name for task, one in zip(tasks, options, strict=True)}
 
 
 def _finish(checkpoint: Path, content: Mapping[str, Any]) -> None:
@@ -281,24 +337,50 @@ def _finish(checkpoint: Path, content: Mapping[str, Any]) -> None:
 def _show_settings(trainer: Trainer, resumed: bool) -> None:
     """Resolved settings, before anything slow happens."""
     parameters = sum(p.numel() for p in trainer.parameters.values())
-    tokens = sum(len(row.ids) - row.start for item in trainer.train for row in item.rows)
-    rows = {
-        "signal": f"{trainer.signal.name} ({trainer.signal.kind}, {trainer.signal.activation}), "
-        f"by {trainer.config.objective}",
-        "trainable": f"{parameters:,} parameters in {len(trainer.parameters)} tensors",
-        "data": f"{len(trainer.train)} items ({tokens:,} supervised tokens), "
-        f"{len(trainer.held_out)} held out",
-        "steps": f"{trainer.total_steps} ({trainer.config.epochs} epochs)",
-        "settings": ", ".join(
-            f"{k} {v}"
-            for k, v in dataclasses.asdict(trainer.config).items()
-            if k in ("learning_rate", "batch_tokens", "dtype", "seed", "max_seconds", "patience")
-        ),
-    }
+    rows = []
+    for learner in trainer.learners:
+        signal, task = learner.signal, learner.task
+        tokens = sum(len(row.ids) - row.start for item in task.train for row in item.rows)
+        weight = f", weight {task.weight:g}" if len(trainer.learners) > 1 else ""
+        about = f"{signal.name} ({signal.kind}, {signal.activation}), by {task.objective}{weight}"
+        items = f"{len(task.train)} items ({tokens:,} supervised tokens)"
+        rows += [("signal", about), ("data", f"{items}, {len(task.held_out)} held out")]
+    chosen = ("learning_rate", "batch_tokens", "dtype", "seed", "max_seconds", "patience")
+    settings = dataclasses.asdict(trainer.config)
+    rows += [
+        ("trainable", f"{parameters:,} parameters in {len(trainer.parameters)} tensors"),
+        ("steps", f"{trainer.total_steps} ({trainer.config.epochs} epochs)"),
+        ("settings", ", ".join(f"{name} {settings[name]}" for name in chosen)),
+    ]
     if resumed:
-        rows["resumed"] = f"at step {trainer.progress.step}"
-    for name, value in rows.items():
+        rows.append(("resumed", f"at step {trainer.progress.step}"))
+    for name, value in rows:
         click.echo(f"{name:10} {value}", err=True)
+
+
+def _warn(trainer: Trainer, test: Sequence[Item]) -> None:
+    """Name what makes results look better than they are, and what the run changes besides."""
+    tasks = {learner.name: learner.task for learner in trainer.learners}
+    judged = [(task, "held-out", task.held_out) for task in tasks.values()]
+    judged += [(task, "test", test) for task in tasks.values()]
+    judged += [
+        (tasks[one.name], "also-test", one.task.held_out)
+        for one in trainer.watched
+        if one.name in tasks
+    ]
+    warnings = [
+        f"{shared} of {len(items)} {what} items of {task.signal} are also trained on; the metric "
+        "will flatter"
+        for task, what, items in judged
+        if (shared := overlap(task.train, items))
+    ]
+    if trainer.at_stake:
+        warnings.append(
+            "the channel learns, and the other signals read it: "
+            f"{', '.join(trainer.at_stake)} will change; --freeze channel keeps them"
+        )
+    for warning in warnings:
+        click.echo(f"warning    {warning}", err=True)
 
 
 def _run(trainer: Trainer) -> None:
@@ -313,11 +395,11 @@ def _run(trainer: Trainer) -> None:
             if progress.curve:
                 recent = [point["loss"] for point in progress.curve[-20:]]
                 shown["loss"] = sum(recent) / len(recent)
-            metric = trainer.objective.metric
             if progress.evaluations:
-                shown[f"held-out {metric}"] = progress.evaluations[-1][metric][
-                    trainer.objective.chosen
-                ]
+                for learner in trainer.learners:
+                    last = progress.evaluations[-1]["signals"][learner.name]
+                    which = f"{learner.name} " if len(trainer.learners) > 1 else ""
+                    shown[f"held-out {which}{learner.objective.metric}"] = learner.chosen(last)
             bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()}, refresh=False)
             bar.update(progress.step - bar.n)
 
@@ -326,11 +408,15 @@ def _run(trainer: Trainer) -> None:
         raise click.exceptions.Abort()
 
 
-def _judge(trainer: Trainer, name: str, items: list[Item]) -> dict[str, Any]:
-    with tqdm(
-        total=len(items), desc=f"judging {name.replace('_', '-')}", delay=2, leave=False
-    ) as bar:
-        return {"items": len(items), **trainer.evaluate(items, bar.update)}
+def _judge(learner: Learner, sets: Mapping[str, Sequence[Item]]) -> dict[str, Any]:
+    """`Learner.evaluate` of each set of items that is not empty."""
+    found = {}
+    for name, items in sets.items():
+        if items:
+            label = f"judging {learner.name}, {name.replace('_', '-')}"
+            with tqdm(total=len(items), desc=label, delay=2, leave=False) as bar:
+                found[name] = {"items": len(items), **learner.evaluate(items, bar.update)}
+    return found
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""Changes of the other signals by the training of one: they read the same channel."""
+"""Changes of the other signals by the training of some: they read the same channel."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +10,19 @@ from torch import Tensor, nn
 from otter_export.checkpoint import Checkpoint
 from otter_export.modeling.data import Item, batches
 from otter_export.modeling.otter_model import OtterModel
+from otter_export.modeling.training_config import TrainingConfig, arithmetic
 
 #: Items that are compared; two forward passes each.
 _ITEMS = 32
 
 
-def others_at_stake(checkpoint: Checkpoint, signal: str, trained: Sequence[str]) -> list[str]:
-    """Names of the signals that change when these tensors do, besides the trained one."""
+def others_at_stake(
+    checkpoint: Checkpoint, signals: Collection[str], trained: Sequence[str]
+) -> list[str]:
+    """Names of the signals that change when these tensors do, besides the trained ones."""
     if all(name.startswith("signals.") for name in trained):
         return []
-    return [s.name for s in checkpoint.config.signals if s.name != signal]
+    return [s.name for s in checkpoint.config.signals if s.name not in signals]
 
 
 @torch.no_grad()
@@ -29,7 +32,7 @@ def changes(
     parameters: Mapping[str, nn.Parameter],
     names: Sequence[str],
     items: Sequence[Item],
-    batch_tokens: int,
+    config: TrainingConfig,
 ) -> dict[str, dict[str, float]]:
     """How far signals are from those of the checkpoint, on some items.
 
@@ -39,7 +42,7 @@ def changes(
         parameters: What was trained, of the model, by name.
         names: The signals to compare.
         items: Texts.
-        batch_tokens: Tokens of a forward pass.
+        config: Of the run: how many tokens a pass has, and in which dtype.
 
     Returns:
         By signal: ``mean_change``, of its output at a token, and ``relative``, the same in units of
@@ -53,11 +56,14 @@ def changes(
         for name, p in parameters.items()
     }
     sums = {name: torch.zeros(4, dtype=torch.float64) for name in names}
-    for batch in batches(items[:_ITEMS], batch_tokens):
+    for batch in batches(items[:_ITEMS], config.batch_tokens):
         outputs = []
         for values in (before, after):
             _set(parameters, values)
-            output = model(batch.ids, compute_logits=False, compute_signals=names, use_cache=False)
+            with arithmetic(config.dtype):
+                output = model(
+                    batch.ids, compute_logits=False, compute_signals=names, use_cache=False
+                )
             outputs.append(output.signals)
         for name in names:
             old, new = (output[name][batch.supervised].double() for output in outputs)

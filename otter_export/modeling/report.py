@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,37 +72,85 @@ def _halves(name: str, tensor: Tensor) -> npt.NDArray[Any]:
 
 
 def report(
-    trainer: Trainer, settings: Mapping[str, Any], results: Mapping[str, Any]
+    trainer: Trainer,
+    settings: Mapping[str, Any],
+    results: Mapping[str, Mapping[str, Any]],
+    after: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The content of ``training_report.json``.
+
+    What is of one signal (objective, metric, results, what it was before, items) is at the top of
+    the report of a run that trained one, and else under ``signals``, by name.
 
     Args:
         trainer: After its run.
         settings: What the user chose besides the training configuration (data, split).
-        results: `Trainer.evaluate` of the best tensors on each set: ``held_out``, ``test``.
+        results: By signal, `Learner.evaluate` of the best tensors on each set: ``held_out``,
+            ``test``.
+        after: `Trainer.judge_watched` of the best tensors.
     """
     p = trainer.progress
     return {
-        "objective": trainer.config.objective,
-        "signal": trainer.config.signal,
-        "metric": trainer.objective.metric,
-        "results": dict(results),
-        "before": p.evaluations[0],
+        **_parts(trainer, results),
         "best_step": p.best_step,
         "steps": p.step,
         "epochs": p.step / trainer.steps_per_epoch,
         "supervised_tokens": p.tokens,
         "seconds": round(p.seconds, 1),
-        "items": {"train": len(trainer.train), "held_out": len(trainer.held_out)},
         "trained_tensors": len(trainer.parameters),
         "trained_parameters": sum(t.numel() for t in trainer.parameters.values()),
         "config": dataclasses.asdict(trainer.config),
         "others": trainer.changes_of_others(),
+        "also_tested": _watched(trainer, after),
         "settings": dict(settings),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "evaluations": p.evaluations,
         "curve": p.curve,
     }
+
+
+def _parts(trainer: Trainer, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What is of one signal."""
+    evaluations = trainer.progress.evaluations
+    parts = {}
+    for learner in trainer.learners:
+        name, task = learner.name, learner.task
+        own = [{"step": e["step"], **e["signals"][name]} for e in evaluations]
+        parts[name] = {
+            "objective": task.objective,
+            "signal": name,
+            "metric": learner.objective.metric,
+            "chosen": learner.objective.chosen,
+            "weight": task.weight,
+            "results": dict(results[name]),
+            "before": own[0],
+            "items": {"train": len(task.train), "held_out": len(task.held_out)},
+            "evaluations": own,
+        }
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    losses = [{"step": e["step"], "loss": e["loss"]} for e in evaluations]
+    return {"signals": parts, "evaluations": losses}
+
+
+def _watched(trainer: Trainer, after: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What was judged besides, by signal: ``same`` where no bit of the figures changed."""
+    before = trainer.progress.watched
+    return {
+        one.name: {
+            "objective": one.task.objective,
+            "metric": one.objective.metric,
+            "items": len(one.task.held_out),
+            "before": before[one.name],
+            "after": after[one.name],
+            "same": before[one.name] == after[one.name],
+        }
+        for one in trainer.watched
+    }
+
+
+def signal_parts(content: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """What a report says of each signal that was trained, by name."""
+    return content["signals"] if "signals" in content else {content["signal"]: content}
 
 
 def write_report(checkpoint: Path, content: Mapping[str, Any]) -> None:
@@ -127,15 +175,29 @@ def draw_curve(path: Path, content: Mapping[str, Any]) -> None:
     left.plot(at, [e["loss"] for e in evaluations], "o-", color="tab:orange", label="held-out")
     left.set(xlabel="step", ylabel="loss")
     left.legend()
-    for key in evaluations[0][content["metric"]]:
-        label = f"{key} % of the text" if key in _PREFIXES else _LABELS.get(key, key)
-        right.plot(at, [e[content["metric"]][key] for e in evaluations], "o-", label=label)
-    right.set(xlabel="step", ylabel=f"held-out {content['metric']}")
+    for label, values in _metric_curves(content):
+        right.plot(at, values, "o-", label=label)
+    right.set(xlabel="step", ylabel=f"held-out {content.get('metric', 'metrics')}")
     right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the curves, not on them
     for axis in (left, right):
         axis.grid(alpha=0.3)
     with replacing(path) as file:
         FigureCanvasAgg(figure).print_png(file)  # type: ignore[no-untyped-call]
+
+
+def _metric_curves(content: Mapping[str, Any]) -> Iterator[tuple[str, list[float]]]:
+    """Label and values of each line: all figures of one signal, or the chosen one of several."""
+    parts = signal_parts(content)
+    for name, part in parts.items():
+        points = [e[part["metric"]] for e in part["evaluations"]]
+        for key in points[0]:
+            if len(parts) == 1:
+                label = f"{key} % of the text" if key in _PREFIXES else _LABELS.get(key, key)
+            elif key == part["chosen"]:
+                label = f"{name}: {part['metric']}"
+            else:
+                continue
+            yield label, [point[key] for point in points]
 
 
 def smoothed(values: list[float]) -> list[float]:
@@ -151,20 +213,37 @@ def smoothed(values: list[float]) -> list[float]:
 
 def summary(content: Mapping[str, Any]) -> str:
     """The metric, one line for each set of items, and what it was before."""
-    metric = content["metric"]
-    by_prefix = " by prefix" if _PREFIXES[0] in content["before"][metric] else ""
-    lines = [f"before: {metric}{by_prefix} {_figures(content['before'][metric])}"]
-    for name, result in content["results"].items():
+    lines = []
+    parts = signal_parts(content)
+    for name, part in parts.items():
+        whose = f"{name} " if len(parts) > 1 else ""
+        metric, before = part["metric"], part["before"]
         lines.append(
-            f"{name.replace('_', '-')} {metric}{by_prefix} ({result['items']} items): "
-            f"{_figures(result[metric])}"
+            f"{whose}before: {metric}{_by_prefix(before[metric])} {_figures(before[metric])}"
         )
+        for judged, result in part["results"].items():
+            lines.append(
+                f"{whose}{judged.replace('_', '-')} {metric}{_by_prefix(result[metric])} "
+                f"({result['items']} items): {_figures(result[metric])}"
+            )
     lines += [
         f"signal {name} changed by {change['mean_change']:.3g} on average, "
         f"{change['relative']:.3g} of its spread"
         for name, change in content["others"].items()
     ]
+    for name, one in content["also_tested"].items():
+        metric = one["metric"]
+        before, after = (one[when][metric] for when in ("before", "after"))
+        about = f"signal {name} {metric}{_by_prefix(before)} ({one['items']} items)"
+        if one["same"]:
+            lines.append(f"{about}: {_figures(after)}, before and after, bit for bit")
+        else:
+            lines.append(f"{about}: {_figures(before)} before, {_figures(after)} after")
     return "\n".join(lines)
+
+
+def _by_prefix(metrics: Mapping[str, float]) -> str:
+    return " by prefix" if _PREFIXES[0] in metrics else ""
 
 
 def _figures(values: Mapping[str, float]) -> str:

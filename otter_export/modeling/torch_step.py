@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from otter_export import engine_io
+from otter_export.modeling.masks import layer_masks
 from otter_export.modeling.otter_model import OtterModel
 from otter_export.runtime.engine import FloatArray
 from otter_export.runtime.executor import StepInputs
@@ -166,7 +167,7 @@ class TorchStep:
         return outputs
 
     def _masks(self, slots: Tensor) -> Any:
-        """The mask, or one for each kind of layer: transformers puts no window in given masks.
+        """The mask as the layers read it.
 
         Slot i of a prefix holds position i; the rows of a step hold the positions of the step.
         """
@@ -174,24 +175,13 @@ class TorchStep:
             self._inputs[engine_io.ATTENTION_MASK],
             self._inputs[engine_io.POSITION_IDS],
         )
-        config = self._model.base.config
-        window = getattr(config, "sliding_window", None)
-        if window is None or not self._model.windowed:
-            return self._added(mask)
-        keys = torch.arange(mask.shape[3], device=mask.device).repeat(mask.shape[0], 1)
-        keys[self._places, slots] = positions
-        near = mask & (positions[:, None, :, None] - keys[:, None, None, :] < window)
-        if getattr(config, "layer_types", None) is None:
-            return self._added(near)
-        return {"full_attention": self._added(mask), "sliding_attention": self._added(near)}
 
-    def _added(self, mask: Tensor) -> Tensor:
-        """Eager attention (Gemma 2, for its soft cap) adds its mask to the scores."""
-        if self._model.base.config._attn_implementation != "eager":
-            return mask
-        dtype = self._blocks[0].dtype
-        low = torch.finfo(dtype).min
-        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, low)
+        def distances() -> Tensor:
+            keys = torch.arange(mask.shape[3], device=mask.device).repeat(mask.shape[0], 1)
+            keys[self._places, slots] = positions
+            return positions[:, None, :, None] - keys[:, None, None, :]
+
+        return layer_masks(self._model, mask, distances, self._blocks[0].dtype)
 
     def _captured_if_possible(self) -> Any:
         """A CUDA graph; None, from now on, if the model does what cannot be captured."""

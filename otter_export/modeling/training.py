@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from otter_export.boundary import errors_as
 from otter_export.checkpoint import Checkpoint
-from otter_export.errors import CheckpointError, ConfigError
-from otter_export.modeling.data import Batch, Item, batches, collate, epoch_groups
-from otter_export.modeling.objectives import objective_for
-from otter_export.modeling.objectives.objective import Judged, joined
+from otter_export.errors import ConfigError
+from otter_export.modeling.learner import Learner, Task
 from otter_export.modeling.other_signals import changes, others_at_stake
-from otter_export.modeling.otter_model import OtterModel, OtterOutput, load_reference
+from otter_export.modeling.otter_model import OtterModel, load_reference
 from otter_export.modeling.train_state import amend_record, load_record, load_state, save_state
 from otter_export.modeling.training_config import (
     DTYPES,
     Progress,
     TrainingConfig,
     schedule,
-    signal_named,
     trainable_names,
 )
 from otter_export.safetensors_io import LARGEST, rounded
@@ -47,45 +41,51 @@ class Listener(Protocol):
 class Trainer:
     """One training run over a checkpoint.
 
+    Each step takes a batch of every task, and follows the sum of their weighted losses.
+
     Args:
         checkpoint: Where the channel's values come from; never written here.
         config: Settings.
-        train, held_out: Items of `otter_export.modeling.data.Reader`.
+        tasks: The signals that learn, each by its objective, from its data.
+        watched: Other tasks of the checkpoint, whose held-out items are judged before and after.
+        ends: Whether the last token of each response is the end token, which is not text.
 
     Raises:
-        ConfigError: ``trainable`` matches no tensor, or is not a regular expression.
-        UnsupportedError: The signal is unknown, or the objective does not train its kind.
+        ConfigError: ``trainable`` matches no tensor, or is not a regular expression; a signal comes
+            twice; or one wants the channel to stay and another one to move it.
+        UnsupportedError: A signal is unknown, or an objective does not train its kind.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         config: TrainingConfig,
-        train: Sequence[Item],
-        held_out: Sequence[Item],
+        tasks: Sequence[Task],
+        watched: Sequence[Task] = (),
         *,
         ends: bool = True,
     ) -> None:
+        for name, some in (("trained", tasks), ("judged besides", watched)):
+            _check_once(name, some)
         self.checkpoint, self.config = checkpoint, config
-        self.train, self.held_out, self.ends = train, held_out, ends
-        self.signal = signal_named(checkpoint, config.signal)
-        self.objective = objective_for(checkpoint, config, self.signal)
-        names = trainable_names(checkpoint, config, keep_channel=self.objective.keeps_channel)
-        _check_ids(checkpoint, [*train, *held_out])
         self.model = load_reference(checkpoint, DTYPES[config.dtype])
         # At the lengths of training texts, CPU flash attention takes twice as long backwards.
         self.model.base.set_attn_implementation("eager")
-        self._head = self.model.head(self.signal.name)
+        self.learners, self.watched = (
+            tuple(Learner(task, checkpoint, config, self.model, ends) for task in some)
+            for some in (tasks, watched)
+        )
+        self.signals = tuple(learner.name for learner in self.learners)
+        keeps_channel = _keeps_channel(self.learners, config)
+        names = trainable_names(checkpoint, config, self.signals, keep_channel=keeps_channel)
         self.parameters = _make_trainable(self.model, names, checkpoint)
         self.optimizer = _optimizer(self.parameters.values(), config)
-        self.steps_per_epoch = len(self._epoch(0))
+        self.steps_per_epoch = max(len(learner.groups(0)) for learner in self.learners)
         # Every epoch groups anew and may differ by a batch; the schedule uses the first's number.
         self.total_steps = self.steps_per_epoch * config.epochs
         if config.max_steps:
             self.total_steps = min(self.total_steps, config.max_steps)
-        order = np.random.default_rng([config.seed, 2]).permutation(len(held_out))
-        self.sample = [held_out[i] for i in order[: config.eval_items]]
-        self.progress = Progress()
+        self.progress = Progress(places=[[0, 0] for _ in self.learners])
         self.best: dict[str, Tensor] = {n: p.detach().clone() for n, p in self.parameters.items()}
 
     def run(
@@ -104,25 +104,22 @@ class Trainer:
         """
         p, started = self.progress, time.monotonic() - self.progress.seconds
         if not p.evaluations:
+            p.watched = self.judge_watched()
             self._evaluate()  # what training starts from, which it may fail to better
+            self._try_starts()
             p.stale = 0
         while not self._finished():
-            for batch in self._remaining_batches():
-                loss = self._step(batch)
+            loss = self._step()
+            p.seconds = time.monotonic() - started
+            p.curve.append({"step": p.step, "loss": loss})
+            if p.step % self.config.eval_every == 0 or self._finished():
+                self._evaluate()
                 p.seconds = time.monotonic() - started
-                p.curve.append({"step": p.step, "loss": loss})
-                if p.step % self.config.eval_every == 0 or self._finished():
-                    self._evaluate()
-                    p.seconds = time.monotonic() - started
-                    self.save()
-                listen(p, self.total_steps)
-                if self._finished():
-                    break
-                if should_stop():
-                    self.save()
-                    return False
-            else:
-                p.epoch, p.batch = p.epoch + 1, 0
+                self.save()
+            listen(p, self.total_steps)
+            if not self._finished() and should_stop():
+                self.save()
+                return False
         return True
 
     def _finished(self) -> bool:
@@ -131,61 +128,34 @@ class Trainer:
         impatient = 0 < c.patience <= p.stale
         return p.step >= self.total_steps or out_of_time or impatient
 
-    def _epoch(self, epoch: int) -> list[list[Item]]:
-        c = self.config
-        return epoch_groups(self.train, c.batch_tokens, c.seed, epoch)
-
-    def _remaining_batches(self) -> Iterator[Batch]:
-        groups = self._epoch(self.progress.epoch)
-        for i in range(self.progress.batch, len(groups)):
-            self.progress.batch = i + 1
-            yield collate(groups[i])
-
-    def _step(self, batch: Batch) -> float:
+    def _step(self) -> float:
         c, p = self.config, self.progress
         rate = c.learning_rate * schedule(self._share_done(), c.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.objective.loss(self._forward(batch), batch, self._head)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise ConfigError(
-                f"the loss is {value} at step {p.step + 1}; lower --learning-rate or use "
-                "--dtype float32"
-            )
-        with self._in_torch():
-            loss.backward()  # type: ignore[no-untyped-call]
+        loss = 0.0
+        for learner, place in zip(self.learners, p.places, strict=True):
+            batch = learner.batch(place)
+            loss += learner.learn(batch, p.step + 1)
+            p.tokens += batch.tokens
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), c.clip)
         self.optimizer.step()
         p.step += 1
-        p.tokens += batch.tokens
-        return value
-
-    def _in_torch(self) -> contextlib.AbstractContextManager[None]:
-        """Whatever torch raises is an error of the checkpoint, in one line."""
-        what = f"{self.checkpoint.directory}: the model failed in torch"
-        return errors_as(CheckpointError, what)
+        return loss
 
     def _share_done(self) -> float:
         p, c = self.progress, self.config
         share = (p.step + 1) / max(self.total_steps, 1)
         return max(share, p.seconds / c.max_seconds) if c.max_seconds > 0 else share
 
-    def _forward(self, batch: Batch) -> OtterOutput:
-        mixed = self.config.dtype != "float32"
-        context = torch.autocast("cpu", torch.bfloat16) if mixed else contextlib.nullcontext()
-        with self._in_torch(), context:
-            output: OtterOutput = self.model(
-                batch.ids,
-                compute_logits=self.objective.needs_logits,
-                compute_signals=self.objective.reads,
-                use_cache=False,
-            )
-        return output
-
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> float:
         """Judge the held-out items; keep the tensors if they are the best so far.
+
+        The best have the largest sum of the signals' metrics, each by its `Objective.chosen`.
+
+        Returns:
+            The sum of the weighted losses.
 
         Raises:
             ConfigError: One of them is NaN, infinite, or too large for the checkpoint's dtype, as
@@ -208,61 +178,49 @@ class Trainer:
                     f"{dtype} ({LARGEST[dtype]:g}), in which {self.checkpoint.directory} stores "
                     "it; lower --learning-rate, or insert the channel with --dtype F32"
                 )
-        metrics = self.evaluate(self.sample)
-        p.evaluations.append({"step": p.step, **metrics})
-        chosen = metrics[self.objective.metric][self.objective.chosen]
-        if chosen > p.best_metric:
-            p.best_metric, p.best_step, p.stale = chosen, p.step, 0
+        found = {learner.name: learner.evaluate(learner.sample) for learner in self.learners}
+        loss = sum(one.task.weight * float(found[one.name]["loss"]) for one in self.learners)
+        p.evaluations.append({"step": p.step, "loss": loss, "signals": found})
+        metric = sum(one.chosen(found[one.name]) for one in self.learners)
+        if metric > p.best_metric:
+            p.best_metric, p.best_step, p.stale = metric, p.step, 0
             self.best = {n: t.detach().clone() for n, t in self.parameters.items()}
         else:
             p.stale += 1
+        return loss
 
-    def evaluate(
-        self, items: Sequence[Item], listen: Callable[[int], None] = lambda items: None
-    ) -> dict[str, Any]:
-        """Loss and metric of items: ``{"loss": x, METRIC: {"25": x, ...}}`` (`Objective.metrics`).
+    def _try_starts(self) -> None:
+        """Begin with what the objectives propose, where its held-out loss is the lower one."""
+        loss = self.progress.evaluations[-1]["loss"]
+        for learner in self.learners:
+            start = {n: t for n, t in learner.start().items() if n in self.parameters}
+            if not start:
+                continue
+            before = {name: self.parameters[name].detach().clone() for name in start}
+            _set(self.parameters, start)
+            if (found := self._evaluate()) < loss:
+                loss = found
+            else:
+                _set(self.parameters, before)
 
-        Args:
-            items: What to judge.
-            listen: Called with the number of items just judged.
-        """
-        loss, judged = self.judge(items, listen)
-        return {"loss": loss, self.objective.metric: self.objective.metrics(judged)}
-
-    @torch.no_grad()
-    def judge(
-        self, items: Sequence[Item], listen: Callable[[int], None] = lambda items: None
-    ) -> tuple[float, Judged]:
-        """Mean loss, and what the metric is made of; arguments as `evaluate`.
-
-        Rows come in an order that depends on the items' lengths alone.
-        """
-        total, count = 0.0, 0
-        parts: list[Judged] = []
-        for batch in batches(items, self.config.batch_tokens):
-            output = self._forward(batch)
-            total += float(self.objective.loss(output, batch, self._head)) * batch.tokens
-            count += batch.tokens
-            parts.append(self.objective.judge(output, batch, self._head, self.ends))
-            listen(len(batch.ids) // len(items[0].rows))
-        return total / count, joined(parts)
+    def judge_watched(self) -> dict[str, dict[str, Any]]:
+        """Loss and metric of what is judged besides, by signal (`Learner.evaluate`)."""
+        return {one.name: one.evaluate(one.task.held_out) for one in self.watched}
 
     @property
     def at_stake(self) -> list[str]:
         """Names of the other signals whose outputs this run changes."""
-        return others_at_stake(self.checkpoint, self.signal.name, list(self.parameters))
+        return others_at_stake(self.checkpoint, self.signals, list(self.parameters))
 
     def changes_of_others(self) -> dict[str, dict[str, float]]:
         """How far they are now from what they were (`otter_export.modeling.other_signals`)."""
-        items, tokens = self.sample, self.config.batch_tokens
-        names = self.at_stake
-        return changes(self.checkpoint, self.model, self.parameters, names, items, tokens)
+        items, names = self.learners[0].sample, self.at_stake
+        return changes(self.checkpoint, self.model, self.parameters, names, items, self.config)
 
     @torch.no_grad()
     def use_best(self) -> None:
         """Give the model its best tensors; after the run."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(self.best[name])
+        _set(self.parameters, self.best)
 
     def save(self) -> None:
         """Write the state, from which `resume` continues."""
@@ -333,8 +291,11 @@ class Trainer:
     def _digest(self, bits: Callable[[str], npt.NDArray[Any]]) -> str:
         """Digest of settings, data and the bits of every inserted tensor."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config)).encode())
-        for items in (self.train, self.held_out):
-            digest.update(repr([(i.rows, i.score, i.domain) for i in items]).encode())
+        for one in (*self.learners, *self.watched):
+            task = one.task
+            digest.update(repr((task.signal, task.objective, task.weight)).encode())
+            for items in (task.train, task.held_out):
+                digest.update(repr([(i.rows, i.score, i.domain) for i in items]).encode())
         for name in self.checkpoint.tensors:
             digest.update(name.encode() + bits(name).tobytes())
         return digest.hexdigest()
@@ -356,21 +317,37 @@ def stored_bits(
     return checkpoint.tensors.raw(name)
 
 
-def _check_ids(checkpoint: Checkpoint, items: Iterable[Item]) -> None:
-    """Every token needs its row of the embedding; torch only says that some index is wrong.
+def _check_once(what: str, tasks: Sequence[Task]) -> None:
+    """A signal has one objective and one head.
 
     Raises:
-        ConfigError: One has none, and on which line.
+        ConfigError: One comes twice.
     """
-    size = checkpoint.base.dimensions.vocab_size
-    for item in items:
-        largest = max(max(row.ids) for row in item.rows)
-        if largest >= size:
-            raise ConfigError(
-                f"line {item.line} of the data has token id {largest}, and the embedding of "
-                f"{checkpoint.base.directory} has {size} rows: its tokenizer and its weights do "
-                "not belong together"
-            )
+    names = [task.signal for task in tasks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"signal {twice[0]} is {what} twice; give it once")
+
+
+def _keeps_channel(learners: Sequence[Learner], config: TrainingConfig) -> bool:
+    """Whether an objective wants the channel to stay.
+
+    Raises:
+        ConfigError: Another one would move it.
+    """
+    keep = [learner for learner in learners if learner.objective.keeps_channel]
+    if keep and len(keep) < len(learners) and config.freeze != "channel":
+        raise ConfigError(
+            f"objective {keep[0].task.objective} of signal {keep[0].name} keeps the channel as it "
+            "is, and the other signals would train it; give --freeze channel, or train "
+            f"{keep[0].name} afterwards"
+        )
+    return bool(keep)
+
+
+@torch.no_grad()
+def _set(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        parameters[name].copy_(value)
 
 
 def _make_trainable(

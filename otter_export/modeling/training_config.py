@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from otter_export.signals import Signal
 
 #: The smallest value of each integer of `TrainingConfig`.
 _LEAST = {"epochs": 1, "max_steps": 0, "batch_tokens": 1, "eval_every": 1, "eval_items": 1}
-_LEAST |= {"patience": 0, "seed": 0}
+_LEAST |= {"patience": 0, "seed": 0, "alternatives": 0}
 #: The range of each number.
 _RANGES: dict[str, dict[str, float]] = {
     "learning_rate": {"above": 0},
@@ -39,11 +41,11 @@ class TrainingConfig:
     """Settings of one run; everything that its result depends on, besides data and checkpoint.
 
     Args:
-        objective: Its name (`otter_export.modeling.objectives.OBJECTIVES`).
-        signal: Name of the signal to train.
         trainable: Regular expression; inserted tensors whose name it matches (anywhere) learn.
-        freeze: ``channel``: the signal's head alone learns, so that others keep their values.
+        freeze: ``channel``: heads alone learn, so that signals that do not keep their values.
         teacher: Of ``distill``: the value signal to learn from; None takes the first.
+        alternatives: Of ``distill``: how many of the base's likeliest next tokens are scored too,
+            besides the text's own, at one position in eight.
         neutral_weight, labelled_weight: Of ``experts``: what a nat away from the base costs.
         epochs: Passes over the training items.
         max_steps: The schedule ends after so many steps; 0 for no limit.
@@ -63,11 +65,10 @@ class TrainingConfig:
         ConfigError: A value is of another type, or out of range.
     """
 
-    objective: str = "regression"
-    signal: str = "reward"
     trainable: str = "."
     freeze: str = "nothing"
     teacher: str | None = None
+    alternatives: int = 16
     neutral_weight: float = 1.0
     labelled_weight: float = 0.0
     epochs: int = 3
@@ -92,7 +93,7 @@ class TrainingConfig:
         for name, limits in _RANGES.items():
             found = number(name, getattr(self, name), **limits, error=ConfigError)
             keep(self, **{name: found})
-        for name in ("objective", "signal", "trainable", "freeze", "dtype"):
+        for name in ("trainable", "freeze", "dtype"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} must be a text, got {quoted(getattr(self, name))}")
         if not isinstance(self.teacher, str | None):
@@ -110,13 +111,23 @@ def fastest_dtype() -> str:
     return "bfloat16" if any(has and name.endswith("bf16") for name, has in found) else "float32"
 
 
+def arithmetic(dtype: str) -> contextlib.AbstractContextManager[Any]:
+    """Where matrix products are in ``dtype``, whatever what learns is kept in."""
+    return contextlib.nullcontext() if dtype == "float32" else torch.autocast("cpu", DTYPES[dtype])
+
+
 @dataclasses.dataclass
 class Progress:
-    """What a run has done so far; saved in its state."""
+    """What a run has done so far; saved in its state.
+
+    Args:
+        places: Of each task its epoch, and how many batches of it were taken.
+        watched: What was judged besides, before the first step.
+    """
 
     step: int = 0
-    epoch: int = 0
-    batch: int = 0
+    places: list[list[int]] = dataclasses.field(default_factory=list)
+    watched: dict[str, Any] = dataclasses.field(default_factory=dict)
     tokens: int = 0
     seconds: float = 0.0
     best_metric: float = -math.inf
@@ -149,14 +160,19 @@ def signal_named(checkpoint: Checkpoint, name: str) -> Signal:
 
 
 def trainable_names(
-    checkpoint: Checkpoint, config: TrainingConfig, *, keep_channel: bool = False
+    checkpoint: Checkpoint,
+    config: TrainingConfig,
+    signals: Collection[str],
+    *,
+    keep_channel: bool = False,
 ) -> list[str]:
-    """Inserted tensors that ``config.trainable`` matches and that the signal depends on.
+    """Inserted tensors that ``config.trainable`` matches and that the signals depend on.
 
     Args:
         checkpoint: Whose tensors.
         config: Also says whether the channel is frozen.
-        keep_channel: Whether the objective freezes it in any case.
+        signals: Names of those that are trained.
+        keep_channel: Whether an objective freezes it in any case.
 
     Raises:
         ConfigError: It is not a regular expression, or nothing matches.
@@ -167,12 +183,12 @@ def trainable_names(
         raise ConfigError(
             f"--trainable {config.trainable!r} is no regular expression: {error}"
         ) from None
-    head = tuple(f"signals.{config.signal}.{part}" for part in ("weight", "bias"))
+    heads = {f"signals.{signal}.{part}" for signal in signals for part in ("weight", "bias")}
     frozen = keep_channel or config.freeze == "channel"
     names = [
         name
         for name in checkpoint.tensors
-        if (name in head or not (frozen or name.startswith("signals."))) and pattern.search(name)
+        if (name in heads or not (frozen or name.startswith("signals."))) and pattern.search(name)
     ]
     if not names:
         raise ConfigError(

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 Damage = Callable[[Path], object]
 TENSOR = "model.layers.0.mlp.up_proj.otter.from_base"
+RATED = '{"text": "w3 w4", "score": 1}\n{"text": "w3", "score": 0}\n'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -434,10 +435,22 @@ GENERATION = [
 ]  # fmt: skip
 
 TRAINING = [
-    Case("no data", "train ckpt --objective regression", "Missing option '--data'"),
+    Case("no data", "train ckpt --objective regression", "give --data FILE.jsonl, or a --task for each signal"),
     Case("no such objective", "train ckpt --data d.jsonl --objective ppo", "'ppo' is not one of"),
     Case("tensors to nowhere", "train ckpt --data d.jsonl --objective regression --delta gone/d.safetensors", "cannot write gone/.*: no such file or directory", content("d.jsonl", '{"text": "w3 w4", "score": 1}\n' * 30)),
     Case("a teacher of no pupil", "train ckpt --data d.jsonl --objective regression --teacher reward", "--teacher is for --objective distill, not regression"),
+    Case("tried for nobody", "train ckpt --data d.jsonl --objective regression --alternatives 4", "--alternatives is for --objective distill, not regression"),
+    Case("one form and the other", "train ckpt --data d.jsonl --task reward=e.jsonl", "--data is for training one signal; with --task, "),
+    Case("a task of no file", "train ckpt --task reward:regression", "'reward:regression' is not SIGNAL\\[:OBJECTIVE\\[:WEIGHT\\]\\]=FILE"),
+    Case("a task too long", "train ckpt --task reward:regression:1:2=d.jsonl", "is not SIGNAL\\[:OBJECTIVE\\[:WEIGHT\\]\\]=FILE"),
+    Case("a task of no weight", "train ckpt --task reward:regression:0=d.jsonl", "the weight must be a number above 0, got '0'"),
+    Case("a task of a word's weight", "train ckpt --task reward:regression:heavy=d.jsonl", "the weight must be a number above 0, got 'heavy'"),
+    Case("a task by no objective", "train ckpt --task reward:ppo=d.jsonl", "unknown objective 'ppo'; accepted: regression, "),
+    Case("a task of no signal", "train ckpt --task style=d.jsonl", "there is no signal 'style'; the checkpoint has reward"),
+    Case("a task of another kind", "train ckpt --task reward:drafts=d.jsonl", "'drafts' does not train signal 'reward'.*accepted: regression, pairwise"),
+    Case("a signal twice", "train ckpt --task reward=d.jsonl --task reward:pairwise=e.jsonl", "signal reward is trained twice; give it once", both(content("d.jsonl", RATED), content("e.jsonl", '{"chosen": "w3 w4", "rejected": "w5"}\n' * 2))),
+    Case("judged by a weight", "train ckpt --data d.jsonl --also-test reward:regression:1=e.jsonl", "is not SIGNAL\\[:OBJECTIVE\\]=FILE"),
+    Case("judged by no file", "train ckpt --data d.jsonl --also-test reward=gone.jsonl", "gone.jsonl does not exist", content("d.jsonl", RATED)),
     Case("steps of no length", "train ckpt --data d.jsonl --objective regression --learning-rate nan", "nan is not a finite number"),
     Case("endless steps", "train ckpt --data d.jsonl --objective regression --learning-rate 1e400", "1e400 is not a finite number"),
     Case("no share held out", "train ckpt --data d.jsonl --objective regression --eval-fraction nan", "nan is not a finite number"),

@@ -10,6 +10,7 @@ import pytest
 from examples.sentiment.agreement import agreement, table
 from otter_export.checkpoint import Checkpoint
 from otter_export.modeling.data import Reader
+from otter_export.modeling.learner import Task
 from otter_export.modeling.tokenization import end_token_id, load_tokenizer
 from otter_export.modeling.training import Trainer
 from otter_export.modeling.training_config import TrainingConfig
@@ -26,8 +27,9 @@ def test_it_is_the_correlation_that_training_reports(tmp_path: Path) -> None:
     assert sum(read) == 8
     tokenizer, end = load_tokenizer(checkpoint.base.directory), end_token_id(checkpoint.base)
     items = Reader("regression", signal, tokenizer, end).read(path)[:8]
-    config = TrainingConfig(signal=signal.name)
-    expected = Trainer(checkpoint, config, items, items).evaluate(items)["pearson"]
+    task = Task(signal.name, "regression", items, items)
+    (learner,) = Trainer(checkpoint, TrainingConfig(), [task]).learners
+    expected = learner.evaluate(items)["pearson"]
     # Batches of another size: float32, summed in another order.
     assert found == pytest.approx(expected, abs=1e-4)
     assert len(table(found).splitlines()) == len(found)

@@ -27,6 +27,7 @@ from otter_export.evaluation.verification import verify
 from otter_export.graph.pipeline import lower, tensorrt
 from otter_export.initialization import evenly_spaced
 from otter_export.modeling.data import Item, Row
+from otter_export.modeling.learner import Task
 from otter_export.modeling.otter_model import load_reference
 from otter_export.modeling.training import Trainer
 from otter_export.modeling.training_config import TrainingConfig
@@ -204,7 +205,8 @@ def _trainer(checkpoint: Checkpoint) -> tuple[Trainer, float]:
     Training has an attention of its own, which must have the windows and caps too.
     """
     items = [Item(i, (Row((*ids, 2), 1),), (-1.0) ** i) for i, ids in enumerate(prompts())]
-    trainer = Trainer(checkpoint, TrainingConfig(max_steps=3, batch_tokens=64), items, items)
+    task = Task("reward", "regression", items, items)
+    trainer = Trainer(checkpoint, TrainingConfig(max_steps=3, batch_tokens=64), [task])
     ids = torch.tensor([prompts()[-1]])
     with torch.no_grad():
         found, expected = trainer.model(ids), load_reference(checkpoint)(ids)

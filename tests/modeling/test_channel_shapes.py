@@ -21,6 +21,7 @@ from otter_export.checkpoint import Checkpoint
 from otter_export.family import Space
 from otter_export.initialization import copied_rows
 from otter_export.modeling.data import Item, Row
+from otter_export.modeling.learner import Task
 from otter_export.modeling.otter_model import load_base, load_reference
 from otter_export.modeling.torch_engine import TorchOptions
 from otter_export.modeling.training import Trainer
@@ -168,17 +169,17 @@ def test_training_learns_stops_and_resumes(
         path = tmp_path / name
         if not path.is_dir():
             tiny.write_checkpoint(path, **shape)
-        return Trainer(Checkpoint.open(path), config, items, items)
+        return Trainer(Checkpoint.open(path), config, [Task("reward", "regression", items, items)])
 
     whole, stopped = trainer("whole"), trainer("stopped")
-    before = whole.evaluate(items)
+    before = whole.learners[0].evaluate(items)
     assert whole.run() and set(whole.parameters) == set(whole.checkpoint.tensors)
     assert not stopped.run(should_stop=lambda: stopped.progress.step >= 5)
     resumed = trainer("stopped")
     assert resumed.resume() and resumed.run()
     assert all(torch.equal(resumed.best[name], whole.best[name]) for name in whole.best)
     whole.use_best()
-    after = whole.evaluate(items)
+    after = whole.learners[0].evaluate(items)
     # A probe sees what a random base keeps of earlier words in the last state, and no more.
     assert after["loss"] < 0.5 * before["loss"] and after["pearson"]["100"] > 0.8
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.modeling.data import LABELS, Item, Row
+from otter_export.modeling.learner import Task
 from otter_export.modeling.training import Trainer
 from otter_export.modeling.training_config import TrainingConfig
 from otter_export.signals import Signal
@@ -27,15 +27,14 @@ CONFIG = TrainingConfig(epochs=3, batch_tokens=256, learning_rate=1e-2, weight_d
 def trainer(
     directory: Path,
     config: TrainingConfig,
-    items: Sequence[Item],
-    held_out: Sequence[Item],
+    task: Task,
     signals: tuple[Signal, ...],
     **channel: object,
 ) -> Trainer:
     if not directory.is_dir():
         options = {**widths("llama"), **channel}
         tiny.write_checkpoint(directory, signals=signals, **options)
-    return Trainer(Checkpoint.open(directory), config, items, held_out)
+    return Trainer(Checkpoint.open(directory), config, [task])
 
 
 def styled(count: int, seed: int) -> list[Item]:
@@ -49,12 +48,14 @@ def styled(count: int, seed: int) -> list[Item]:
 
 
 def test_experts_learn_the_words_of_their_class(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, objective="experts", signal="style", epochs=4)
-    run = trainer(tmp_path / "ck", config, styled(240, 0), styled(60, 1), (STYLE,))
+    config = dataclasses.replace(CONFIG, epochs=4)
+    task = Task("style", "experts", styled(240, 0), styled(60, 1))
+    run = trainer(tmp_path / "ck", config, task, (STYLE,))
     before = run.model(torch.tensor([[50, 4, 20]])).logits
     assert run.run()
     run.use_best()
-    start, gain = run.progress.evaluations[0]["gain"], run.evaluate(run.held_out)["gain"]
+    start = run.progress.evaluations[0]["signals"]["style"]["gain"]
+    gain = run.learners[0].evaluate(task.held_out)["gain"]
     # Eight words and the end, of 128: a base of random weights knows nothing of them.
     assert gain["expert"] > start["expert"] + 1 and gain["anti"] > start["anti"] + 1
     assert gain["neutral"] > -1.0, "the base is left further than its penalty is worth"
@@ -67,13 +68,14 @@ def test_experts_learn_the_words_of_their_class(tmp_path: Path) -> None:
 
 
 def test_the_penalty_keeps_both_near_the_base(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, objective="experts", signal="style", max_steps=12)
+    config = dataclasses.replace(CONFIG, max_steps=12)
+    task = Task("style", "experts", styled(240, 0), styled(60, 1))
     found = []
     for weight in (0.0, 10.0):
         settings = dataclasses.replace(config, neutral_weight=weight)
-        run = trainer(tmp_path / str(weight), settings, styled(240, 0), styled(60, 1), (STYLE,))
+        run = trainer(tmp_path / str(weight), settings, task, (STYLE,))
         run.run()
-        found.append(run.evaluate(run.held_out)["gain"]["neutral"])
+        found.append(run.learners[0].evaluate(task.held_out)["gain"]["neutral"])
     assert found[0] < 2 * found[1] < 0
 
 
@@ -93,13 +95,14 @@ def test_drafts_learn_what_the_base_goes_on_to_write(
     draft_vocab: int | None, tmp_path: Path
 ) -> None:
     signal = dataclasses.replace(AHEAD, draft_vocab=draft_vocab)
-    config = dataclasses.replace(CONFIG, objective="drafts", signal="ahead", epochs=10)
+    config = dataclasses.replace(CONFIG, epochs=10)
     items, held_out = cycles(160, 0), cycles(40, 1)
-    run = trainer(tmp_path / "ck", config, items, held_out, (signal,))
-    before = run.evaluate(held_out)["acceptance"]
+    task = Task("ahead", "drafts", items, held_out)
+    run = trainer(tmp_path / "ck", config, task, (signal,))
+    before = run.learners[0].evaluate(held_out)["acceptance"]
     assert run.run()
     run.use_best()
-    after = run.evaluate(held_out)["acceptance"]
+    after = run.learners[0].evaluate(held_out)["acceptance"]
     with torch.no_grad():
         rows = [run.model(torch.tensor([i.rows[0].ids])).logits[0].argmax(-1) for i in held_out]
     # Head i at t drafts the choice at t + i; a choice that is not drafted cannot be right.
@@ -110,23 +113,25 @@ def test_drafts_learn_what_the_base_goes_on_to_write(
     assert after["2"] > 0.5 * reach
 
 
-def test_a_distilled_score_follows_its_teacher(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [0, 4])
+def test_a_distilled_score_follows_its_teacher(count: int, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     items = [Item(i, (Row(tuple(generator.integers(3, 7, 8).tolist()), 1),)) for i in range(240)]
     signals = (tiny.REWARD, tiny.NEXT)
-    config = dataclasses.replace(CONFIG, objective="distill", signal="next", epochs=24)
-    config = dataclasses.replace(config, learning_rate=3e-2)
+    config = dataclasses.replace(CONFIG, epochs=24, learning_rate=3e-2, alternatives=count)
     # A random channel, whose head is drawn large enough that its values differ.
     path = tiny.write_checkpoint(tmp_path / "ck", signals=signals, initialization="copy")
-    run = trainer(path, config, items[:200], items[200:], signals)
+    run = trainer(path, config, Task("next", "distill", items[:200], items[200:]), signals)
     assert set(run.parameters) == {"signals.next.weight", "signals.next.bias"}
-    ids = torch.tensor([items[0].rows[0].ids])
+    (learner,), ids = run.learners, torch.tensor([items[0].rows[0].ids])
     with torch.no_grad():
         values = run.model(ids).signals["reward"].clone()
-    before = run.evaluate(run.held_out)["pearson"]
+    before = learner.evaluate(learner.task.held_out)["pearson"]
     assert run.run()
     run.use_best()
     with torch.no_grad():
         assert torch.equal(run.model(ids).signals["reward"], values)
-    after = run.evaluate(run.held_out)["pearson"]
+    after = learner.evaluate(learner.task.held_out)["pearson"]
     assert after["100"] > max(0.4, before["100"] + 0.2)
+    if count:
+        assert after["alternatives"] > max(0.4, before["alternatives"] + 0.2)

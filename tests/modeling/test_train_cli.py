@@ -110,7 +110,7 @@ def test_texts_that_are_trained_on_and_judged_are_named(
 ) -> None:
     command = ["train", checkpoint, "--data", data, "--objective", "regression", *FAST]
     assert run(*command, "--eval-data", data) == 0
-    assert "120 of 120 held-out items are also trained on" in capsys.readouterr().err
+    assert "120 of 120 held-out items of reward are also trained on" in capsys.readouterr().err
 
 
 def test_the_report_repeats_with_the_seed(tmp_path: Path, data: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import CheckpointError, ConfigError, UnsupportedError
 from otter_export.modeling.data import Item, Row, collate
+from otter_export.modeling.learner import Task
 from otter_export.modeling.report import write_delta
 from otter_export.modeling.train_state import DIRECTORY, load_state, remove_state
 from otter_export.modeling.training import Trainer
@@ -71,6 +73,8 @@ def make(tmp_path: Path) -> Callable[..., Trainer]:
         held_out: list[Item] | None = None,
         directory: Path | None = None,
         signals: tuple[Signal, ...] = (tiny.REWARD, tiny.NEXT),
+        signal: str = "reward",
+        objective: str = "regression",
     ) -> Trainer:
         nonlocal made
         if directory is None:
@@ -78,14 +82,21 @@ def make(tmp_path: Path) -> Callable[..., Trainer]:
             directory = tmp_path / str(made) / "ck"
             directory.parent.mkdir()
             tiny.write_checkpoint(directory, family, signals=signals, **widths(family))
-        return Trainer(
-            Checkpoint.open(directory),
-            config,
+        task = Task(
+            signal,
+            objective,
             sentences(240) if train is None else train,
             sentences(80, seed=1) if held_out is None else held_out,
         )
+        return Trainer(Checkpoint.open(directory), config, [task])
 
     return make_trainer
+
+
+def judged(trainer: Trainer, items: Sequence[Item] | None = None) -> dict[str, Any]:
+    """Loss and metric of the one signal that learns; of the held-out items, unless others are."""
+    (learner,) = trainer.learners
+    return learner.evaluate(learner.task.held_out if items is None else items)
 
 
 def base_bits(trainer: Trainer) -> dict[str, bytes]:
@@ -97,10 +108,10 @@ def test_regression_learns_and_the_base_keeps_its_bits(
     make: Callable[..., Trainer], family: str
 ) -> None:
     trainer = make(family=family)
-    before, bits = trainer.evaluate(trainer.held_out), base_bits(trainer)
+    before, bits = judged(trainer), base_bits(trainer)
     assert trainer.run()
     trainer.use_best()
-    after = trainer.evaluate(trainer.held_out)
+    after = judged(trainer)
     assert before["loss"] > 0.4
     assert after["loss"] < 0.5 * before["loss"]
     assert after["pearson"]["100"] > 0.9
@@ -115,7 +126,7 @@ def test_a_q_value_signal_learns_the_value_of_the_next_token(make: Callable[...,
         dataclasses.replace(i, rows=(dataclasses.replace(i.rows[0], start=1),))
         for i in sentences(240)
     ]
-    trainer = make(dataclasses.replace(CONFIG, signal="next", epochs=6), train=items)
+    trainer = make(dataclasses.replace(CONFIG, epochs=6), train=items, signal="next")
     assert trainer.run()
     trainer.use_best()
     with torch.no_grad():
@@ -126,16 +137,15 @@ def test_a_q_value_signal_learns_the_value_of_the_next_token(make: Callable[...,
         dataclasses.replace(i, rows=(dataclasses.replace(i.rows[0], start=1),))
         for i in sentences(80, 1)
     ]
-    assert trainer.evaluate(held_out)["pearson"]["100"] > 0.8
+    assert judged(trainer, held_out)["pearson"]["100"] > 0.8
 
 
 def test_pairwise_learns_at_every_prefix(make: Callable[..., Trainer]) -> None:
-    config = dataclasses.replace(CONFIG, objective="pairwise")
-    trainer = make(config, train=pairs(120), held_out=pairs(60, seed=1))
-    before = trainer.evaluate(trainer.held_out)
+    trainer = make(train=pairs(120), held_out=pairs(60, seed=1), objective="pairwise")
+    before = judged(trainer)
     assert trainer.run()
     trainer.use_best()
-    after = trainer.evaluate(trainer.held_out)
+    after = judged(trainer)
     assert after["loss"] < 0.5 * before["loss"]
     assert all(accuracy > 0.95 for accuracy in after["accuracy"].values())
 
@@ -175,7 +185,8 @@ def test_what_a_moving_channel_does_to_other_signals_is_measured(
 ) -> None:
     trainer = make(dataclasses.replace(CONFIG, epochs=1))
     assert trainer.at_stake == ["next"]
-    ids, supervised = (getattr(collate(trainer.sample[:32]), n) for n in ("ids", "supervised"))
+    batch = collate(trainer.learners[0].sample[:32])
+    ids, supervised = batch.ids, batch.supervised
     with torch.no_grad():
         before = trainer.model(ids).signals["next"][supervised].double()
     assert trainer.run()
@@ -218,7 +229,8 @@ def test_bfloat16_learns_as_well(make: Callable[..., Trainer]) -> None:
     assert trainer.model.base.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
     trainer.run()
     trainer.use_best()
-    assert trainer.evaluate(trainer.held_out)["pearson"]["100"] > 0.9
+    assert judged(trainer)["pearson"]["100"] > 0.9
+    assert trainer.changes_of_others()["next"]["mean_change"] > 0
 
 
 def test_patience_stops_early_and_keeps_the_best(make: Callable[..., Trainer]) -> None:
@@ -226,10 +238,11 @@ def test_patience_stops_early_and_keeps_the_best(make: Callable[..., Trainer]) -
     trainer = make(dataclasses.replace(CONFIG, epochs=50, patience=2, eval_every=2), train=noise)
     assert trainer.run()
     assert trainer.progress.step < trainer.total_steps
-    best = max(trainer.progress.evaluations, key=lambda e: e["pearson"]["100"])
+    best = max(trainer.progress.evaluations, key=lambda e: e["signals"]["reward"]["pearson"]["100"])
     assert trainer.progress.best_step == best["step"]
     trainer.use_best()
-    assert trainer.evaluate(trainer.sample)["pearson"] == best["pearson"]
+    found = judged(trainer, trainer.learners[0].sample)
+    assert found["pearson"] == best["signals"]["reward"]["pearson"]
 
 
 def test_max_steps_ends_the_schedule(make: Callable[..., Trainer]) -> None:
@@ -327,9 +340,9 @@ def test_what_cannot_be_trained_is_refused(make: Callable[..., Trainer]) -> None
     drafts = Signal("drafts", "medusa", "identity", None, 2)
     signals = (tiny.REWARD, drafts)
     with pytest.raises(UnsupportedError, match="of kind 'medusa'; accepted: drafts"):
-        make(dataclasses.replace(CONFIG, signal="drafts"), signals=signals)
+        make(signal="drafts", signals=signals)
     with pytest.raises(UnsupportedError, match="the checkpoint has reward, next"):
-        make(dataclasses.replace(CONFIG, signal="price"))
+        make(signal="price")
     with pytest.raises(ConfigError, match="no regular expression"):
         make(dataclasses.replace(CONFIG, trainable="("))
     with pytest.raises(ConfigError, match="matches no inserted tensor"):

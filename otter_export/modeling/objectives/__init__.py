@@ -39,10 +39,12 @@ def check_objective(name: str, signal: Signal) -> type[Objective]:
     return objective
 
 
-def objective_for(checkpoint: Checkpoint, config: TrainingConfig, signal: Signal) -> Objective:
-    """The objective of a run.
+def objective_for(
+    name: str, checkpoint: Checkpoint, config: TrainingConfig, signal: Signal
+) -> Objective:
+    """The objective of that name for one signal of a checkpoint.
 
     Raises:
         UnsupportedError: It does not train this signal of this checkpoint.
     """
-    return check_objective(config.objective, signal).of(checkpoint, config, signal)
+    return check_objective(name, signal).of(checkpoint, config, signal)

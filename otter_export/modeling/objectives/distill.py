@@ -1,7 +1,8 @@
 """``distill``: a ``q_value`` signal learns from a trained ``value`` signal of the same channel.
 
-The label of a next token is the value of the prefix that it makes, from the same forward pass: no
-labels are needed, any text will do, and guidance then costs one row a step.
+The label of a next token is the value of the prefix that it makes: no labels are needed, any text
+will do, and guidance then costs one row a step. A text shows one next token at each position, but
+guidance ranks many: so the base's likeliest ones are tried too, and their values are learned.
 """
 
 from __future__ import annotations
@@ -10,16 +11,29 @@ import dataclasses
 from typing import ClassVar, Self
 
 import numpy as np
+import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import UnsupportedError
+from otter_export.modeling.alternatives import Alternatives, alternatives
 from otter_export.modeling.data import Batch
 from otter_export.modeling.objectives.objective import Head, Judged, Objective
 from otter_export.modeling.objectives.rewards import pearson, prefix_rewards, response_rewards
-from otter_export.modeling.otter_model import OtterOutput
+from otter_export.modeling.otter_model import OtterModel, OtterOutput
 from otter_export.modeling.training_config import TrainingConfig
 from otter_export.signals import Signal
+
+#: The metric of alternatives: how they differ at a position, by score and by value.
+ALTERNATIVES = "alternatives"
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared(OtterOutput):
+    """A pass over texts, and the alternatives that were tried behind it."""
+
+    tried: Alternatives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +45,12 @@ class Distill(Objective):
     Args:
         signal: The ``q_value`` signal that learns.
         teacher: The ``value`` signal.
+        count: Alternatives at a position; 0 learns from the texts' own tokens alone.
     """
 
     signal: Signal
     teacher: Signal
+    count: int = 0
     metric: ClassVar[str] = "pearson"
     keeps_channel: ClassVar[bool] = True
 
@@ -53,26 +69,71 @@ class Distill(Objective):
                 f"{', '.join(values)}"
             )
         _check_bounds(signal, values[name])
-        return cls(signal, values[name])
+        return cls(signal, values[name], config.alternatives)
+
+    @property
+    def chosen(self) -> str:
+        """The alternatives, where there are any: their order is what guidance goes by."""
+        return ALTERNATIVES if self.count else "100"
 
     @property
     def reads(self) -> tuple[str, ...]:
         """See `Objective`."""
         return (self.signal.name, self.teacher.name)
 
+    def forward(self, model: OtterModel, batch: Batch) -> OtterOutput:
+        """See `Objective`; with alternatives, it is `Compared`."""
+        if not self.count:
+            return super().forward(model, batch)
+        cache = DynamicCache()
+        output = model(batch.ids, compute_signals=self.reads, past_key_values=cache, use_cache=True)
+        name = self.teacher.name
+        tried = alternatives(model, batch, cache, output.logits, self.count, name)
+        return Compared(output.logits, output.signals, output.channel, None, tried)
+
+    def start(self, model: OtterModel) -> dict[str, Tensor]:
+        """Each token's score begins as the teacher's value of the text before it.
+
+        A token that training hardly meets then neither gains nor loses, where a drawn head would
+        have it gain or lose by chance.
+        """
+        if self.signal.activation != self.teacher.activation:
+            return {}
+        head, teacher = model.head(self.signal.name), model.head(self.teacher.name)
+        name = f"signals.{self.signal.name}"
+        return {
+            f"{name}.weight": teacher.weight.detach().expand_as(head.weight),
+            f"{name}.bias": teacher.bias.detach().expand_as(head.bias),
+        }
+
     def loss(self, output: OtterOutput, batch: Batch, head: Head) -> Tensor:
-        """See `Objective`."""
+        """Mean over the supervised tokens and the alternatives."""
         scores, values = self._pair(output, batch)
-        return (scores - values).square()[batch.supervised].mean()
+        errors = (scores - values)[batch.supervised]
+        if isinstance(output, Compared):
+            others = self._scores(output) - output.tried.values
+            errors = torch.cat((errors, others.flatten()))
+        return errors.square().mean()
 
     def judge(self, output: OtterOutput, batch: Batch, head: Head, ends: bool) -> Judged:
-        """Score and value at each share of a row's text."""
+        """Score and value at each share of a row's text, and how alternatives differ by each."""
         scores, values = (prefix_rewards(r, batch, ends) for r in self._pair(output, batch))
-        return {key: np.stack([scores[key], values[key]], axis=1) for key in scores}
+        noted = {key: np.stack([scores[key], values[key]], axis=1) for key in scores}
+        if isinstance(output, Compared):
+            both = torch.stack((self._scores(output), output.tried.values), dim=-1)
+            both = both - both.mean(dim=2, keepdim=True)  # of the alternatives at a position
+            noted[ALTERNATIVES] = both.reshape(-1, 2).numpy()
+        return noted
 
     def metrics(self, judged: Judged) -> dict[str, float]:
         """Pearson correlation with the value."""
         return {k: pearson(pairs[:, 0], pairs[:, 1]) for k, pairs in judged.items()}
+
+    def _scores(self, output: Compared) -> Tensor:
+        """The score of each alternative, ``[R, P, k]``."""
+        at, tokens = output.tried.at[:, :, None], output.tried.tokens
+        rows = torch.arange(len(at))[:, None, None]
+        return output.signals[self.signal.name][rows, at, tokens].float()
 
     def _pair(self, output: OtterOutput, batch: Batch) -> tuple[Tensor, Tensor]:
         """The score and the value of each prefix, ``[R, S]``; the first score is none."""

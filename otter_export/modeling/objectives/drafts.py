@@ -35,7 +35,6 @@ class Drafts(Objective):
     signal: Signal
     token_ids: Tensor | None = None
     metric: ClassVar[str] = "acceptance"
-    chosen: ClassVar[str] = "all"
     needs_logits: ClassVar[bool] = True
 
     @classmethod
@@ -43,6 +42,11 @@ class Drafts(Objective):
         """See `Objective`."""
         ids = checkpoint.token_ids(signal)
         return cls(signal, None if ids is None else torch.from_numpy(ids.astype(np.int64)))
+
+    @property
+    def chosen(self) -> str:
+        """See `Objective`."""
+        return "all"
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -41,13 +41,17 @@ class Experts(Objective):
     neutral: float = 1.0
     labelled: float = 0.0
     metric: ClassVar[str] = "gain"
-    chosen: ClassVar[str] = "all"
     needs_logits: ClassVar[bool] = True
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, config: TrainingConfig, signal: Signal) -> Self:
         """See `Objective`."""
         return cls(signal, config.neutral_weight, config.labelled_weight)
+
+    @property
+    def chosen(self) -> str:
+        """See `Objective`."""
+        return "all"
 
     @property
     def reads(self) -> tuple[str, ...]:

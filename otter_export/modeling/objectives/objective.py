@@ -12,7 +12,7 @@ from torch import Tensor
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.modeling.data import Batch
-from otter_export.modeling.otter_model import OtterOutput
+from otter_export.modeling.otter_model import OtterModel, OtterOutput
 from otter_export.modeling.training_config import TrainingConfig
 from otter_export.signals import Signal
 
@@ -27,13 +27,11 @@ class Objective(abc.ABC):
 
     Attributes:
         metric: Name of the metric; more is better.
-        chosen: The key of `metrics` by which the best step is chosen.
         needs_logits: Whether it reads the base's logits.
         keeps_channel: Whether the head alone may learn.
     """
 
     metric: ClassVar[str]
-    chosen: ClassVar[str] = "100"
     needs_logits: ClassVar[bool] = False
     keeps_channel: ClassVar[bool] = False
 
@@ -51,12 +49,31 @@ class Objective(abc.ABC):
     def reads(self) -> tuple[str, ...]:
         """Names of the signals whose outputs it reads; no others are computed."""
 
+    @property
+    def chosen(self) -> str:
+        """The key of `metrics` by which the best step is chosen."""
+        return "100"
+
+    def forward(self, model: OtterModel, batch: Batch) -> OtterOutput:
+        """What a batch is judged by: the base's logits, the channel, and the signals it reads."""
+        output: OtterOutput = model(
+            batch.ids,
+            compute_logits=self.needs_logits,
+            compute_signals=self.reads,
+            use_cache=False,
+        )
+        return output
+
+    def start(self, model: OtterModel) -> dict[str, Tensor]:
+        """Tensors, by name, from which training may better begin than from what is there."""
+        return {}
+
     @abc.abstractmethod
     def loss(self, output: OtterOutput, batch: Batch, head: Head) -> Tensor:
         """Mean loss over supervised positions, a scalar.
 
         Args:
-            output: Of the batch: the base's logits, the channel, and the signals that it reads.
+            output: Of `forward`, for the batch.
             batch: Rows.
             head: Of the signal that learns.
         """

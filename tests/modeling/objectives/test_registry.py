@@ -36,7 +36,7 @@ def test_other_pairings_are_refused_with_those_that_are_accepted() -> None:
 
 def test_the_scale_of_pairs_follows_the_bounds(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(tiny.write_checkpoint(tmp_path / "ck"))
-    config = TrainingConfig(objective="pairwise")
-    assert objective_for(checkpoint, config, tiny.REWARD) == Pairwise(tiny.REWARD, 3.0)
+    config = TrainingConfig()
+    assert objective_for("pairwise", checkpoint, config, tiny.REWARD) == Pairwise(tiny.REWARD, 3.0)
     unbounded = Signal("reward", "value", "identity", None)
-    assert objective_for(checkpoint, config, unbounded) == Pairwise(unbounded, 1.0)
+    assert objective_for("pairwise", checkpoint, config, unbounded) == Pairwise(unbounded, 1.0)
