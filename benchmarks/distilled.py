@@ -38,7 +38,7 @@ QUICK = {"steps": 1, "texts": 8, "batch_tokens": 64, "items": 2}
 QUICK |= {"prompts": 2, "tokens": 4, "rounds": 1}
 TRAINING = (
     *("--signal", STUDENT, "--objective", "distill", "--teacher", TEACHER),
-    *("--dtype", "bfloat16", "--epochs", "1000", "--eval-fraction", "0.03"),
+    *("--dtype", "auto", "--epochs", "1000", "--eval-fraction", "0.03"),
 )
 
 

@@ -148,7 +148,7 @@ class Runs:
                 "--batch-tokens": o.batch_tokens,
                 "--max-tokens": 96,
                 "--learning-rate": o.learning_rate,
-                "--dtype": "bfloat16",
+                "--dtype": "auto",
                 "--eval-fraction": 0.02,
                 "--eval-every": max(o.steps // 2, 1),
                 "--eval-items": o.items,
