@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gate, record
-from benchmarks.shape_quality import judge
+from examples.sentiment import judges
+from examples.sentiment.comparison import TEMPERATURE
 from examples.sentiment.material import Material, prepare
 from examples.sentiment.prompts import PROMPTS
 from examples.sentiment.recipe import SHIPPED, insert_arguments, run
@@ -31,7 +32,7 @@ from otter_export.runtime.methods.base import DecodingMethod
 
 STUDENT, TEACHER, PLAIN, VALUE = "next", "reward", gate.PLAIN, "value"
 #: The demo's (examples/sentiment/comparison.py).
-TOP_K, WEIGHT, TEMPERATURE, SEED = 16, 16.0, gate.TEMPERATURE, 2026
+TOP_K, WEIGHT, TEMPERATURE, SEED = 16, 16.0, TEMPERATURE, 2026
 JUDGES = ("vader", "probe")
 #: What --quick makes of the options.
 QUICK = {"steps": 1, "texts": 8, "batch_tokens": 64, "items": 2}
@@ -93,15 +94,13 @@ def measure(engines: dict[int, Engine], material: Material, options: argparse.Na
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(options.prompts)]
     ways = methods()
     last = next(reversed(engines.values()))
-    texts = {
-        name: gate.write_texts(last, prompts, options.tokens, ways[name]).texts
-        for name in (PLAIN, VALUE)
-    }
-    for count, engine in engines.items():
-        texts[name_of(count)] = gate.write_texts(
-            engine, prompts, options.tokens, ways[STUDENT]
-        ).texts
-    scores = judge(texts, material)
+    arms = {name: (last, ways[name]) for name in (PLAIN, VALUE)}
+    arms |= {name_of(count): (engine, ways[STUDENT]) for count, engine in engines.items()}
+    texts = {}
+    for name, (engine, method) in arms.items():
+        written = gate.write_texts(engine, prompts, options.tokens, method).results
+        texts[name] = [result.prompt + result.text for result in written]
+    scores = {name: vars(said) for name, said in judges.judge(material.base, texts).items()}
     found = gate.speed(last, ways, 1, options.rounds, options.threads)
     speeds = {name: found[VALUE if name == VALUE else STUDENT] for name in texts} | {
         PLAIN: found[PLAIN]

@@ -193,7 +193,7 @@ def measure(root: Path, cells: list[tuple[int, int]], options: argparse.Namespac
     """
     best = np.full((len(FORMS), len(cells)), np.inf)
     for turn in range(options.loads):
-        order = np.roll(np.arange(len(FORMS)), turn)
+        order = np.roll(np.arange(len(FORMS)), turn).tolist()
         sessions = {i: load(root / str(i)) for i in order}
         for column, (prefix, rows) in enumerate(cells):
             times = compare([sessions[i] for i in range(len(FORMS))], rows, prefix, options)

@@ -127,7 +127,7 @@ def train(
     points: dict[int, Judged] = {}
     tokens: dict[int, int] = {}
 
-    def judge(progress: Progress, _: int = 0) -> None:
+    def judge(progress: Progress, total_steps: int = 0) -> None:
         if progress.step in options.steps:
             points[progress.step] = trainer.learners[0].judge(test)[1]
             tokens[progress.step] = fitted + progress.tokens

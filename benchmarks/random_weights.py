@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,6 @@ def write_random_weights(directory: Path, dtype: str = "BF16") -> None:
         for name, shape in base.tensors.items():
             values = 1 + 0.1 * block if name in norms else shape[-1] ** -0.5 * block
             bits = from_float32(values, dtype)
-            yield PlannedTensor(name, dtype, shape, lambda b=bits, s=shape: np.resize(b, s))
+            yield PlannedTensor(name, dtype, shape, functools.partial(np.resize, bits, shape))
 
     write_safetensors(directory / "model.safetensors", planned(), {"format": "pt"})

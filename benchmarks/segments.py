@@ -46,7 +46,9 @@ from otter_export.runtime.segment_rejection import SegmentedResult
 TOP_K, TEMPERATURE = 16, 0.8
 PLAIN, BEST, SEGMENTS, ARGS = "plain", "best of", "segments", "args-stochastic"
 #: Of each way, from weak to strong: texts, thresholds, weights.
-COUNTS, THRESHOLDS, WEIGHTS = (2, 4, 8, 16), (0.2, 0.4, 0.6, 0.8), (4.0, 8.0, 16.0, 32.0)
+COUNTS: tuple[int, ...] = (2, 4, 8, 16)
+THRESHOLDS: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
+WEIGHTS: tuple[float, ...] = (4.0, 8.0, 16.0, 32.0)
 FINAL, PASSES, ROWS, TIME = "final", "passes a token", "rows a token", "ms a token"
 
 #: Continues one request.

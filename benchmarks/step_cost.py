@@ -100,7 +100,7 @@ def between(directory: Path, tokens: int) -> list[tuple[str, ...]]:
     """Median milliseconds of a token by method, and Python's share of it."""
     engine: Any = load_engine(directory, threads=1)
     timed = engine._executor._session = TimedSession(engine._executor._session)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, method in METHODS.items():
         stamps: list[float] = []
         for _ in range(2):  # the first is a warm-up

@@ -14,8 +14,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +88,8 @@ def _outcome(made: Made, cell: str) -> Outcome:
         return Outcome(state, round(time.monotonic() - started, 1), rounded, reason)
 
     try:
-        return outcome(PASSED, **CELLS[cell](made))
+        figures: Mapping[str, Any] = CELLS[cell](made)
+        return outcome(PASSED, **figures)
     except UnsupportedError as error:
         return outcome(REFUSED, reason_of(made, error))
     except pytest.skip.Exception as error:
@@ -109,8 +111,9 @@ def _quiet() -> None:
     """One thread for each process, and no notes of libraries between the figures."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet: Any = transformers.logging
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
     logging.getLogger("onnx_ir").setLevel(logging.WARNING)
 
 

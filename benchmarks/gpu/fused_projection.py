@@ -15,8 +15,9 @@ more than rounding explains.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -120,10 +121,12 @@ def _copies(widths: Widths, rows: int, dtype: str) -> list[Tensors]:
 
 def _times(copies: list[Tensors]) -> dict[str, float]:
     """Microseconds of one projection in each form."""
-    graphs = {
-        name: timing.graph_of(lambda form=form: [form(tensors) for tensors in copies])
-        for name, form in FORMS.items()
-    }
+
+    def run(form: Callable[[Tensors], object]) -> None:
+        for tensors in copies:
+            form(tensors)
+
+    graphs = {n: timing.graph_of(functools.partial(run, form)) for n, form in FORMS.items()}
     return {name: time / len(copies) for name, time in timing.best_microseconds(graphs).items()}
 
 
@@ -142,7 +145,7 @@ def _times_of_tiles(copies: list[Tensors]) -> dict[Tile, float]:
             launch(tile, t.x, t.x_channel, weights, None, y, y_channel)
 
     tiles = [t for t in TILES if t.rows >= rows] or [max(TILES, key=lambda t: t.rows)]
-    graphs = {tile.name: timing.graph_of(lambda tile=tile: run(tile)) for tile in tiles}
+    graphs = {tile.name: timing.graph_of(functools.partial(run, tile)) for tile in tiles}
     times = timing.best_microseconds(graphs)
     return {tile: times[tile.name] / len(copies) for tile in tiles}
 

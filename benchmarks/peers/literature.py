@@ -77,7 +77,7 @@ def transformers(directory: Path, threads: int) -> Library:
     make = {"base": language_model, "q_reward": language_model, "reward": reward_model}
 
     def load(role: str) -> Model:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
         model.eval()
         return make[role](model)
 

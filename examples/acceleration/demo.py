@@ -104,7 +104,7 @@ def main(quick: bool, threads: int, out: Path) -> None:
 
 def acceptance(reports: Mapping[str, Any]) -> list[Row]:
     """Share of test drafts that are right by domain and head, and of held-out ones untrained."""
-    rows = []
+    rows: list[Row] = []
     for init, report in reports.items():
         before, after = report["before"], report["results"]["test"]
         for name, share in after[report["metric"]].items():
@@ -130,7 +130,7 @@ def speed(out: Path, precision: str, threads: int, size: Size) -> list[Row]:
     engine = load_engine(first, threads=threads)
     rest = [load_engine(other, threads=threads) for other in others if other.is_dir()]
     base = OnnxModel(out / f"base-{precision}", threads, scalar=False)
-    rows = []
+    rows: list[Row] = []
     for kind, prompts in PROMPTS.items():
         decoding = functools.partial(
             Decoding, prompts=prompts[: size.prompts], tokens=size.tokens, clock=time.perf_counter

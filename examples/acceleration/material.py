@@ -16,8 +16,9 @@ import hashlib
 import itertools
 import json
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from examples.sentiment.material import Material
 
@@ -41,7 +42,7 @@ NAMES = ("apple", "bell", "cat", "door", "egg", "fish", "gate", "hat", "island",
 def prepare(
     source: Material,
     directory: Path,
-    sizes: dict[str, tuple[int, int]] = FULL,
+    sizes: Mapping[str, tuple[int, int]] = FULL,
     report: Callable[[str], None] = print,
 ) -> tuple[Path, Path]:
     """Write ``train.jsonl`` and ``test.jsonl`` of ``{"prompt", "text", "domain"}``, if not there.
@@ -73,7 +74,7 @@ def openings(source: Material) -> dict[str, Iterator[str]]:
 
 
 def split(
-    openings: dict[str, Iterator[str]], sizes: dict[str, tuple[int, int]]
+    openings: Mapping[str, Iterator[str]], sizes: Mapping[str, tuple[int, int]]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """``(domain, opening)`` to train on and to test on: each opening once."""
     train: list[tuple[str, str]] = []
@@ -94,7 +95,7 @@ def write(base: Path, prompts: Sequence[str]) -> list[str]:
 
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
     tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     texts: dict[int, str] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), TOGETHER):

@@ -117,7 +117,7 @@ def fine_tune(
         predicted = batch.supervised[:, 1:]
         loss = functional.cross_entropy(logits[predicted], batch.ids[:, 1:][predicted])
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         done += batch.tokens

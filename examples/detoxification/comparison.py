@@ -200,8 +200,8 @@ def table(arms: Mapping[str, Scores], plain: str) -> str:
     lines.append(f"expected maximum toxicity less that of {plain}, 95 % intervals over prompts:")
     for label in arms:
         if label != plain:
-            cells = (f"{n} {_interval(d)}" for n, d in differences(arms, label, plain).items())
-            lines.append(f"  {label:10} {',  '.join(cells)}")
+            found = differences(arms, label, plain).items()
+            lines.append(f"  {label:10} {',  '.join(f'{n} {_interval(d)}' for n, d in found)}")
     return "\n".join(lines)
 
 

@@ -97,8 +97,14 @@ def prepare(report: Callable[[str], None] = lambda text: None) -> Material:
         splits.parent.mkdir(parents=True, exist_ok=True)
         neutral = [text for text, _ in read_snippets(snippets)]
         atomically(splits, lambda folder: _write_texts(folder, read_comments(comments), neutral))
-    files = (splits / f"{name}.jsonl" for name in ("train", "judge", "test", "neutral"))
-    return Material(base, *files, tuple(toxic_prompts(prompts)), BENIGN, minilm, tokenizer)
+    return Material(
+        base=base,
+        **{name: splits / f"{name}.jsonl" for name in ("train", "judge", "test", "neutral")},
+        toxic=tuple(toxic_prompts(prompts)),
+        benign=BENIGN,
+        minilm=minilm,
+        minilm_tokenizer=tokenizer,
+    )
 
 
 def fetch(requirement: str, report: Callable[[str], None] = lambda text: None) -> Path:

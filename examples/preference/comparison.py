@@ -108,7 +108,7 @@ class Written:
 def write(engine: Engine, prompts: Sequence[str], size: Size) -> dict[str, Written]:
     """Write by every way; guided ones with every drafter too."""
     drafters = [name for name in draft_names(engine.manifest) if name != NONE]
-    ways = {name: (method, []) for name, method in PLAIN.items()}
+    ways: dict[str, tuple[DecodingMethod, list[str]]] = {n: (m, []) for n, m in PLAIN.items()}
     ways |= {name: (method, drafters) for name, (method, _) in GUIDED.items()}
     written = {}
     for name, (method, drafts) in tqdm(ways.items(), "writing", leave=False):

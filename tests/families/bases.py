@@ -146,7 +146,7 @@ def write_base(case: Case, directory: Path) -> Path:
 
     config = config_of(case)
     torch.manual_seed(len(case.name))
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model: Any = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = 0.1 if parameter.dim() == 1 else 0.15

@@ -142,8 +142,14 @@ def trt_build(made: Made) -> Figures:
     builder = next((a.name for a in TRT.availability() if a.usable and not a.needs_gpu), None)
     if builder is None:
         pytest.skip("no builder of target trt can be used here without a GPU")
-    sizes = {"max_batch_size": graphs.MAX_BATCH, "max_candidates": graphs.MAX_CANDIDATES}
-    options = TensorRTOptions(builder, max_step=graphs.MAX_STEP, plugin=False, sm="89", **sizes)
+    options = TensorRTOptions(
+        builder,
+        max_batch_size=graphs.MAX_BATCH,
+        max_candidates=graphs.MAX_CANDIDATES,
+        max_step=graphs.MAX_STEP,
+        plugin=False,
+        sm="89",
+    )
     plan = TRT.plan(made.checkpoint, BuildRequest("fp16", LENGTH, options))
     directory = made.root / "trt-engine"
     directory.mkdir()

@@ -64,7 +64,8 @@ class Made:
         """The base as transformers loads it."""
         import transformers
 
-        return transformers.AutoModelForCausalLM.from_pretrained(self.base).eval()
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(self.base)
+        return model.eval()
 
     def insert(self, name: str, **channel: Any) -> Checkpoint:
         """A new checkpoint over the base, with both kinds of signals."""
