@@ -42,9 +42,9 @@ def plan(
     checkpoint, signals = checkpoint_argument(checkpoint), signals_argument(signals)
     destination, force = path_argument("destination", destination), flag("force", force)
     seed = integer("seed", seed, least=0, error=ConfigError)
-    check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
     refuse_overlap(destination, checkpoint.directory, "the checkpoint")
     refuse_overlap(destination, checkpoint.base.directory, "the base")
+    check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
     old = checkpoint.config
     config = dataclasses.replace(old, signals=(*old.signals, *signals))
     config = OtterConfig.from_json(config.to_json(), str(checkpoint.directory))

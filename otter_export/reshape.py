@@ -65,9 +65,9 @@ def plan(
     ):
         known = " or ".join(config_file.ATTENTIONS)
         raise ConfigError(f"attention must be {known}, got {quoted(attention)}")
-    check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
     refuse_overlap(destination, checkpoint.directory, "the checkpoint")
     refuse_overlap(destination, checkpoint.base.directory, "the base")
+    check_replaceable(destination, marker=config_file.FILE_NAME, force=force)
     changed = set(changed_tensors(checkpoint, progress))
     wanted = [c for c in _shapes(checkpoint, first_layer, attention) if c != checkpoint.config]
     exact = [config for config in wanted if not changed & _left_out(checkpoint, config)]
