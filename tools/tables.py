@@ -98,6 +98,14 @@ TABLES: tuple[tuple[str, str, str, Callable[[], str]], ...] = (
     _of_results("docs/performance.md", "speed", "peers_speed"),
     _of_results("docs/performance.md", "savings", "peers_time", "peers_space"),
     _of_results("docs/performance.md", "shapes", "shape_quality"),
+    _of_results("docs/performance.md", "drafts", "acceleration", "drafts_plain", "drafts_guided"),
+    _of_results(
+        "docs/performance.md",
+        "exact",
+        "drafts_exact_int8",
+        "drafts_exact_experts",
+        "drafts_exact_int4",
+    ),
     _of_results("docs/gpu.md", "onnxruntime", "gpu_onnxruntime_steps", "gpu_onnxruntime_bench"),
     (
         "docs/architecture.md",
