@@ -105,6 +105,7 @@ TABLES: tuple[tuple[str, str, str, Callable[[], str]], ...] = (
         "drafts_exact_int8",
         "drafts_exact_experts",
         "drafts_exact_int4",
+        "drafts_exact_fp32",
     ),
     _of_results("docs/gpu.md", "onnxruntime", "gpu_onnxruntime_steps", "gpu_onnxruntime_bench"),
     (
