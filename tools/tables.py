@@ -107,6 +107,7 @@ TABLES: tuple[tuple[str, str, str, Callable[[], str]], ...] = (
         "drafts_exact_int4",
         "drafts_exact_fp32",
     ),
+    _of_results("docs/performance.md", "segments", "segments"),
     _of_results("docs/gpu.md", "onnxruntime", "gpu_onnxruntime_steps", "gpu_onnxruntime_bench"),
     (
         "docs/architecture.md",
