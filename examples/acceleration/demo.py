@@ -61,6 +61,10 @@ class Size:
     tokens: int = 32
     rounds: int = 2
 
+    def engines(self, precision: str) -> Sequence[str]:
+        """The initialisations that have an engine in a precision, the first one first."""
+        return self.initializations[: None if precision == self.precisions[0] else 1]
+
 
 FULL = Size()
 QUICK = Size(material.QUICK, recipe.QUICK, ("probe", "normal"), ("int8",), 1, 8, 1)
@@ -116,31 +120,30 @@ def acceptance(reports: Mapping[str, Any]) -> list[Row]:
 
 def build(out: Path, size: Size) -> None:
     """Build ``INIT-PRECISION`` and ``base-PRECISION``; what is there stays."""
-    first, *others = size.initializations
     for precision in size.precisions:
-        for init in (first, *others) if precision == size.precisions[0] else (first,):
+        for init in size.engines(precision):
             recipe.build(out / init, precision, out / f"{init}-{precision}")
         if not (destination := out / f"base-{precision}").is_dir():
-            checkpoint = Checkpoint.open(out / first)
+            checkpoint = Checkpoint.open(out / size.initializations[0])
             atomically(destination, functools.partial(write_base, checkpoint, precision))
 
 
 def speed(out: Path, precision: str, threads: int, size: Size) -> list[Row]:
     """By domain and way: tokens a pass, and the speed against the engine without drafts."""
-    first, *others = (out / f"{init}-{precision}" for init in size.initializations)
-    engine = load_engine(first, threads=threads)
-    rest = [load_engine(other, threads=threads) for other in others if other.is_dir()]
+    first, *others = size.engines(precision)
+    engines = {
+        init: load_engine(out / f"{init}-{precision}", threads=threads) for init in (first, *others)
+    }
     base = OnnxModel(out / f"base-{precision}", threads, scalar=False)
     rows: list[Row] = []
     for kind, prompts in PROMPTS.items():
         decoding = functools.partial(
             Decoding, prompts=prompts[: size.prompts], tokens=size.tokens, clock=time.perf_counter
         )
-        ways = {drafts: decoding(engine, drafts) for drafts in draft_names(engine.manifest)}
-        ways |= {
-            f"{recipe.SIGNAL}, begun as {init}": decoding(other, recipe.SIGNAL)
-            for init, other in zip(size.initializations[1:], rest, strict=False)
-        }
+        names = draft_names(engines[first].manifest)
+        ways = {drafts: decoding(engines[first], drafts) for drafts in names}
+        for init in others:
+            ways[f"{recipe.SIGNAL}, begun as {init}"] = decoding(engines[init], recipe.SIGNAL)
         found = measure(ways, size.rounds, {BASE: alone(base, ways[NONE])})
         rows += [{"precision": precision, "text": kind, **row} for row in found]
     return rows

@@ -100,7 +100,7 @@ def fine_tune(
 
     from otter_export.modeling.data import collate
     from otter_export.modeling.otter_model import load_base
-    from otter_export.modeling.training_config import fastest_dtype
+    from otter_export.modeling.training_config import arithmetic, fastest_dtype
 
     opened = BaseModel.open(base)
     model: Any = load_base(opened)
@@ -112,7 +112,7 @@ def fine_tune(
     for group in _groups(opened, texts, settings):
         batch = collate(group)
         optimizer.param_groups[0]["lr"] = settings.learning_rate * (1 - done / settings.tokens)
-        with torch.autocast("cpu", torch.bfloat16, enabled=fastest_dtype() == "bfloat16"):
+        with arithmetic(fastest_dtype()):
             logits = model(batch.ids, use_cache=False).logits[:, :-1].float()
         predicted = batch.supervised[:, 1:]
         loss = functional.cross_entropy(logits[predicted], batch.ids[:, 1:][predicted])
