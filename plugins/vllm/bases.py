@@ -8,7 +8,10 @@ computes something else: Cohere 2's windows are a token longer there than in tra
 
 from __future__ import annotations
 
+from otter_export.base_model import BaseModel
+from otter_export.config import OtterConfig
 from otter_export.errors import UnsupportedError
+from otter_export.signals import kind_of
 
 #: Family (or, where its model types differ, the model type) to vLLM's class.
 CLASSES = {
@@ -56,3 +59,18 @@ def architecture_of(family: str, source: str) -> str:
 def base_architecture(architecture: str) -> str:
     """VLLM's name of the class below an architecture of `ARCHITECTURES`."""
     return architecture.removeprefix(_PREFIX)
+
+
+def check_servable(base: BaseModel, config: OtterConfig) -> str:
+    """The architecture of a checkpoint in vLLM.
+
+    Raises:
+        UnsupportedError: There is none.
+    """
+    architecture = architecture_of(base.family.name, str(base.directory / "config.json"))
+    if not any(kind_of(signal).scores for signal in config.signals):
+        raise UnsupportedError(
+            "the channel has no signal that scores tokens, and vLLM takes no drafts from it; "
+            "serve the base itself"
+        )
+    return architecture

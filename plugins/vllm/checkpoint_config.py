@@ -11,13 +11,11 @@ from vllm.config import CompilationMode, CUDAGraphMode
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
-from otter_export.base_model import BaseModel
 from otter_export.checkpoint import Checkpoint
 from otter_export.config import FILE_NAME, OtterConfig
 from otter_export.errors import UnsupportedError
 from otter_export.plugins.vllm.admission import admission_name
-from otter_export.plugins.vllm.bases import architecture_of
-from otter_export.signals import kind_of
+from otter_export.plugins.vllm.bases import check_servable
 
 _LOG = logging.getLogger("vllm.otter_export")
 _PACKAGE = "otter_export.plugins.vllm"
@@ -56,19 +54,9 @@ def config_parser(parent: Any, problem: str) -> Any:
     return OtterConfigParser
 
 
-def check_servable(base: BaseModel, config: OtterConfig) -> str:
-    """The architecture of a checkpoint in vLLM.
-
-    Raises:
-        UnsupportedError: There is none.
-    """
-    architecture = architecture_of(base.family.name, str(base.directory / "config.json"))
-    if not any(kind_of(signal).scores for signal in config.signals):
-        raise UnsupportedError(
-            "the channel has no signal that scores tokens, and vLLM takes no drafts from it; "
-            "serve the base itself"
-        )
-    return architecture
+def checkpoint_directory(model_config: Any) -> Path:
+    """Where an engine's channel lies; beside its model in a directory of target ``vllm``."""
+    return Path(getattr(model_config.hf_config, "otter_checkpoint", model_config.model))
 
 
 class ConfigUpdate(VerifyAndUpdateConfig):
@@ -83,13 +71,13 @@ class ConfigUpdate(VerifyAndUpdateConfig):
         """
         model, parallel = vllm_config.model_config, vllm_config.parallel_config
         if model.tokenizer == model.model:  # an adapter has none of its own
-            model.tokenizer = model.hf_config.otter_base
+            model.tokenizer = getattr(model.hf_config, "otter_base", model.model)
         _check_engine(vllm_config)
         _force_eager(vllm_config)
         _force_first_runner()
         kind = "CPU" if current_platform.is_cpu() else "GPU"
         parallel.worker_cls = f"{_PACKAGE}.worker.Otter{kind}Worker"
-        signals = OtterConfig.load(Path(model.hf_config.otter_checkpoint)).signals
+        signals = OtterConfig.load(checkpoint_directory(model)).signals
         speculative = vllm_config.speculative_config
         candidates = 0 if speculative is None else speculative.num_speculative_tokens
         own = admission_name(signals, candidates)

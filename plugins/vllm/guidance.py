@@ -69,8 +69,8 @@ class Guidance:
                 )
             for name, weight in (self.weights or {}).items():
                 _weight(f"{PREFIX}weights of {name}", weight)
-        if self.minimum:
-            keep(self, minimum=named_numbers(f"{PREFIX}minimum", self.minimum))
+        given = {} if self.minimum is None else self.minimum
+        keep(self, minimum=named_numbers(f"{PREFIX}minimum", given) if given != {} else {})
 
     @classmethod
     def of(cls, extra_args: Mapping[str, Any] | None) -> Guidance:

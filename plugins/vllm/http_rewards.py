@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import REGISTRY, Counter, Summary
 
 from otter_export.config import OtterConfig
+from otter_export.plugins.vllm.checkpoint_config import checkpoint_directory
 from otter_export.plugins.vllm.guidance import PREFIX
 from otter_export.signals import kind_of
 
@@ -203,8 +203,8 @@ def _chat_reward(item: dict[str, Any], name: str, shown: int | None) -> float | 
 
 def _signals(scope: Any) -> list[dict[str, Any]]:
     """The signals of the server's model that are rewards."""
-    config = scope["app"].state.vllm_config.model_config.hf_config
-    signals = OtterConfig.load(Path(config.otter_checkpoint)).signals
+    model = scope["app"].state.vllm_config.model_config
+    signals = OtterConfig.load(checkpoint_directory(model)).signals
     return [
         {"name": s.name, "kind": s.kind, "bounds": s.bounds} for s in signals if kind_of(s).scores
     ]

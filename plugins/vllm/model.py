@@ -21,6 +21,7 @@ from otter_export.checkpoint import Checkpoint
 from otter_export.errors import UnsupportedError
 from otter_export.plugins.vllm.bases import ARCHITECTURES, base_architecture
 from otter_export.plugins.vllm.channel import Channel
+from otter_export.plugins.vllm.checkpoint_config import checkpoint_directory
 from otter_export.plugins.vllm.layer import copy, parameter
 from otter_export.signals import Signal, kind_of
 
@@ -62,7 +63,7 @@ class ChannelBeside:
         if vllm_config.compilation_config.mode != CompilationMode.NONE:
             raise UnsupportedError("Otter models run eagerly; start vLLM with --enforce-eager")
         model = vllm_config.model_config
-        self.checkpoint = checkpoint = Checkpoint.open(model.hf_config.otter_checkpoint)
+        self.checkpoint = checkpoint = Checkpoint.open(checkpoint_directory(model))
         config, d = checkpoint.config, checkpoint.base.dimensions
         self.hidden_size = d.hidden_size
         self.otter = Channel(self, checkpoint, vllm_config.cache_config)  # type: ignore[arg-type]

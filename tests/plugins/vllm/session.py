@@ -108,8 +108,10 @@ def main() -> None:
     """Run the jobs of a file."""
     jobs, results = map(Path, sys.argv[1:])
     _register_classes()
-    found = [_run(job) for job in json.loads(jobs.read_text())]
-    results.write_text(json.dumps(found))
+    found = []
+    for job in json.loads(jobs.read_text()):
+        found.append(_run(job))
+        results.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
