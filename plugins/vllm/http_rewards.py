@@ -72,11 +72,14 @@ class RewardsMiddleware:
         if wants:
             guides = bool(arguments.get(f"{PREFIX}weight") or arguments.get(f"{PREFIX}weights"))
             self._requests.labels(str(guides).lower()).inc()
+        is_chat = scope["path"] == CHAT
+        try:
+            shown = _ask(data, is_chat, wants[PROMPT_REWARDS]) if any(wants.values()) else None
+        except TypeError:
+            wants = {}
         if not any(wants.values()):
             await self._app(scope, _again(body, receive), send)
             return
-        is_chat = scope["path"] == CHAT
-        shown = _ask(data, is_chat, wants[PROMPT_REWARDS])
         vocab_size = scope["app"].state.vllm_config.model_config.get_vocab_size()
 
         def change(answer: Any) -> None:
@@ -153,19 +156,21 @@ def _ask(data: dict[str, Any], is_chat: bool, with_prompt: bool) -> int | None:
 
     The likeliest tokens of a chat are cut off behind as many as were asked for, with the token
     itself and its reward among them; those of a completion are not.
+
+    Raises:
+        TypeError: A number is none; vLLM will say so.
     """
-    asked = data.get("top_logprobs") if is_chat else data.get("logprobs")
-    shown = (asked or 0) if (data.get("logprobs") or (not is_chat and asked == 0)) else None
-    if data.get("logprobs") is False or (not is_chat and asked is None):
-        shown = None
+    shown: int | None = data.get("logprobs")
     if is_chat:
+        shown = (data.get("top_logprobs") or 0) if shown else None
         data.update(logprobs=True, top_logprobs=(shown or 0) + 2)
     else:
         data["logprobs"] = (shown or 0) + 1
     data["return_tokens_as_token_ids"] = True
     arguments = dict(data["vllm_xargs"])
-    arguments.pop(PROMPT_REWARDS, None)
-    data["vllm_xargs"] = {**arguments, REWARDS: 1}
+    if arguments.pop(PROMPT_REWARDS, None):
+        arguments.setdefault(REWARDS, 1)
+    data["vllm_xargs"] = arguments
     if with_prompt:
         data["prompt_logprobs"] = (data.get("prompt_logprobs") or 0) + 1
     return shown

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def _answers(llm: Any, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         params.append(SamplingParams(detokenize=False, **fields))
     try:
         outputs = llm.generate(prompts, params, use_tqdm=False)
-    except Exception as error:
-        return [{"error": f"{type(error).__name__}: {error}"} for _ in requests]
+    except ValueError as error:  # refused where it was to be admitted
+        return [{"error": str(error)} for _ in requests]
     return [
         {
             "outputs": [
@@ -98,6 +99,9 @@ def _run(job: dict[str, Any]) -> Any:
     print(f"{job['model']}: {time.perf_counter() - started:.1f} s", file=sys.stderr)
     try:
         return [_answers(llm, batch) for batch in job["batches"]]
+    except Exception as error:  # the engine is broken, and would go round in circles
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}"}
     finally:
         del llm
         gc.collect()
