@@ -48,6 +48,9 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(
         "otter_export.cli.generate:generate", None, "Generate text, guided by a signal."
     ),
+    "score": Command(
+        "otter_export.cli.score:score", None, "Score texts: rewards without generation."
+    ),
     "bench": Command(
         "otter_export.cli.bench:bench", None, "Time decoding: plain and guided, and why."
     ),
