@@ -52,9 +52,16 @@ def main(
     clock = time.process_time if threads == 1 else time.perf_counter
     rows = speeds(engine, texts, rounds, clock)
     difference = largest_difference(engine, PROMPTS[:8], tokens)
-    details = {"texts": len(texts), "rounds": rounds, "difference from generate": difference}
     if not quick:
-        record.write("scoring", rows, threads=threads, engine=directory.name, **details)
+        record.write(
+            "scoring",
+            rows,
+            texts=len(texts),
+            rounds=rounds,
+            threads=threads,
+            engine=directory.name,
+            difference_from_generate=difference,
+        )
     click.echo(record.table(rows), nl=False)
     click.echo(f"largest difference from the rewards of generate: {difference:.1e}")
 

@@ -31,6 +31,9 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "insert": Command("otter_export.cli.insert:insert", None, "Insert a channel into a base."),
+    "import": Command(
+        "otter_export.cli.import_head:import_head", None, "Import a head, exactly, as a channel."
+    ),
     "train": Command("otter_export.cli.train:train", "train", "Train a signal of a checkpoint."),
     "add-signal": Command(
         "otter_export.cli.add_signal:add_signal", None, "Add signals to a trained channel."

@@ -174,8 +174,10 @@ def _names(engine: Engine, signals: Sequence[str] | None) -> list[str]:
 
 def _request(engine: Engine, text: Text | tuple[Text, Text], method: ArgsGreedy) -> Request:
     """A prompt that is fed and not continued, whose response is scored."""
-    is_pair = isinstance(text, tuple) and len(text) == 2 and not _is_ids(text)
-    prompt, response = text if is_pair else ("", text)
+    prompt: Any = ""
+    response: Any = text
+    if isinstance(text, tuple) and len(text) == 2 and not _is_ids(text):
+        prompt, response = text
     head = text_ids(prompt, engine) if isinstance(prompt, str) else _ids(prompt)
     if isinstance(response, str):
         tail = engine.tokenizer.encode(response, add_special_tokens=False)
