@@ -34,6 +34,9 @@ COMMANDS: dict[str, Command] = {
     "import": Command(
         "otter_export.cli.import_head:import_head", None, "Import a head, exactly, as a channel."
     ),
+    "label": Command(
+        "otter_export.cli.label:label", "train", "Score texts by a reward model, to learn from."
+    ),
     "train": Command("otter_export.cli.train:train", "train", "Train a signal of a checkpoint."),
     "add-signal": Command(
         "otter_export.cli.add_signal:add_signal", None, "Add signals to a trained channel."
