@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from otter_export import ArgsGreedy, Experts, Plain, Request, generate, load_engine, score, stream
+from otter_export import (
+    ArgsGreedy,
+    Experts,
+    Plain,
+    Request,
+    SegmentRejection,
+    best_of,
+    generate,
+    load_engine,
+    score,
+    stream,
+)
 from otter_export.errors import EngineError, RequestError
 from otter_export.runtime.request import Result, TokenEvent
 from otter_export.runtime.scheduler import Limits, Scheduler
@@ -234,3 +245,15 @@ def test_a_value_that_is_not_finite_ends_its_text_alone() -> None:
 
     with pytest.raises(EngineError, match="reward that is NaN or infinite"):
         list(score(Broken(make_manifest()), ["ab"]))
+
+
+def test_only_a_scheduler_reports_rewards_of_a_prompt() -> None:
+    engine, request = fake(Signal("reward")), Request("ab", Plain(temperature=1.0), rewards_from=0)
+    with pytest.raises(RequestError, match="best_of does not report rewards of the prompt"):
+        best_of(engine, request, 2)
+    with pytest.raises(RequestError, match="segment_rejection does not report rewards of the"):
+        SegmentRejection(threshold=0.5).check(request)
+    with pytest.raises(RequestError, match="max_tokens must be an integer of at least 1"):
+        Request("ab", max_tokens=0)
+    with pytest.raises(RequestError, match="rewards_from must be an integer of at least 0"):
+        Request("ab", rewards_from=-1)
