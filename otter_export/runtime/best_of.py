@@ -56,6 +56,7 @@ def best_of(engine: Engine, request: Request, count: int, *, rank: str = "last")
     rank = choice("rank", rank, RANKS)
     if not isinstance(request, Request):
         raise RequestError(f"request must be a Request, got {quoted(request)}")
+    request.check_generates("best_of")
     count = integer("count", count, least=1, most=1 << 16)
     if count > 1 and not request.method.samples:
         raise RequestError(

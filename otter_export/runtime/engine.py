@@ -54,8 +54,8 @@ class Tokenizer(Protocol):
         """Ids of the special tokens, which `decode` leaves out unless told otherwise."""
         ...
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with what the model's tokenizer puts around one (BOS)."""
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, with what the model's tokenizer puts around one (BOS) or without."""
         ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
