@@ -14,6 +14,7 @@ import numpy as np
 
 from otter_export.errors import EngineError, OtterError, RequestError
 from otter_export.quoting import quoted
+from otter_export.runtime.chat import Chat
 from otter_export.runtime.detokenizer import TextStream
 from otter_export.runtime.drafts import make_drafter
 from otter_export.runtime.drafts.drafter import MOST_ROWS
@@ -278,10 +279,13 @@ class Sequence:
     def result(self) -> Result:
         """The finished request."""
         prompt = self.request.prompt
-        text = prompt if isinstance(prompt, str) else self._tokenizer.decode(self.prompt_ids)
+        if not isinstance(prompt, str):
+            # Without its special tokens nobody sees who says what in a chat.
+            shown = not isinstance(prompt, Chat)
+            prompt = self._tokenizer.decode(self.prompt_ids, skip_special_tokens=shown)
         return Result(
             request=self.number,
-            prompt=text,
+            prompt=prompt,
             prompt_ids=tuple(self.prompt_ids),
             token_ids=tuple(self.token_ids),
             text="".join(self._texts),
@@ -320,10 +324,14 @@ def _by_name(values: abc.Sequence[Mapping[str, float]]) -> dict[str, tuple[float
     return {name: tuple(v[name] for v in values) for name in (values[0] if values else ())}
 
 
-def _encode(prompt: str | abc.Sequence[int], engine: Engine) -> list[int]:
+def _encode(prompt: str | abc.Sequence[int] | Chat, engine: Engine) -> list[int]:
     """The prompt's token ids, checked: their number first, since that costs nothing."""
     manifest, most = engine.manifest, engine.manifest.max_sequence_length - 1
-    ids = _from_text(prompt, engine) if isinstance(prompt, str) else prompt
+    ids: abc.Sequence[int]
+    if isinstance(prompt, Chat):
+        ids = prompt.token_ids(engine.tokenizer)
+    else:
+        ids = _from_text(prompt, engine) if isinstance(prompt, str) else prompt
     if len(ids) > most:
         raise RequestError(
             f"the prompt has {len(ids)} tokens; the engine takes at most {most} and one to "
