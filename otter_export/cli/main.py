@@ -48,6 +48,9 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(
         "otter_export.cli.generate:generate", None, "Generate text, guided by a signal."
     ),
+    "serve": Command(
+        "otter_export.cli.serve:serve", "serve", "Serve an engine: OpenAI's API and a live page."
+    ),
     "bench": Command(
         "otter_export.cli.bench:bench", None, "Time decoding: plain and guided, and why."
     ),

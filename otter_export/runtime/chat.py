@@ -79,8 +79,8 @@ class Chat:
         template = tokenizer.chat_template
         if template is None:
             raise RequestError(
-                "the model has no chat template, so it was trained on plain text; give it a prompt, "
-                "or put its chat_template.jinja beside tokenizer.json"
+                "the model has no chat template, so it was trained on plain text; give it a "
+                "prompt, or put its chat_template.jinja beside tokenizer.json"
             )
         text = template.render([message._asdict() for message in self.messages])
         return tokenizer.encode(text, add_special_tokens=False)

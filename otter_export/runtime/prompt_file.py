@@ -91,7 +91,7 @@ def read_prompts(path: str | Path, defaults: Defaults) -> list[Request]:
 
     Args:
         path: A file of JSON objects, one a line: ``{"prompt": "..."}`` or ``{"messages": [...]}``,
-            and any of `FIELDS`. Blank lines are skipped. A pipe will do, and ``-`` is standard input.
+            and any of `FIELDS`. Blank lines are skipped. A pipe will do; ``-`` is standard input.
         defaults: What lines take where they say nothing.
 
     Raises:

@@ -258,7 +258,7 @@ def test_lines_override_what_the_command_line_says(tmp_path: Path) -> None:
         ("[" * 100_000, "line 2: not JSON"),
         (
             {"prompt": "a", "wieght": 1},
-            "line 2: unknown field wieght; known: prompt, messages, method",
+            "line 2: unknown field wieght; known: prompt, m",
         ),
         ({"prompt": 4}, "line 2: a prompt must be text"),
         ({"prompt": "a", "method": "best"}, "line 2: unknown method 'best'"),
