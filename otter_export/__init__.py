@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from otter_export.load import load_engine
     from otter_export.runtime.best_of import best_of
+    from otter_export.runtime.chat import Chat, Message
+    from otter_export.runtime.conversation import Conversation
     from otter_export.runtime.generation import generate, stream
     from otter_export.runtime.methods.args_greedy import ArgsGreedy
     from otter_export.runtime.methods.args_stochastic import ArgsStochastic
@@ -51,7 +53,10 @@ __all__ = [
     "ArgsGreedy",
     "ArgsStochastic",
     "Candidate",
+    "Chat",
+    "Conversation",
     "Experts",
+    "Message",
     "Penalties",
     "Plain",
     "PromptRewards",
@@ -73,7 +78,10 @@ _MODULES = {
     "ArgsGreedy": "otter_export.runtime.methods.args_greedy",
     "ArgsStochastic": "otter_export.runtime.methods.args_stochastic",
     "Candidate": "otter_export.runtime.request",
+    "Chat": "otter_export.runtime.chat",
+    "Conversation": "otter_export.runtime.conversation",
     "Experts": "otter_export.runtime.methods.experts",
+    "Message": "otter_export.runtime.chat",
     "Penalties": "otter_export.runtime.penalties",
     "Plain": "otter_export.runtime.methods.plain",
     "PromptRewards": "otter_export.runtime.request",

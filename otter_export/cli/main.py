@@ -57,6 +57,9 @@ COMMANDS: dict[str, Command] = {
     "score": Command(
         "otter_export.cli.score:score", None, "Score texts: rewards without generation."
     ),
+    "serve": Command(
+        "otter_export.cli.serve:serve", "serve", "Serve an engine: OpenAI's API and a live page."
+    ),
     "bench": Command(
         "otter_export.cli.bench:bench", None, "Time decoding: plain and guided, and why."
     ),

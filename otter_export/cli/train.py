@@ -129,6 +129,13 @@ _TASK, _TEST = TaskType(weighted=True), TaskType(weighted=False)
     help="The same on text labelled expert or anti.",
 )
 @click.option(
+    "--discriminative-weight",
+    type=FiniteRange(0),
+    default=_DEFAULT.discriminative_weight,
+    show_default=True,
+    help="Of experts: what a nat of doubt costs about the class that a labelled text is of.",
+)
+@click.option(
     "--score-scale",
     type=FiniteRange(0, min_open=True),
     default=1.0,

@@ -7,25 +7,31 @@ from collections.abc import Sequence
 
 from otter_export.errors import RequestError
 from otter_export.quoting import quoted
+from otter_export.runtime.chat import Chat
 from otter_export.runtime.engine import Engine
 
 _LOG = logging.getLogger(__name__)
 
 
-def prompt_ids(prompt: str | Sequence[int], engine: Engine, *, generated: int) -> list[int]:
+def prompt_ids(prompt: str | Sequence[int] | Chat, engine: Engine, *, generated: int) -> list[int]:
     """The prompt's token ids, checked: their number first, since that costs nothing.
 
     Args:
-        prompt: Text or token ids.
+        prompt: Text, token ids, or a chat.
         engine: Its tokenizer and limits.
         generated: 1 where a token is to be generated behind it, else 0.
 
     Raises:
-        RequestError: They are too many, none at all, or not in the vocabulary.
+        RequestError: They are too many, none at all, or not in the vocabulary; or the model takes
+            no such chat.
     """
     manifest = engine.manifest
     most = manifest.max_sequence_length - generated
-    ids = text_ids(prompt, engine) if isinstance(prompt, str) else prompt
+    ids: Sequence[int]
+    if isinstance(prompt, Chat):
+        ids = prompt.token_ids(engine.tokenizer)
+    else:
+        ids = text_ids(prompt, engine) if isinstance(prompt, str) else prompt
     if len(ids) > most:
         room = " and one to generate" if generated else ""
         raise RequestError(

@@ -11,6 +11,7 @@ import numpy as np
 from otter_export.arguments import as_integer, integer, keep
 from otter_export.errors import RequestError
 from otter_export.quoting import quoted
+from otter_export.runtime.chat import Chat
 from otter_export.runtime.drafts import NONE
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from otter_export.runtime.methods.base import DecodingMethod
@@ -25,7 +26,8 @@ class Request:
     """One prompt and how to continue it.
 
     Args:
-        prompt: Text, or token ids; an array ``[n]`` of integers too.
+        prompt: Text, or token ids; an array ``[n]`` of integers too. Or the messages of a `Chat`,
+            also as a list of ``{"role": ..., "content": ...}``.
         method: How tokens are chosen.
         max_tokens: Most tokens to generate, at least 1; the engine's ``max_sequence_length`` limits
             prompt and generated tokens together. 0 with ``rewards_from``: the prompt is scored, and
@@ -46,7 +48,7 @@ class Request:
         RequestError: An option is out of range.
     """
 
-    prompt: str | Sequence[int]
+    prompt: str | Sequence[int] | Chat
     method: DecodingMethod = dataclasses.field(default_factory=ArgsGreedy)
     max_tokens: int = 64
     stop: tuple[str, ...] = ()
@@ -158,7 +160,7 @@ class Result:
 
     Args:
         request: Index of the request.
-        prompt: The prompt's text.
+        prompt: The prompt's text; of a chat, what its template made of it.
         prompt_ids: Its token ids.
         token_ids: Generated tokens, the end-of-sequence token included.
         text: Their text, without special tokens and up to the stop word.
@@ -205,8 +207,10 @@ class Result:
         return fields
 
 
-def _checked_prompt(prompt: object) -> str | Sequence[int]:
+def _checked_prompt(prompt: object) -> str | Sequence[int] | Chat:
     """The prompt, with token ids as Python integers."""
+    if isinstance(prompt, Chat):
+        return prompt
     if isinstance(prompt, str):
         _check_text("the prompt", prompt)
         return str(prompt)
@@ -214,6 +218,8 @@ def _checked_prompt(prompt: object) -> str | Sequence[int]:
         prompt = prompt.tolist()
     # Bytes are a sequence of integers too, but not of token ids.
     if isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray | memoryview):
+        if prompt and all(isinstance(message, Mapping) for message in prompt):
+            return Chat(tuple(prompt))
         if all(type(token) is int for token in prompt):
             return prompt
         ids = [token for given in prompt if (token := as_integer(given)) is not None]

