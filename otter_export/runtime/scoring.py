@@ -197,7 +197,7 @@ def _is_ids(text: object) -> bool:
 
 def _ids(text: object) -> list[int]:
     """Token ids, checked by a request's rules."""
-    return list(Request(text).prompt)  # type: ignore[arg-type]
+    return list(Request(text).prompt)
 
 
 def _score(
