@@ -61,20 +61,19 @@ def _residual_heads(state: Widening, e: Emitter, signal: Signal, weight: ir.Valu
     stem, count = block_name(signal), signal.heads
     block = state.tensor(f"{stem}.weight", n, (count * size, size))
     bias = state.tensor(f"{stem}.bias", n, (count * size,))
-    wide = state.shape(n, count * size)
+    # Shapes are left out: how many rows of the state are kept is decided later.
     transposed = e.op("Transpose", [block], f"{stem}.weight_t", perm=[1, 0])
-    z = e.op("MatMul", [n, transposed], f"{stem}.matmul", shape=wide)
-    z = e.op("Add", [z, bias], f"{stem}.add", shape=wide)
-    gate = e.op("Sigmoid", [z], f"{stem}.sigmoid", shape=wide)
-    z = e.op("Mul", [z, gate], f"{stem}.silu", shape=wide)
+    z = e.op("MatMul", [n, transposed], f"{stem}.matmul")
+    z = e.op("Add", [z, bias], f"{stem}.add")
+    gate = e.op("Sigmoid", [z], f"{stem}.sigmoid")
+    z = e.op("Mul", [z, gate], f"{stem}.silu")
     parts = e.nodes("Split", [z], [f"{stem}.{i}" for i in heads], axis=-1, num_outputs=count)
     names = [f"signals.{signal.name}.weight.{i}" for i in heads]
     weights = e.nodes("Split", [weight], names, axis=0, num_outputs=count)
     outputs = []
     for i, (part, own) in enumerate(zip(parts, weights, strict=True)):
-        part.shape, part.type = ir.Shape(state.shape(n, size)), z.type
-        own.type = weight.type
-        read = e.op("Add", [n, part], f"{stem}.{i}.add", shape=state.shape(n, size))
+        part.type, own.type = z.type, weight.type
+        read = e.op("Add", [n, part], f"{stem}.{i}.add")
         turned = e.op("Transpose", [own], f"{names[i]}_t", perm=[1, 0])
         outputs.append(e.op("MatMul", [read, turned], f"signals.{signal.name}.{i}.matmul"))
     return e.op("Concat", outputs, f"signals.{signal.name}.concat", axis=-1)

@@ -20,6 +20,7 @@ from otter_export.importing.source import Source
 from otter_export.modeling.otter_model import load_base
 from tests import built, tiny
 from tests.command_line import Cli
+from tests.runtime.executors.graphs import in_place_engine
 
 #: Float32 sums in another order, of scores around 1.
 EQUAL = 1e-5
@@ -181,13 +182,17 @@ def test_medusa_heads_with_their_blocks(tmp_path: Path, cli: Cli, blocks: int) -
     checkpoint = Checkpoint.open(tmp_path / "ckpt")
     assert checkpoint.config.version == (3 if blocks else 2)
     engine = load_engine(built.build(checkpoint, tmp_path / "engine", precision="fp32"))
-    step = engine.forward(
-        engine.new_cache(1),
-        np.array([IDS]),
-        np.arange(len(IDS))[None],
-        np.tri(len(IDS), dtype=bool)[None],
-        4,
-    )
+    # The graph that TensorRT is given, too.
+    steps = [
+        one.forward(
+            one.new_cache(1),
+            np.array([IDS]),
+            np.arange(len(IDS))[None],
+            np.tri(len(IDS), dtype=bool)[None],
+            4,
+        )
+        for one in (engine, in_place_engine(checkpoint, tmp_path / "trt", "f32"))
+    ]
     with torch.no_grad():
         state = load_base(checkpoint.base)(
             input_ids=torch.tensor([IDS]), output_hidden_states=True
@@ -199,7 +204,8 @@ def test_medusa_heads_with_their_blocks(tmp_path: Path, cli: Cli, blocks: int) -
             h = h + z / (1 + np.exp(-z))
         expected = h @ tensors[f"{i}.{blocks}.weight"].T
         # Float32 sums in another order, of logits around 1.
-        np.testing.assert_allclose(step.signals["drafts"][0, :, i], expected, atol=2e-5)
+        for step in steps:
+            np.testing.assert_allclose(step.signals["drafts"][0, :, i], expected, atol=2e-5)
     if blocks:
         result = cli("verify", tmp_path / "engine", "--checkpoint", tmp_path / "ckpt")
         assert result.status == 0, result.stdout + result.stderr
