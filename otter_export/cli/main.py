@@ -48,6 +48,7 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(
         "otter_export.cli.generate:generate", None, "Generate text, guided by a signal."
     ),
+    "chat": Command("otter_export.cli.chat:chat", "chat", "Talk with a model in the terminal."),
     "serve": Command(
         "otter_export.cli.serve:serve", "serve", "Serve an engine: OpenAI's API and a live page."
     ),
