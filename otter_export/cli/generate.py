@@ -117,6 +117,9 @@ from otter_export.runtime.segment_rejection import SegmentRejection, segment_rej
     help="Judge the text in pieces, and draw those anew whose reward is too low (CARDS): "
     f"{', '.join(field.name for field in dataclasses.fields(SegmentRejection))}; may be repeated.",
 )
+@click.option(
+    "--prompt-rewards", is_flag=True, help="Report the reward of each token of the prompt too."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per prompt and line.")
 @click.option("--stream/--no-stream", "live", default=True, help="Show tokens as they come.")
 @click.option(
@@ -145,6 +148,7 @@ def generate(
     drafts: str,
     tries: int | None,
     segments: tuple[str, ...],
+    prompt_rewards: bool,
     as_json: bool,
     live: bool,
     plot: Path | None,
@@ -158,6 +162,10 @@ def generate(
     # An option that may be repeated, and was not given, is empty.
     options = {k: v for k, v in method_options.items() if v is not None and v != ()}
     request = {"max_tokens": max_tokens, "stop": stop, "seed": seed, "drafts": drafts}
+    if prompt_rewards:
+        if not as_json:
+            raise RequestError("--prompt-rewards is shown by --json alone; give both")
+        request["rewards_from"] = 0
     request |= {name: options.pop(name) for name in PENALTIES if name in options}
     if system is not None and not chat and prompt_file is None:
         raise RequestError("--system is for chats; give --chat too")

@@ -100,7 +100,7 @@ def summary(results: Sequence[Result], seconds: float | None = None) -> str:
     rewards = [reward for r in results for reward in r.rewards]
     mean = f"mean reward {sum(rewards) / len(rewards):+.3f}, " if rewards else ""
     seconds = sum(r.seconds for r in results) if seconds is None else seconds
-    forwards = sum(r.forwards for r in results) / tokens
+    forwards = sum(r.forwards for r in results) / max(tokens, 1)
     what = f"{len(results)} prompts, " if len(results) > 1 else ""
     end = f" ({results[0].finish_reason})" if len(results) == 1 else ""
     return (

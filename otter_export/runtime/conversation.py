@@ -125,7 +125,7 @@ class Conversation:
         self._ids = prompt[: self.reused]
         for start in range(self.reused, len(prompt), CHUNK_TOKENS):
             part = prompt[start : start + CHUNK_TOKENS]
-            step = feed(self._engine, self._cache, [part])
+            step = feed(self._engine, self._cache, [part]).last
             self._ids += part
         return step
 

@@ -61,7 +61,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, with or without what belongs around one (BOS)."""
+        """Token ids of a text, with what the model's tokenizer puts around one (BOS) or without."""
         ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

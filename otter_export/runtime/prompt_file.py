@@ -18,7 +18,7 @@ from otter_export.runtime.penalties import Penalties
 from otter_export.runtime.request import Request
 
 #: Options of a request besides those of its method.
-_REQUEST_OPTIONS = ("max_tokens", "stop", "seed", "drafts")
+_REQUEST_OPTIONS = ("max_tokens", "stop", "seed", "drafts", "rewards_from")
 _METHOD_OPTIONS = (
     *("top_k", "weight", "weights", "minimum", "gate"),
     *("temperature", "top_p", "signal", "prune"),
@@ -40,8 +40,8 @@ class Defaults:
     Args:
         method: Registered name of a decoding method.
         options: Options of that method; another method takes those that it knows.
-        request: ``max_tokens``, ``stop``, ``seed``, ``drafts`` and `PENALTIES`, where they differ
-            from `Request`'s own.
+        request: ``max_tokens``, ``stop``, ``seed``, ``drafts``, ``rewards_from`` and `PENALTIES`,
+            where they differ from `Request`'s own.
         chat: Whether a text is the user's first message, and no text to go on with.
         system: What chats begin with that have no system prompt; None for nothing.
     """

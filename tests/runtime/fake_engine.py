@@ -30,7 +30,7 @@ class ByteTokenizer:
     def __init__(self, special: Sequence[int] = (EOS,)) -> None:
         self.special = frozenset(special)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 
     @property

@@ -178,7 +178,7 @@ def test_a_special_token_stops_the_generation() -> None:
 
 def test_a_beginning_in_the_prompt_is_not_doubled(caplog: pytest.LogCaptureFixture) -> None:
     class Beginning(ByteTokenizer):
-        def encode(self, text: str) -> list[int]:
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
             return [1, *super().encode(text)]
 
     manifest = make_manifest(bos_token_id=1)
