@@ -268,7 +268,7 @@ def piece_of(line: bytes) -> bytes:
 
 
 def as_list(value: Any) -> list[Any]:
-    """What may be many: tritonserver writes a list of one as its element, and leaves an empty one out."""
+    """A list, which tritonserver writes as its element if it has one, and leaves out if none."""
     return [] if value is None else value if isinstance(value, list) else [value]
 
 

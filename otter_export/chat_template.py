@@ -12,7 +12,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from otter_export.boundary import errors_as
 from otter_export.errors import EngineError, MissingDependencyError, RequestError
@@ -100,6 +100,7 @@ def read_chat_template(directory: Path) -> ChatTemplate | None:
 
 def _environment() -> Any:
     """Jinja as chat templates expect it, in a sandbox whose values cannot be changed."""
+    import jinja2.exceptions
     import jinja2.ext
     import jinja2.nodes
     import jinja2.sandbox
@@ -108,7 +109,7 @@ def _environment() -> Any:
     class Generation(jinja2.ext.Extension):
         """``{% generation %}`` marks what a model said, for training; here it is nothing."""
 
-        tags = frozenset({"generation"})
+        tags: ClassVar[set[str]] = {"generation"}
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
@@ -131,7 +132,7 @@ def _environment() -> Any:
 
     def _check_name(name: object) -> None:
         if str(name).startswith("_"):
-            raise jinja2.sandbox.SecurityError(f"a namespace has no name {quoted(name)}")
+            raise jinja2.exceptions.SecurityError(f"a namespace has no name {quoted(name)}")
 
     def raise_exception(message: object) -> None:
         raise jinja2.TemplateError(str(message))

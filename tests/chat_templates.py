@@ -85,5 +85,6 @@ TEMPLATES = {
 #: For `tests/tiny.py`'s tokenizer, whose tokens are words: the turns are words too.
 WORDS = (
     "{{ bos_token }} {% for message in messages %}w3 {% if message.role == 'user' %}w4 "
-    "{% elif message.role == 'system' %}w5 {% endif %}{{ message.content }} w6 {% endfor %}w3 w7"
+    "{% elif message.role == 'system' %}w5 {% else %}w7 {% endif %}{{ message.content }} w6 "
+    "{% endfor %}w3 w7"
 )

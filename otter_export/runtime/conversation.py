@@ -41,8 +41,8 @@ class Conversation:
 
     def __init__(self, engine: Engine, system: str | None = None) -> None:
         self._engine = engine
-        # Checks the system prompt, too.
-        self.messages = [] if system is None else list(Chat.of("", system).messages[:1])
+        self.messages: list[Message] = []
+        self.system = system
         self._cache = engine.new_cache(1)
         #: The tokens whose rows are in the cache.
         self._ids: list[int] = []
@@ -50,9 +50,20 @@ class Conversation:
 
     @property
     def system(self) -> str | None:
-        """The system prompt."""
-        first = self.messages[:1]
-        return first[0].content if first and first[0].role == SYSTEM else None
+        """The system prompt; may be set between turns, None leaves it to the model's template.
+
+        Raises:
+            RequestError: It is not valid.
+        """
+        return self.messages[0].content if self._has_system() else None
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        first = [] if text is None else list(Chat.of("", text).messages[:1])
+        self.messages = [*first, *self.messages[self._has_system() :]]
+
+    def _has_system(self) -> bool:
+        return bool(self.messages) and self.messages[0].role == SYSTEM
 
     def say(self, text: str, options: Request | None = None) -> Result:
         """One turn; see `stream`."""
@@ -120,8 +131,8 @@ class Conversation:
 
     def _keep(self, turn: _Turn) -> None:
         """Take over the rows of an answer, but for those of its last step."""
-        if turn.rows is None and turn.cache is not None:
-            turn.keep_rows(self._engine)  # it was ended between two steps
+        if turn.rows is None:
+            turn.keep_rows()  # it was ended between two steps
         if turn.rows is not None:
             self._cache, self._ids = turn.rows, [*turn.prompt_ids, *turn.kept_ids]
 
@@ -143,15 +154,16 @@ class _Turn(Sequence):
 
     def advance(self, step: Step, b: int) -> tuple[list[TokenEvent], list[int]]:
         """As any sequence; at the end the rows of its earlier steps are copied."""
-        before = len(self.token_ids)
         events, rows = super().advance(step, b)
         if self.finish_reason is not None and self.error is None:
-            self.keep_rows(self._engine, before)
+            self.keep_rows()
         return events, rows
 
-    def keep_rows(self, engine: Engine, count: int | None = None) -> None:
-        """Copy the rows of the prompt and of the first tokens, of all without a count."""
-        assert self.cache is not None  # it decodes
-        self.rows = engine.new_cache(0)
-        engine.append(self.rows, [(self.cache, self.cache_index)])
-        self.kept_ids = tuple(self.token_ids[:count])
+    def keep_rows(self) -> None:
+        """Copy the rows that are in its batch's cache now."""
+        if self.cache is None:
+            return
+        self.rows = self._engine.new_cache(0)
+        self._engine.append(self.rows, [(self.cache, self.cache_index)])
+        rows = int(self.rows.lengths[0])
+        self.kept_ids = tuple(self.token_ids[: rows - len(self.prompt_ids)])

@@ -1,4 +1,4 @@
-"""What a client is sent, in OpenAI's forms, with the rewards in a field ``otter``."""
+"""Answers in OpenAI's forms, with the rewards in a field ``otter``."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def chat_call(body: Mapping[str, Any], settings: Settings, tokenizer: Tokenizer)
     if isinstance(messages, list):
         messages = [_message(message) for message in messages]
     try:
-        chat = Chat(messages)  # type: ignore[arg-type]  # it checks
+        chat = Chat(messages)  # it checks
         size = sum(len(message.content.encode("utf-8")) for message in chat.messages)
         if size > settings.max_prompt_bytes:
             most = settings.max_prompt_bytes

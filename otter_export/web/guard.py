@@ -1,4 +1,4 @@
-"""Whose browsers may call: pages of this server alone, by names that are its own.
+"""The guard against browsers: this server's own page may call, by names that are its own.
 
 Any page that somebody has open can make a browser send requests here. It says from where it came
 (``Origin``), and by which name it calls (``Host``): a name of elsewhere that was made to lead here
@@ -40,7 +40,8 @@ class Guard:
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         if self._hosts is not None and _without_port(host) not in self._hosts:
             return f"this server answers to {', '.join(self._hosts)} alone; see --host"
-        if origin is not None and origin != f"{scope['scheme']}://{host}":
+        # Behind a proxy with TLS the page came by https, and the call comes by http.
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
             return "only this server's own page may call from a browser"
         return None
 

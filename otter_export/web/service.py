@@ -39,7 +39,7 @@ class EventStream:
         """
         handle = self._scheduler.submit(
             call.served.request,
-            on_event=lambda event: self._put(event),
+            on_event=self._put,
             deadline_seconds=call.served.deadline_seconds,
             request_id=request_id,
         )
