@@ -17,7 +17,7 @@ from otter_export.json_lines import read_lines
 from otter_export.load import load_engine
 from otter_export.quoting import LIMIT, listed, one_line, quoted
 from otter_export.runtime.load import PROVIDERS
-from otter_export.runtime.scoring import BATCH_SIZE, Score, Text
+from otter_export.runtime.scoring import BATCH_SIZE, Score, Text, check_separator
 from otter_export.runtime.scoring import score as scored
 
 #: Columns of a line; any others are left in the answer as they are.
@@ -74,6 +74,7 @@ def score(
     lines: list[dict[str, Any]] = [{_PROMPT: prompt, "response": text} for text in texts]
     if data is not None:
         lines += _read(data)
+    check_separator(separator)
     if not lines:
         raise RequestError("there is nothing to score; give a RESPONSE or --data FILE.jsonl")
     if sha256 is not None:

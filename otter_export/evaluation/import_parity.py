@@ -135,8 +135,7 @@ def _classifier(work: Import) -> _Scorer:
     """By the class of transformers that it is, from the source's directory."""
     import transformers
 
-    names = work.source.config.get("architectures") or [""]
-    by_token = str(names[0]).endswith("ForTokenClassification")
+    by_token = work.source.architecture.endswith("ForTokenClassification")
     kind: Any = (
         transformers.AutoModelForTokenClassification
         if by_token

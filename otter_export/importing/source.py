@@ -60,6 +60,12 @@ class Source:
             raise CheckpointError(f"{path / 'config.json'} holds no object")
         return cls(path, config, _tensors(path))
 
+    @property
+    def architecture(self) -> str:
+        """The class that it was saved from, by its config.json; empty if that says none."""
+        names = self.config.get("architectures")
+        return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
 
 def _tensors(directory: Path) -> TensorStore:
     """Those of the model, if there is one, and of heads beside it."""

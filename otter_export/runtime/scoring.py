@@ -124,10 +124,7 @@ def score(
     """
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise RequestError(f"texts must be a sequence of texts, got {quoted(texts)}")
-    if separator is not None and (not isinstance(separator, str) or not separator):
-        raise RequestError(
-            f"separator must be a text of at least one character, got {quoted(separator)}"
-        )
+    check_separator(separator)
     size = integer("batch_size", batch_size, least=1)
     method = ArgsGreedy(top_k=1, weights=dict.fromkeys(_names(engine, signals), 1.0))
     requests = []
@@ -153,6 +150,14 @@ def score(
                 following += 1
 
     return scores()
+
+
+def check_separator(separator: object) -> None:
+    """Raise `RequestError` if it is neither None nor a text that can end a step."""
+    if separator is not None and (not isinstance(separator, str) or not separator):
+        raise RequestError(
+            f"separator must be a text of at least one character, got {quoted(separator)}"
+        )
 
 
 def _names(engine: Engine, signals: Sequence[str] | None) -> list[str]:
