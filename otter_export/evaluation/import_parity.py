@@ -80,9 +80,10 @@ def import_parity(work: Import, directory: Path, texts: Sequence[str] = PROMPTS)
 
 
 def _activated(work: Import, scores: Tensor) -> Tensor:
-    return {"identity": lambda z: z, "tanh": torch.tanh, "sigmoid": torch.sigmoid}[
-        work.head.signal.activation
-    ](scores)
+    """What the user put behind the source's scores."""
+    functions = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
+    chosen = functions.get(work.head.signal.activation)
+    return scores if chosen is None else chosen(scores)
 
 
 def _scorer(work: Import) -> _Scorer:
