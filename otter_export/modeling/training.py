@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import ConfigError
+from otter_export.modeling.head_step import HeadStep
 from otter_export.modeling.learner import Learner, Task
 from otter_export.modeling.other_signals import changes, others_at_stake
 from otter_export.modeling.otter_model import OtterModel, load_reference
@@ -29,6 +30,7 @@ from otter_export.modeling.training_config import (
     trainable_names,
 )
 from otter_export.safetensors_io import LARGEST, rounded
+from otter_export.signals import kind_of
 
 
 class Listener(Protocol):
@@ -79,7 +81,10 @@ class Trainer:
         keeps_channel = _keeps_channel(self.learners, config)
         names = trainable_names(checkpoint, config, self.signals, keep_channel=keeps_channel)
         self.parameters = _make_trainable(self.model, names, checkpoint)
-        self.optimizer = _optimizer(self.parameters.values(), config)
+        self.head_steps = _head_steps(self.model, checkpoint, self.parameters)
+        #: What the optimizer moves, by the name of the tensor that moves with it.
+        self.moved = self.parameters | {name: one.step for name, one in self.head_steps.items()}
+        self.optimizer = _optimizer(self.moved.values(), config)
         self.steps_per_epoch = max(len(learner.groups(0)) for learner in self.learners)
         # Every epoch groups anew and may differ by a batch; the schedule uses the first's number.
         self.total_steps = self.steps_per_epoch * config.epochs
@@ -139,8 +144,12 @@ class Trainer:
             batch = learner.batch(place)
             loss += learner.learn(batch, p.step + 1)
             p.tokens += batch.tokens
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), c.clip)
+        for head in self.head_steps.values():
+            head.pull()
+        torch.nn.utils.clip_grad_norm_(self.moved.values(), c.clip)
         self.optimizer.step()
+        for head in self.head_steps.values():
+            head.push()
         p.step += 1
         return loss
 
@@ -228,7 +237,7 @@ class Trainer:
         for name, parameter in self.parameters.items():
             tensors[f"parameter.{name}"] = parameter
             tensors[f"best.{name}"] = self.best[name]
-            state = self.optimizer.state.get(parameter, {})
+            state = self.optimizer.state.get(self.moved[name], {})
             for key in ("exp_avg", "exp_avg_sq"):
                 if key in state:
                     tensors[f"{key}.{name}"] = state[key]
@@ -276,7 +285,7 @@ class Trainer:
             parameter.copy_(tensors[f"parameter.{name}"])
             self.best[name] = tensors[f"best.{name}"]
             if f"exp_avg.{name}" in tensors:
-                self.optimizer.state[parameter] = {
+                self.optimizer.state[self.moved[name]] = {
                     "step": torch.tensor(float(self.progress.step)),
                     "exp_avg": tensors[f"exp_avg.{name}"],
                     "exp_avg_sq": tensors[f"exp_avg_sq.{name}"],
@@ -363,6 +372,17 @@ def _make_trainable(
             parameter.data = stored.reshape(parameter.shape)
             parameters[name] = parameter
     return parameters
+
+
+def _head_steps(
+    model: OtterModel, checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, HeadStep]:
+    """Of the trained heads that have a row for each token, by the name of the weight."""
+    return {
+        f"signals.{signal.name}.weight": HeadStep.of(model, checkpoint, signal)
+        for signal in checkpoint.config.signals
+        if f"signals.{signal.name}.weight" in parameters and kind_of(signal).has_token_rows
+    }
 
 
 def _optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:

@@ -47,6 +47,11 @@ class SignalKind(abc.ABC):
     starts_at_zero: ClassVar[bool] = False
     has_heads: ClassVar[bool] = False
 
+    @property
+    def has_token_rows(self) -> bool:
+        """Whether a head has a row for each token, as the base's output embedding has."""
+        return self.drafts or self.scores is Scores.NEXT
+
     @abc.abstractmethod
     def head_dims(self, signal: Signal, vocab_size: int) -> tuple[int, ...]:
         """The dimensions of ``signals.NAME.weight`` before its last, d'; those of the bias."""

@@ -70,5 +70,5 @@ def test_all_of_it_in_small(tmp_path: Path) -> None:
         for kind in FULL:
             assert {(init, f"{kind} {head}") for head in (1, 2, 3)} <= shares.keys()
     rows = {row["drafts"]: row for row in record["rows"] if row["text"] == "prose"}
-    assert rows.keys() == {"none", "lookup", "auto", "ahead", "ahead, begun as normal", BASE}
+    assert rows.keys() == {"none", "lookup", "auto", "ahead", BASE}
     assert all(row["same"] == "1 of 1" for name, row in rows.items() if name != BASE)

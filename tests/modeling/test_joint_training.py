@@ -51,9 +51,9 @@ def gradients(path: Path, *tasks: Task) -> dict[str, torch.Tensor]:
     """Of the first step, before they are clipped to a length of 1e9."""
     trainer = make(path, tasks, config=dataclasses.replace(CONFIG, max_steps=1, clip=1e9))
     assert trainer.run()
+    moved = dict(trainer.model.channel_parameters()) | trainer.moved
     return {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        for name, p in trainer.model.channel_parameters()
+        name: torch.zeros(()) if p.grad is None else p.grad.clone() for name, p in moved.items()
     }
 
 
