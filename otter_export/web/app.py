@@ -18,7 +18,6 @@ from starlette.routing import Route
 
 from otter_export.errors import EngineError, OtterError
 from otter_export.quoting import quoted
-from otter_export.runtime.engine import Engine
 from otter_export.runtime.methods import METHODS
 from otter_export.runtime.request import Result, TokenEvent
 from otter_export.serving.settings import Settings
@@ -28,7 +27,8 @@ from otter_export.web.errors import StatusError, error_response, status_of
 from otter_export.web.guard import Guard
 from otter_export.web.prometheus import PrometheusText
 from otter_export.web.reply import Reply, ending
-from otter_export.web.service import Service
+from otter_export.web.service import Scheduling, Service
+from otter_export.web.upstream import Front
 
 PAGE = Path(__file__).with_name("page.html")
 #: For a whole body to arrive.
@@ -47,11 +47,13 @@ class Application:
     """The handlers, and what they share.
 
     Args:
-        engine: From `load_engine`; nothing else may use it.
+        engine: From `load_engine`; nothing else may use it. Its manifest and its tokenizer are
+            enough where there is a scheduler.
         settings: Limits and defaults; those that the engine cannot keep are tightened.
         name: The model's, for clients.
         private: Directories that clients do not hear of.
         hosts: Names under which browsers may call; None: any.
+        scheduler: Does the work; None: one of its own.
 
     Attributes:
         service: The engine at work.
@@ -60,13 +62,14 @@ class Application:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Front,
         settings: Settings,
         name: str,
         private: tuple[str, ...] = (),
         hosts: tuple[str, ...] | None = None,
+        scheduler: Scheduling | None = None,
     ) -> None:
-        self.service = Service(engine, settings.fitted(engine.manifest))
+        self.service = Service(engine, settings.fitted(engine.manifest), scheduler)
         self._name = name
         self._private = private
         self._created = int(time.time())
