@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from otter_export.boundary import errors_as
 from otter_export.checkpoint import Checkpoint
@@ -79,9 +80,10 @@ def import_parity(work: Import, directory: Path, texts: Sequence[str] = PROMPTS)
 
 
 def _activated(work: Import, scores: Tensor) -> Tensor:
-    return {"identity": lambda z: z, "tanh": torch.tanh, "sigmoid": torch.sigmoid}[
-        work.head.signal.activation
-    ](scores)
+    """What the user put behind the source's scores."""
+    functions = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
+    chosen = functions.get(work.head.signal.activation)
+    return scores if chosen is None else chosen(scores)
 
 
 def _scorer(work: Import) -> _Scorer:
@@ -106,22 +108,35 @@ def _value(work: Import, state: Tensor) -> Tensor:
     """TRL's ``ValueHead`` in evaluation: a linear layer on the last hidden state."""
     weight = _tensor(work, WEIGHT)
     bias = _tensor(work, BIAS) if BIAS in work.source.tensors else None
-    return torch.nn.functional.linear(state, weight, bias)[:, 0]
+    return functional.linear(state, weight, bias)[:, 0]
 
 
 def _drafts(work: Import, state: Tensor) -> Tensor:
-    """Medusa's heads: their outputs alone, since blocks that do something are refused."""
-    outputs = sorted(n for n in work.head.tensors if n.endswith(".weight") and ".linear." not in n)
-    outputs.sort(key=lambda name: int(name.split(".")[-3]))
-    return torch.stack([state @ _tensor(work, name).T for name in outputs], dim=1)
+    """Medusa's heads, layer by layer, by the numbers in their names."""
+    layers: dict[int, dict[int, str]] = {}
+    for name in work.head.tensors:
+        if name.endswith(".weight"):
+            head, layer = (int(part) for part in name.split(".") if part.isdecimal())
+            layers.setdefault(head, {})[layer] = name
+    scores = []
+    for _, own in sorted(layers.items()):
+        h = state
+        for _, name in sorted(own.items()):
+            weight = _tensor(work, name)
+            if ".linear." in name:
+                bias = _tensor(work, name.replace("weight", "bias"))
+                h = h + functional.silu(functional.linear(h, weight, bias))
+            else:
+                h = functional.linear(h, weight)
+        scores.append(h)
+    return torch.stack(scores, dim=1)
 
 
 def _classifier(work: Import) -> _Scorer:
     """By the class of transformers that it is, from the source's directory."""
     import transformers
 
-    names = work.source.config.get("architectures") or [""]
-    by_token = str(names[0]).endswith("ForTokenClassification")
+    by_token = work.source.architecture.endswith("ForTokenClassification")
     kind: Any = (
         transformers.AutoModelForTokenClassification
         if by_token

@@ -1,7 +1,7 @@
 """``medusa``: draft heads as FasterDecoding/Medusa publishes them (arXiv 2401.10774).
 
-Head i is a sequence: residual blocks ``{i}.{j}.linear``, each ``h + SiLU(W h + b)``, then the
-output ``{i}.{last}.weight``, ``[V, d]``. Its draft is the token i + 1 places after the next one.
+Head i is a sequence: residual blocks ``{i}.{j}.linear``, each ``h + SiLU(W h + b)``, mostly one,
+then the output ``{i}.{last}.weight``, ``[V, d]``. It drafts the token i + 1 places after the next.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from otter_export.base_model import BaseModel
 from otter_export.errors import CheckpointError, ConfigError
 from otter_export.importing.source import Head, HeadOptions, Source, SourceFormat, check_shape
 from otter_export.probe import Probe
-from otter_export.signals import Signal
+from otter_export.quoting import listed
+from otter_export.signals import Signal, block_name
 
 _NAME = re.compile(r"(?:medusa_heads?\.)?(\d{1,3})\.(\d{1,3})\.(linear\.)?(weight|bias)")
 
@@ -33,17 +34,28 @@ class Medusa(SourceFormat):
         """See `SourceFormat.head`."""
         if (options.label, options.probability, options.activation) != (None, False, "identity"):
             raise ConfigError("draft heads take neither --label, --probability nor --activation")
-        outputs = _outputs(source)
-        size = (base.dimensions.vocab_size, base.dimensions.hidden_size)
-        for name in outputs:
-            check_shape(source, name, size)
-        signal = Signal(options.name or "drafts", "medusa", "identity", None, heads=len(outputs))
+        layers = _layers(source)
+        vocab, size = base.dimensions.vocab_size, base.dimensions.hidden_size
+        for blocks, output in layers:
+            check_shape(source, output, (vocab, size))
+            for block in blocks:
+                check_shape(source, f"{block}.weight", (size, size))
+                check_shape(source, f"{block}.bias", (size,))
+        count, has_blocks = len(layers), bool(layers[0][0])
+        signal = Signal(
+            options.name or "drafts", "medusa", "identity", None, count, residual=has_blocks
+        )
+        stem, read = f"signals.{signal.name}", source.tensors.float32
         heads = {
-            f"signals.{signal.name}.weight": np.stack([source.tensors.float32(n) for n in outputs]),
-            f"signals.{signal.name}.bias": np.zeros((len(outputs), size[0]), np.float32),
+            f"{stem}.weight": np.stack([read(output) for _, output in layers]),
+            f"{stem}.bias": np.zeros((count, vocab), np.float32),
         }
+        if has_blocks:
+            for part in ("weight", "bias"):
+                values = [read(f"{blocks[0]}.{part}") for blocks, _ in layers]
+                heads[f"{block_name(signal)}.{part}"] = np.stack(values)
         names = frozenset(name for name in source.tensors if _place(name))
-        return Head(signal, Probe(np.eye(size[1], dtype=np.float32), heads), names)
+        return Head(signal, Probe(np.eye(size, dtype=np.float32), heads), names)
 
 
 def _place(name: str) -> tuple[int, int, bool] | None:
@@ -52,31 +64,35 @@ def _place(name: str) -> tuple[int, int, bool] | None:
     return None if found is None else (int(found[1]), int(found[2]), found[3] is not None)
 
 
-def _outputs(source: Source) -> list[str]:
-    """Names of the heads' output weights, in order; blocks before them must be identities.
+def _layers(source: Source) -> list[tuple[tuple[str, ...], str]]:
+    """For each head the stem of its block, if it has one, and the name of its output's weight.
 
     Raises:
-        CheckpointError: Heads are missing, or a block is more than its input.
+        CheckpointError: Heads are missing or unlike, or have more than one block.
     """
     outputs: dict[int, str] = {}
-    trained: list[str] = []
+    blocks: dict[int, set[str]] = {}
     for name in source.tensors:
         place = _place(name)
         if place is None:
             continue
-        if not place[2]:
+        if place[2]:
+            blocks.setdefault(place[0], set()).add(name.rpartition(".")[0])
+        else:
             outputs[place[0]] = name
-        elif source.tensors.float32(name).any():
-            trained.append(name)
-    if sorted(outputs) != list(range(len(outputs))) or not outputs:
-        raise CheckpointError(f"{source.path}: heads {sorted(outputs)} are not 0, 1, 2 and so on")
-    if trained:
+    count = len(outputs)
+    if sorted(outputs) != list(range(count)) or not outputs or not blocks.keys() <= outputs.keys():
         raise CheckpointError(
-            f"{source.path}: its heads have residual blocks ({trained[0]}), which a linear head on "
-            "the channel cannot compute; train heads from the base's own text instead: "
-            "otter-export insert BASE CKPT --signal drafts:medusa, then train --objective drafts"
+            f"{source.path}: heads {sorted(outputs)} with blocks of {sorted(blocks)} are not 0, 1, "
+            "2 and so on"
         )
-    return [outputs[number] for number in range(len(outputs))]
+    numbers = {len(blocks.get(i, ())) for i in outputs}
+    if numbers not in ({0}, {1}):
+        raise CheckpointError(
+            f"{source.path}: its heads have {listed(map(str, sorted(numbers)))} residual blocks; "
+            "none or one each can be imported"
+        )
+    return [(tuple(blocks.get(i, ())), outputs[i]) for i in range(count)]
 
 
 MEDUSA = Medusa()

@@ -58,7 +58,9 @@ class Teacher:
 
     def __init__(self, directory: Path, label: str | None = None, chat: bool = False) -> None:
         import transformers
+        from transformers.utils import logging as transformers_logging
 
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         logging.getLogger("transformers").setLevel(logging.ERROR)
         config = read_json(directory / "config.json")
         names = config.get("architectures") if isinstance(config, dict) else None

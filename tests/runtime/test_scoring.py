@@ -9,7 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from otter_export import ArgsGreedy, Experts, Plain, Request, generate, load_engine, score, stream
+from otter_export import (
+    ArgsGreedy,
+    Chat,
+    Experts,
+    Plain,
+    Request,
+    SegmentRejection,
+    best_of,
+    generate,
+    load_engine,
+    score,
+    stream,
+)
+from otter_export.chat_template import ChatTemplate
 from otter_export.errors import EngineError, RequestError
 from otter_export.runtime.request import Result, TokenEvent
 from otter_export.runtime.scheduler import Limits, Scheduler
@@ -140,6 +153,19 @@ def test_prompt_and_response_are_tokenized_apart_and_bos_comes_once() -> None:
     ]
 
 
+def test_an_answer_in_a_chat_is_scored_as_it_was_written() -> None:
+    engine = fake(Signal("reward"))
+    template = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}a:"
+    engine.tokenizer.chat_template = ChatTemplate(template, {})
+    chat = Chat.of("hi", system="be kind")
+    (result,) = generate(engine, chat, max_tokens=6)
+    (scored,) = score(engine, [(chat, result.token_ids)])
+    assert bytes(scored.prompt_ids) == b"s:be kind;u:hi;a:"
+    assert scored.rewards == result.rewards
+    with pytest.raises(RequestError, match="a response is text or token ids; a chat is a prompt"):
+        score(engine, [chat])  # type: ignore[list-item]
+
+
 def test_signals_that_score_are_all_read_unless_some_are_named() -> None:
     engine = fake(DRAFTS, TONE, Signal("reward"), NEXT)
     (all_of_them,) = score(engine, [("a", "bc")])
@@ -234,3 +260,15 @@ def test_a_value_that_is_not_finite_ends_its_text_alone() -> None:
 
     with pytest.raises(EngineError, match="reward that is NaN or infinite"):
         list(score(Broken(make_manifest()), ["ab"]))
+
+
+def test_only_a_scheduler_reports_rewards_of_a_prompt() -> None:
+    engine, request = fake(Signal("reward")), Request("ab", Plain(temperature=1.0), rewards_from=0)
+    with pytest.raises(RequestError, match="best_of does not report rewards of the prompt"):
+        best_of(engine, request, 2)
+    with pytest.raises(RequestError, match="segment_rejection does not report rewards of the"):
+        SegmentRejection(threshold=0.5).check(request)
+    with pytest.raises(RequestError, match="max_tokens must be an integer of at least 1"):
+        Request("ab", max_tokens=0)
+    with pytest.raises(RequestError, match="rewards_from must be an integer of at least 0"):
+        Request("ab", rewards_from=-1)
