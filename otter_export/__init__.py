@@ -18,6 +18,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from otter_export.evaluation.evaluate import evaluate
     from otter_export.load import load_engine
     from otter_export.runtime.best_of import best_of
     from otter_export.runtime.generation import generate, stream
@@ -52,6 +53,7 @@ __all__ = [
     "SegmentRejection",
     "TokenEvent",
     "best_of",
+    "evaluate",
     "generate",
     "load_engine",
     "segment_rejection",
@@ -70,6 +72,7 @@ _MODULES = {
     "SegmentRejection": "otter_export.runtime.segment_rejection",
     "TokenEvent": "otter_export.runtime.request",
     "best_of": "otter_export.runtime.best_of",
+    "evaluate": "otter_export.evaluation.evaluate",
     "generate": "otter_export.runtime.generation",
     "load_engine": "otter_export.load",
     "segment_rejection": "otter_export.runtime.segment_rejection",

@@ -48,6 +48,9 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(
         "otter_export.cli.generate:generate", None, "Generate text, guided by a signal."
     ),
+    "evaluate": Command(
+        "otter_export.cli.evaluate:evaluate", None, "Compare ways to decode: reward and fluency."
+    ),
     "bench": Command(
         "otter_export.cli.bench:bench", None, "Time decoding: plain and guided, and why."
     ),
