@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,37 +12,64 @@ from otter_export.evaluation.text_metrics import negative_log_likelihoods
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.prefill import CHUNK_TOKENS
 
+#: Token ids of a prompt, and of a text behind it; at least one each.
+Text = tuple[Sequence[int], Sequence[int]]
 
-def token_losses(
-    engine: Engine, prompt: Sequence[int], tokens: Sequence[int]
-) -> npt.NDArray[np.float64]:
-    """Negative log-likelihood in nats of each token of a text behind its prompt.
 
-    An engine of a lower precision has the base of that precision, and reads by it.
+def token_losses(engine: Engine, texts: Sequence[Text]) -> list[npt.NDArray[np.float64]]:
+    """Negative log-likelihood in nats of each token of texts behind their prompts.
+
+    An engine of a lower precision has the base of that precision, and reads by it. Texts of similar
+    length share a pass.
 
     Args:
         engine: The engine.
-        prompt: Token ids, at least one.
-        tokens: Token ids, at least one.
+        texts: What is read; tokens of prompts get no number.
 
     Returns:
-        ``[tokens]``.
+        ``[tokens]`` for each text.
 
     Raises:
-        EngineError: Prompt and tokens are longer than the engine's sequences, or it fails.
+        EngineError: A prompt with its text is longer than the engine's sequences, or it fails.
     """
-    ids = [*prompt, *tokens[:-1]]
-    cache = engine.new_cache(1)
+    found: dict[int, npt.NDArray[np.float64]] = {}
+    for group in _groups([len(prompt) + len(tokens) - 1 for prompt, tokens in texts]):
+        logits = _predictions(engine, [texts[index] for index in group])
+        for index, rows in zip(group, logits, strict=True):
+            found[index] = negative_log_likelihoods(rows, np.array(texts[index][1], np.int64))
+    return [found[index] for index in range(len(texts))]
+
+
+def _groups(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of texts that share a pass; one that is longer than a pass is alone."""
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if group and (len(group) + 1) * lengths[index] > CHUNK_TOKENS:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def _predictions(engine: Engine, texts: Sequence[Text]) -> list[npt.NDArray[Any]]:
+    """Logits ``[tokens, V]`` of the rows that predict each text's tokens."""
+    ids = [[*prompt, *tokens[:-1]] for prompt, tokens in texts]
     # The row of a prompt's last token is the first that predicts.
-    first, logits = len(prompt) - 1, list[npt.NDArray[Any]]()
-    for start in range(0, len(ids), CHUNK_TOKENS):
-        part = np.array([ids[start : start + CHUNK_TOKENS]], np.int64)
-        size = part.shape[1]
-        positions = np.arange(start, start + size)[None]
-        predicting = min(size, start + size - first)
-        tree = np.tri(size, dtype=np.bool_)[None]
-        step = engine.forward(cache, part, positions, tree, max(1, predicting))
-        engine.commit(cache, step, [range(size)])
-        if predicting > 0:
-            logits.append(step.logits[0])
-    return negative_log_likelihoods(np.concatenate(logits), np.array(tokens, np.int64))
+    first = [len(prompt) - 1 for prompt, _ in texts]
+    cache = engine.new_cache(len(texts))
+    found: list[list[npt.NDArray[Any]]] = [[] for _ in texts]
+    for start in range(0, max(map(len, ids)), CHUNK_TOKENS):
+        parts = [row[start : start + CHUNK_TOKENS] for row in ids]
+        width = max(map(len, parts))
+        # Padding comes last, where no token sees it.
+        fed = np.array([[*part, *[0] * (width - len(part))] for part in parts], np.int64)
+        positions = np.tile(np.arange(start, start + width), (len(parts), 1))
+        tree = np.tile(np.tri(width, dtype=np.bool_), (len(parts), 1, 1))
+        begin = min(max(0, min(first) - start), width - 1)
+        step = engine.forward(cache, fed, positions, tree, width - begin)
+        engine.commit(cache, step, [range(len(part)) for part in parts])
+        for b, part in enumerate(parts):
+            rows = slice(max(first[b] - start, begin) - begin, max(len(part) - begin, 0))
+            found[b].append(step.logits[b, rows])
+    return [np.concatenate(rows) for rows in found]

@@ -192,7 +192,7 @@ def evaluate(
                 engine_bytes=sum(file.size for file in engine.manifest.files) or None,
                 written=written,
                 scores=_scores(written, embedder),
-                losses=[token_losses(engine, r.prompt_ids, r.token_ids) for r in written.results],
+                losses=token_losses(engine, [(r.prompt_ids, r.token_ids) for r in written.results]),
                 wins=None,
             )
             if judge is not None and arms:
