@@ -35,6 +35,11 @@ class Written:
         return [result.prompt + result.text for result in self.results]
 
     @property
+    def token_ids(self) -> list[tuple[int, ...]]:
+        """Generated tokens of each text."""
+        return [result.token_ids for result in self.results]
+
+    @property
     def reward(self) -> Array:
         """Mean reward of a text's tokens."""
         return np.array([np.mean(result.rewards) for result in self.results])
