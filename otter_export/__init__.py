@@ -21,13 +21,22 @@ if TYPE_CHECKING:
     from otter_export.evaluation.evaluate import evaluate
     from otter_export.load import load_engine
     from otter_export.runtime.best_of import best_of
+    from otter_export.runtime.chat import Chat, Message
+    from otter_export.runtime.conversation import Conversation
     from otter_export.runtime.generation import generate, stream
     from otter_export.runtime.methods.args_greedy import ArgsGreedy
     from otter_export.runtime.methods.args_stochastic import ArgsStochastic
     from otter_export.runtime.methods.experts import Experts
     from otter_export.runtime.methods.plain import Plain
     from otter_export.runtime.penalties import Penalties
-    from otter_export.runtime.request import Candidate, Request, Result, TokenEvent
+    from otter_export.runtime.request import (
+        Candidate,
+        PromptRewards,
+        Request,
+        Result,
+        TokenEvent,
+    )
+    from otter_export.runtime.scoring import Score, StepScore, score
     from otter_export.runtime.segment_rejection import SegmentRejection, segment_rejection
 
 __version__ = "0.1.0"
@@ -45,17 +54,24 @@ __all__ = [
     "ArgsGreedy",
     "ArgsStochastic",
     "Candidate",
+    "Chat",
+    "Conversation",
     "Experts",
+    "Message",
     "Penalties",
     "Plain",
+    "PromptRewards",
     "Request",
     "Result",
+    "Score",
     "SegmentRejection",
+    "StepScore",
     "TokenEvent",
     "best_of",
     "evaluate",
     "generate",
     "load_engine",
+    "score",
     "segment_rejection",
     "stream",
 ]
@@ -64,17 +80,24 @@ _MODULES = {
     "ArgsGreedy": "otter_export.runtime.methods.args_greedy",
     "ArgsStochastic": "otter_export.runtime.methods.args_stochastic",
     "Candidate": "otter_export.runtime.request",
+    "Chat": "otter_export.runtime.chat",
+    "Conversation": "otter_export.runtime.conversation",
     "Experts": "otter_export.runtime.methods.experts",
+    "Message": "otter_export.runtime.chat",
     "Penalties": "otter_export.runtime.penalties",
     "Plain": "otter_export.runtime.methods.plain",
+    "PromptRewards": "otter_export.runtime.request",
     "Request": "otter_export.runtime.request",
     "Result": "otter_export.runtime.request",
+    "Score": "otter_export.runtime.scoring",
     "SegmentRejection": "otter_export.runtime.segment_rejection",
+    "StepScore": "otter_export.runtime.scoring",
     "TokenEvent": "otter_export.runtime.request",
     "best_of": "otter_export.runtime.best_of",
     "evaluate": "otter_export.evaluation.evaluate",
     "generate": "otter_export.runtime.generation",
     "load_engine": "otter_export.load",
+    "score": "otter_export.runtime.scoring",
     "segment_rejection": "otter_export.runtime.segment_rejection",
     "stream": "otter_export.runtime.generation",
 }

@@ -22,7 +22,7 @@ from otter_export.family import (
     Space,
     channel_width,
 )
-from otter_export.signals import kind_of, token_ids_name
+from otter_export.signals import block_name, kind_of, token_ids_name
 
 #: What a channel with shared attention has no tensors for.
 _OF_WEIGHTS = (Space.QUERY, Space.KEY)
@@ -91,6 +91,9 @@ def expected_tensors(config: OtterConfig, base: BaseModel) -> dict[str, tuple[in
         weight = kind_of(signal).weight_shape(signal, config.hidden_size, d.vocab_size)
         shapes[f"signals.{signal.name}.weight"] = weight
         shapes[f"signals.{signal.name}.bias"] = weight[:-1]
+        if signal.residual:
+            stem, size = block_name(signal), (signal.heads, config.hidden_size)
+            shapes |= {f"{stem}.weight": (*size, config.hidden_size), f"{stem}.bias": size}
         if signal.draft_vocab is not None:
             shapes[token_ids_name(signal)] = (signal.draft_vocab,)
     return shapes

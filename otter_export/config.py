@@ -1,4 +1,4 @@
-"""``otter_config.json``: the shape, signals and base of an Otter checkpoint, versions 1 and 2."""
+"""``otter_config.json``: the shape, signals and base of an Otter checkpoint, versions 1 to 3."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from otter_export.signals import SIGNALS, Signal, kind_of
 
 FILE_NAME = "otter_config.json"
 FORMAT = "otter"
-#: The second is written only where the channel's shape needs it (`OtterConfig.version`).
-VERSIONS = (1, 2)
+#: A later one is written only where the channel or a signal needs it (`OtterConfig.version`).
+VERSIONS = (1, 2, 3)
 
 ACTIVATIONS = ("identity", "tanh", "sigmoid")
 EMBEDDINGS = ("projection", "table")
@@ -72,6 +72,8 @@ class OtterConfig:
     @property
     def version(self) -> int:
         """The first version of the format that can say this."""
+        if any(signal.residual for signal in self.signals):
+            return 3
         is_first = self.initialization != "probe" and self.attention == "own"
         return 1 if is_first and not self.first_layer else 2
 
@@ -91,6 +93,8 @@ class OtterConfig:
                 entry["heads"] = signal.heads
             if signal.draft_vocab is not None:
                 entry["draft_vocab"] = signal.draft_vocab
+            if signal.residual:
+                entry["residual"] = True
             signals.append(entry)
         base = fields.pop("base_model_name_or_path")
         if self.version == 1:
@@ -128,7 +132,7 @@ class OtterConfig:
         if base is not None and (not isinstance(base, str) or not base):
             reader.problem("base_model_name_or_path must be a path, a hub id or null")
             base = None
-        signals = reader.signals()
+        signals = reader.signals(version)
         first_layer, attention = reader.shape(embedding) if version > 1 else (0, "own")
         reader.leftovers()
         heads, key_values = widths["num_attention_heads"], widths["num_key_value_heads"]
@@ -219,7 +223,7 @@ class _Reader:
         if type(version) is not int or version not in VERSIONS:
             raise ConfigError(
                 f"{self.source}: version {quoted(version)} is not known; this release reads "
-                f"versions {' and '.join(map(str, VERSIONS))}. Upgrade otter-export, or write the "
+                f"versions {VERSIONS[0]} to {VERSIONS[-1]}. Upgrade otter-export, or write the "
                 "checkpoint again"
             )
         return version
@@ -252,18 +256,18 @@ class _Reader:
             self.problem(f"{name} is {quoted(value)}; accepted: {', '.join(accepted)}")
         return value if isinstance(value, str) else default
 
-    def signals(self) -> tuple[Signal, ...]:
+    def signals(self, version: int) -> tuple[Signal, ...]:
         entries = self.fields.pop("signals", None)
         if not isinstance(entries, list) or not entries:
             self.problem("signals must be a list of at least one signal")
             return ()
-        signals = [self._signal(i, entry) for i, entry in enumerate(entries)]
+        signals = [self._signal(i, entry, version) for i, entry in enumerate(entries)]
         names = [s.name for s in signals]
         for name in sorted({n for n in names if names.count(n) > 1}):
             self.problem(f"two signals are named {quoted(name)}")
         return tuple(signals)
 
-    def _signal(self, index: int, entry: object) -> Signal:
+    def _signal(self, index: int, entry: object, version: int) -> Signal:
         where = f"signals[{index}]"
         if not isinstance(entry, dict):
             self.problem(f"{where} must be an object")
@@ -302,9 +306,13 @@ class _Reader:
                 f"got {quoted(drafted)}"
             )
             drafted = None
+        residual = entry.pop("residual", False) if known.drafts and version > 2 else False
+        if type(residual) is not bool:
+            self.problem(f"{where}.residual must be true or false, got {quoted(residual)}")
+            residual = False
         for unknown in sorted(entry):
             self.problem(f"{where} has an unknown field {quoted(unknown)}")
-        return Signal(name, kind, activation, bounds, heads, drafted)
+        return Signal(name, kind, activation, bounds, heads, drafted, residual)
 
     def _bounds(self, where: str, activation: str, bounds: object) -> tuple[float, float] | None:
         if bounds is None:

@@ -26,7 +26,7 @@ TOKENIZER_FILES = (
 _SMALL_FILES = (
     *(base_config.FILE_NAME, base_config.GENERATION_FILE),
     *("tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "added_tokens.json"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
 )
 _WEIGHTS = f"{BASE_STEM}.safetensors"
 _INDEX = f"{BASE_STEM}.safetensors.index.json"

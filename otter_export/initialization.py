@@ -22,7 +22,7 @@ from otter_export.errors import ConfigError
 from otter_export.family import ProjectionSite, Space, channel_width
 from otter_export.probe import Maker, Probe, check_probe, orthonormal, probe_makers
 from otter_export.safetensors_io import FloatArray
-from otter_export.signals import is_token_ids, kind_of
+from otter_export.signals import block_name, is_token_ids, kind_of
 
 #: Standard deviation of ``normal``; that of GPT-2 and Llama initialisation.
 NORMAL_STD = 0.02
@@ -70,6 +70,9 @@ def initial_tensors(
         )
     shapes = expected_tensors(config, base)
     for signal in config.signals:
+        if signal.residual:  # a block of zeros is its input
+            block = f"{block_name(signal)}.weight"
+            makers.setdefault(block, _zeros(shapes[block]))
         if kind_of(signal).starts_at_zero:
             makers[f"signals.{signal.name}.weight"] = _zeros(
                 shapes[f"signals.{signal.name}.weight"]

@@ -28,6 +28,8 @@ VERSION = 1
 _SHOWN = 5
 #: What a cache can be stored in.
 CACHE_DTYPES = ("float32", "float16", "bfloat16")
+#: Fields of a signal that are left out where they are not given.
+_WHERE_GIVEN = ("draft_vocab", "residual")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +260,7 @@ class EngineManifest:
         data = dataclasses.asdict(self)
         config = {"format": FORMAT, "version": VERSION, **data}
         config["signals"] = [
-            {k: v for k, v in dataclasses.asdict(s).items() if v is not None or k != "draft_vocab"}
+            {k: v for k, v in dataclasses.asdict(s).items() if v or k not in _WHERE_GIVEN}
             for s in self.signals
         ]
         return config

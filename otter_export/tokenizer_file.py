@@ -64,6 +64,29 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def read_settings(path: Path) -> Mapping[str, Any]:
+    """The JSON object of a settings file; an empty one if there is no such file.
+
+    Raises:
+        ConfigError: It cannot be read, or is no object.
+    """
+    data = read_json(path) if is_file(path, ConfigError) else {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def special_token_names(directory: Path) -> dict[str, str]:
+    """Texts of the special tokens that have a name of their own, such as ``eos_token``.
+
+    Args:
+        directory: Where the tokenizer's files are.
+    """
+    found = {**read_settings(directory / _SPECIAL), **read_settings(directory / _CONFIG)}
+    texts = {name: _content(entry) for name, entry in found.items() if name.endswith("_token")}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
 def tokens_beyond(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> list[str]:
     """The tokens whose ids have no row in an embedding of ``vocab_size`` rows, by id."""
     vocab = tokenizer.get_vocab(with_added_tokens=True)
@@ -72,7 +95,7 @@ def tokens_beyond(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> list[str]
 
 def _add_tokens(tokenizer: tokenizers.Tokenizer, path: Path) -> None:
     """Add what the files beside ``tokenizer.json`` add, by transformers' rules."""
-    split = _object(path.parent / _CONFIG).get("split_special_tokens", False)
+    split = read_settings(path.parent / _CONFIG).get("split_special_tokens", False)
     tokenizer.encode_special_tokens = bool(split)
     known = {str(token) for token in tokenizer.get_added_tokens_decoder().values()}
     for source, token, expected in _tokens_beside(path.parent):
@@ -93,15 +116,15 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, path: Path) -> None:
 def _tokens_beside(directory: Path) -> Iterator[tuple[Path, tokenizers.AddedToken, int | None]]:
     """``(file, token, its id if the file has one)`` of all tokens that other files name."""
     path = directory / _CONFIG
-    config = _object(path)
+    config = read_settings(path)
     numbered = config.get("added_tokens_decoder")
     # As in transformers: a file that lists its tokens does not need the older two.
-    special = config if numbered is not None else {**config, **_object(directory / _SPECIAL)}
+    special = config if numbered is not None else {**config, **read_settings(directory / _SPECIAL)}
     named = list(_special_tokens(special))
     names = {_content(entry) for entry in named}
     if numbered is None:
         path = directory / _ADDED
-        numbered = {str(i): {"content": token} for token, i in _object(path).items()}
+        numbered = {str(i): {"content": token} for token, i in read_settings(path).items()}
     if not isinstance(numbered, Mapping):
         raise ConfigError(f"{path}: added_tokens_decoder must be an object")
     entries = []
@@ -116,14 +139,6 @@ def _tokens_beside(directory: Path) -> Iterator[tuple[Path, tokenizers.AddedToke
         token = _token(entry, special=True)
         if token is not None:
             yield directory / _CONFIG, token, None
-
-
-def _object(path: Path) -> Mapping[str, Any]:
-    """A JSON object, or an empty one if the file does not exist."""
-    data = read_json(path) if is_file(path, ConfigError) else {}
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got {type(data).__name__}")
-    return data
 
 
 def _special_tokens(config: Mapping[str, Any]) -> Iterator[object]:

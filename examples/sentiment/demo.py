@@ -64,10 +64,13 @@ def main(train: bool, out: Path, max_tokens: int, count: int) -> None:
         f"\n{out / 'rewards.png'} draws the rewards, {out / 'demo.json'} holds every number."
     )
     click.echo(f"done in {data['seconds']:.0f} s. Try it yourself:")
+    program = shown(Path(sys.executable).with_name("otter-export"))
     click.echo(
-        f"  {shown('otter-export')} generate {shown(engines['int8'])} "
+        f"  {program} generate {shown(engines['int8'])} "
         f'--prompt "The movie was" --weight {comparison.WEIGHT:g}'
     )
+    click.echo("or watch it write in your browser, coloured by the reward:")
+    click.echo(f"  {program} serve {shown(engines['int8'])}")
 
 
 def make_checkpoint(material: Material, out: Path, train: bool) -> Path:

@@ -32,7 +32,6 @@ from otter_export.runtime.engine import Engine
 from otter_export.runtime.generation import BATCH_SIZE
 from otter_export.runtime.load import PROVIDERS
 from otter_export.runtime.methods import METHODS
-from otter_export.runtime.methods.base import DecodingMethod
 from otter_export.runtime.prompt_file import Defaults, read_prompts
 from otter_export.runtime.request import Request
 
@@ -53,9 +52,11 @@ _METHODS = ("plain", "args-greedy")
     required=True,
     type=click.Path(path_type=Path),
     metavar="FILE.jsonl",
-    help='One {"prompt": ...} a line, with max_tokens, stop, seed and penalties if it wants; - is '
-    "standard input.",
+    help='One {"prompt": ...} or {"messages": [...]} a line, with max_tokens, stop, seed and '
+    "penalties if it wants; - is standard input.",
 )
+@click.option("--chat", is_flag=True, help="A prompt is what a user says.")
+@click.option("--system", metavar="TEXT", help="The system prompt of every chat.")
 @click.option(
     "--method",
     "methods",
@@ -102,6 +103,8 @@ _METHODS = ("plain", "args-greedy")
 def evaluate(
     directories: tuple[Path, ...],
     prompt_file: Path,
+    chat: bool,
+    system: str | None,
     methods: tuple[str, ...],
     weights: str | None,
     top_k: str | None,
@@ -129,7 +132,8 @@ def evaluate(
         _numbers("--top-k", top_k, int),
         {name: value for name, value in options.items() if value is not None},
     )
-    requests = _requests(prompt_file, max_tokens)
+    defaults = Defaults(request={"max_tokens": max_tokens}, chat=chat, system=system)
+    requests = _requests(prompt_file, defaults)
     asked = None if judge is None else JudgeCommand.parse(judge, judge_seconds)
     if out is not None:
         check_replaceable(out, marker=MARKER, force=force)
@@ -167,17 +171,15 @@ def _numbers(name: str, text: str | None, kind: type[float] | type[int]) -> list
         ) from None
 
 
-def _requests(path: Path, max_tokens: int) -> list[Request]:
+def _requests(path: Path, defaults: Defaults) -> list[Request]:
     """The prompts of a file.
 
     Raises:
         RequestError: A line says how to choose its tokens.
     """
-    defaults = Defaults(request={"max_tokens": max_tokens})
     requests = read_prompts(path, defaults)
-    common: DecodingMethod = defaults.request_for("").method
     for number, request in enumerate(requests, 1):
-        if request.method != common:
+        if request.method != Request("").method:
             raise RequestError(
                 f"prompt {number} of {path} has a method or options of its own; leave them out: "
                 "all prompts are continued by --method, --weights and --top-k"

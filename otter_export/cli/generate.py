@@ -21,6 +21,7 @@ from otter_export.evaluation.reward_plot import check_plot_path, plot_rewards
 from otter_export.load import load_engine
 from otter_export.quoting import listed
 from otter_export.runtime.best_of import best_of
+from otter_export.runtime.chat import Chat
 from otter_export.runtime.drafts import DRAFTERS, NONE
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.generation import BATCH_SIZE, stream
@@ -43,9 +44,11 @@ from otter_export.runtime.segment_rejection import SegmentRejection, segment_rej
     "prompt_file",
     type=click.Path(path_type=Path),
     metavar="FILE.jsonl",
-    help='One {"prompt": ...} a line, with any of the options below for that prompt alone; '
-    "- is standard input.",
+    help='One {"prompt": ...} or {"messages": [...]} a line, with any of the options below for '
+    "that prompt alone; - is standard input.",
 )
+@click.option("--chat", is_flag=True, help="A TEXT is what a user says; see also `chat`.")
+@click.option("--system", metavar="TEXT", help="The system prompt of every chat.")
 @click.option("--method", default="args-greedy", show_default=True, help=", ".join(METHODS) + ".")
 @click.option("--top-k", type=int, help="Candidates per token.  [default: 8; plain: all]")
 @click.option("--weight", type=float, help="Of the reward; may be negative.  [default: 1.0]")
@@ -114,6 +117,9 @@ from otter_export.runtime.segment_rejection import SegmentRejection, segment_rej
     help="Judge the text in pieces, and draw those anew whose reward is too low (CARDS): "
     f"{', '.join(field.name for field in dataclasses.fields(SegmentRejection))}; may be repeated.",
 )
+@click.option(
+    "--prompt-rewards", is_flag=True, help="Report the reward of each token of the prompt too."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per prompt and line.")
 @click.option("--stream/--no-stream", "live", default=True, help="Show tokens as they come.")
 @click.option(
@@ -133,6 +139,8 @@ def generate(
     texts: tuple[str, ...],
     prompts: tuple[str, ...],
     prompt_file: Path | None,
+    chat: bool,
+    system: str | None,
     method: str,
     max_tokens: int,
     seed: int | None,
@@ -140,6 +148,7 @@ def generate(
     drafts: str,
     tries: int | None,
     segments: tuple[str, ...],
+    prompt_rewards: bool,
     as_json: bool,
     live: bool,
     plot: Path | None,
@@ -153,8 +162,14 @@ def generate(
     # An option that may be repeated, and was not given, is empty.
     options = {k: v for k, v in method_options.items() if v is not None and v != ()}
     request = {"max_tokens": max_tokens, "stop": stop, "seed": seed, "drafts": drafts}
+    if prompt_rewards:
+        if not as_json:
+            raise RequestError("--prompt-rewards is shown by --json alone; give both")
+        request["rewards_from"] = 0
     request |= {name: options.pop(name) for name in PENALTIES if name in options}
-    defaults = Defaults(method, options, request)
+    if system is not None and not chat and prompt_file is None:
+        raise RequestError("--system is for chats; give --chat too")
+    defaults = Defaults(method, options, request, chat, system)
     # Everything that the user can get wrong is checked before the model is loaded.
     requests = [defaults.request_for(prompt) for prompt in (*texts, *prompts)]
     if prompt_file is not None:
@@ -218,7 +233,8 @@ def _one_by_one(
     for index, request in enumerate(requests):
         result = dataclasses.replace(generate_one(request), request=index)
         results.append(result)
-        text = f"{result.prompt}{result.text}\n{summary([result])}"
+        prompt = _said(request.prompt) if isinstance(request.prompt, Chat) else result.prompt
+        text = f"{prompt}{result.text}\n{summary([result])}"
         click.echo(json.dumps(result.to_json()) if as_json else text)
     return results
 
@@ -249,7 +265,14 @@ def _rejection(
 
 def _text(engine: Engine, request: Request) -> str:
     prompt = request.prompt
+    if isinstance(prompt, Chat):
+        return _said(prompt)
     return prompt if isinstance(prompt, str) else engine.tokenizer.decode(prompt)
+
+
+def _said(chat: Chat) -> str:
+    """What a chat shows before the answer: the user's last message."""
+    return f"> {chat.messages[-1].content}\n"
 
 
 def _collect(engine: Engine, requests: list[Request], batch_size: int, what: str) -> list[Result]:

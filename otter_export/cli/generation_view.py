@@ -29,7 +29,7 @@ class TextView:
         self._prompts = prompts
         self._bounds = bounds
         self._live = live
-        self._color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        self._color = shows_colors()
         self._current = 0
         self._waiting: list[list[str]] = [[] for _ in prompts]
         self._results: dict[int, Result] = {}
@@ -64,9 +64,19 @@ class TextView:
         self._waiting[self._current].clear()
 
     def _styled(self, text: str, reward: float | None) -> str:
-        if not self._color or not text or reward is None:
-            return text
-        return click.style(text, fg=reward_color(reward, self._bounds))
+        return styled(text, reward, self._bounds) if self._color else text
+
+
+def shows_colors() -> bool:
+    """Whether standard output is a terminal whose user wants colours."""
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def styled(text: str, reward: float | None, bounds: tuple[float, float]) -> str:
+    """A text in the colour of its reward."""
+    return (
+        text if not text or reward is None else click.style(text, fg=reward_color(reward, bounds))
+    )
 
 
 def reward_color(reward: float, bounds: tuple[float, float]) -> tuple[int, int, int]:
@@ -90,7 +100,7 @@ def summary(results: Sequence[Result], seconds: float | None = None) -> str:
     rewards = [reward for r in results for reward in r.rewards]
     mean = f"mean reward {sum(rewards) / len(rewards):+.3f}, " if rewards else ""
     seconds = sum(r.seconds for r in results) if seconds is None else seconds
-    forwards = sum(r.forwards for r in results) / tokens
+    forwards = sum(r.forwards for r in results) / max(tokens, 1)
     what = f"{len(results)} prompts, " if len(results) > 1 else ""
     end = f" ({results[0].finish_reason})" if len(results) == 1 else ""
     return (

@@ -191,7 +191,8 @@ def _kind(signal: Signal) -> str:
     if not kind_of(signal).has_heads:
         return signal.kind
     tokens = "all tokens" if signal.draft_vocab is None else f"{signal.draft_vocab} tokens"
-    return f"{signal.kind} ({signal.heads} x {tokens})"
+    blocks = ", residual" if signal.residual else ""
+    return f"{signal.kind} ({signal.heads} x {tokens}{blocks})"
 
 
 def _facts(facts: Mapping[str, str]) -> str:

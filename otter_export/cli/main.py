@@ -31,6 +31,12 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "insert": Command("otter_export.cli.insert:insert", None, "Insert a channel into a base."),
+    "import": Command(
+        "otter_export.cli.import_head:import_head", None, "Import a head, exactly, as a channel."
+    ),
+    "label": Command(
+        "otter_export.cli.label:label", "train", "Score texts by a reward model, to learn from."
+    ),
     "train": Command("otter_export.cli.train:train", "train", "Train a signal of a checkpoint."),
     "add-signal": Command(
         "otter_export.cli.add_signal:add_signal", None, "Add signals to a trained channel."
@@ -50,6 +56,13 @@ COMMANDS: dict[str, Command] = {
     ),
     "evaluate": Command(
         "otter_export.cli.evaluate:evaluate", None, "Compare ways to decode: reward and fluency."
+    ),
+    "chat": Command("otter_export.cli.chat:chat", "chat", "Talk with a model in the terminal."),
+    "score": Command(
+        "otter_export.cli.score:score", None, "Score texts: rewards without generation."
+    ),
+    "serve": Command(
+        "otter_export.cli.serve:serve", "serve", "Serve an engine: OpenAI's API and a live page."
     ),
     "bench": Command(
         "otter_export.cli.bench:bench", None, "Time decoding: plain and guided, and why."

@@ -38,6 +38,30 @@ def byte_bar(total: int | None, description: str) -> Iterator[Callable[[int], No
 
 
 @contextlib.contextmanager
+def count_bar(total: int, description: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """Yield a callback that takes how many items were just done.
+
+    Args:
+        total: Items in all.
+        description: What is going on: ``scoring``.
+        unit: What an item is: ``text``.
+    """
+    with tqdm(
+        total=total,
+        desc=description,
+        unit=unit,
+        delay=DELAY_SECONDS,
+        mininterval=_interval(),
+        leave=False,
+    ) as bar:
+
+        def advance(count: int) -> None:
+            bar.update(count)
+
+        yield advance
+
+
+@contextlib.contextmanager
 def step_bar(total: int, unit: str) -> Iterator[Callable[[str], None]]:
     """Yield a callback that takes the name of each step of a work.
 

@@ -14,12 +14,15 @@ from tqdm import tqdm
 
 from otter_export.checkpoint import OTTER_STEM, Checkpoint
 from otter_export.cli.finite_range import FiniteRange
+from otter_export.cli.label import described
+from otter_export.cli.label import run as run_labelling
 from otter_export.cli.task_option import TaskOption, TaskType
 from otter_export.cli.task_reader import TaskReader
 from otter_export.config import read_json
 from otter_export.files import check_writable, exclusive
 from otter_export.modeling import report as reporting
 from otter_export.modeling.data import Item, Reader, overlap
+from otter_export.modeling.labelling import Places
 from otter_export.modeling.learner import Learner, Task
 from otter_export.modeling.objectives import OBJECTIVES
 from otter_export.modeling.train_state import remove_state
@@ -101,8 +104,9 @@ _TASK, _TEST = TaskType(weighted=True), TaskType(weighted=False)
 )
 @click.option(
     "--teacher",
-    metavar="SIGNAL",
-    help="Of distill: the value signal to learn from.  [default: the first]",
+    metavar="SIGNAL|RM",
+    help="Of distill: the value signal to learn from.  [default: the first]  Of regression: the "
+    "directory of a reward model, which scores --data first, as `label` does.",
 )
 @click.option(
     "--alternatives",
@@ -123,6 +127,13 @@ _TASK, _TEST = TaskType(weighted=True), TaskType(weighted=False)
     default=_DEFAULT.labelled_weight,
     show_default=True,
     help="The same on text labelled expert or anti.",
+)
+@click.option(
+    "--discriminative-weight",
+    type=FiniteRange(0),
+    default=_DEFAULT.discriminative_weight,
+    show_default=True,
+    help="Of experts: what a nat of doubt costs about the class that a labelled text is of.",
 )
 @click.option(
     "--score-scale",
@@ -235,6 +246,8 @@ def train(
         "--test-data": test_data,
     }
     _check_form(single, given)
+    if teacher and data and objective in (None, "regression") and Path(teacher).is_dir():
+        data, teacher = _labelled(Path(teacher), data), None
     click.get_current_context().with_resource(exclusive(checkpoint, "is being trained or read"))
     opened = Checkpoint.open(checkpoint)
     if delta is not None:
@@ -297,6 +310,14 @@ def _check_form(single: Mapping[str, object], tasks: Sequence[TaskOption]) -> No
         raise click.UsageError("give --data FILE.jsonl, or a --task for each signal that learns")
 
 
+def _labelled(teacher: Path, data: Path) -> Path:
+    """Labels of a reward model for the data, in a file beside it."""
+    out = data.with_name(f"{data.stem}.{teacher.resolve().name}.jsonl")
+    scale = run_labelling(teacher, data, out, Places())
+    click.echo(f"{'labels':10} {out}, {described(scale)}", err=True)
+    return out
+
+
 def _check_distill(
     teacher: str | None, alternatives: int | None, readers: Sequence[Reader]
 ) -> None:
@@ -310,6 +331,7 @@ def _check_distill(
         if value is not None and "distill" not in objectives:
             raise click.UsageError(
                 f"{name} is for --objective distill, not {', '.join(objectives)}"
+                + ("; a reward model is a directory" if name == "--teacher" else "")
             )
 
 

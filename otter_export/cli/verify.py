@@ -11,13 +11,16 @@ import click
 
 from otter_export.cli.progress import step_bar
 from otter_export.cli.table import table
+from otter_export.errors import RequestError
 from otter_export.evaluation.check import CheckResult
 from otter_export.evaluation.prompts import PROMPTS
 from otter_export.evaluation.subject import Options
 from otter_export.evaluation.verification import CHECKS, Report
 from otter_export.evaluation.verification import verify as run_checks
+from otter_export.runtime.chat import Chat
 from otter_export.runtime.load import PROVIDERS
 from otter_export.runtime.prompt_file import Defaults, read_prompts
+from otter_export.runtime.request import Request
 
 #: Prompts and tokens of --quick.
 _QUICK_PROMPTS = 3
@@ -63,7 +66,7 @@ def verify(
     """Check the engine in DIR against its checkpoint; exit status 1 if a check fails."""
     chosen: list[str | Sequence[int]] = list(prompts)
     if prompt_file is not None:
-        chosen += [request.prompt for request in read_prompts(prompt_file, Defaults())]
+        chosen += [_plain(request) for request in read_prompts(prompt_file, Defaults())]
     if not chosen:
         chosen += PROMPTS[:_QUICK_PROMPTS] if quick else PROMPTS
     tokens = min(max_tokens, _QUICK_TOKENS) if quick else max_tokens
@@ -74,6 +77,12 @@ def verify(
         click.echo(json.dumps(report.to_json(), indent=1) if as_json else _text(report))
     finally:
         report.raise_for_failures()  # also where nobody reads the report
+
+
+def _plain(request: Request) -> str | Sequence[int]:
+    if isinstance(request.prompt, Chat):
+        raise RequestError("messages are not checked here; give prompts as text or token ids")
+    return request.prompt
 
 
 def _text(report: Report) -> str:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from otter_export.evaluation.text_metrics import negative_log_likelihoods
 from otter_export.runtime.engine import Engine
-from otter_export.runtime.prefill import CHUNK_TOKENS
+from otter_export.runtime.prefill import CHUNK_TOKENS, feed
 
 #: Token ids of a prompt, and of a text behind it; at least one each.
 Text = tuple[Sequence[int], Sequence[int]]
@@ -61,15 +61,8 @@ def _predictions(engine: Engine, texts: Sequence[Text]) -> list[npt.NDArray[Any]
     found: list[list[npt.NDArray[Any]]] = [[] for _ in texts]
     for start in range(0, max(map(len, ids)), CHUNK_TOKENS):
         parts = [row[start : start + CHUNK_TOKENS] for row in ids]
-        width = max(map(len, parts))
-        # Padding comes last, where no token sees it.
-        fed = np.array([[*part, *[0] * (width - len(part))] for part in parts], np.int64)
-        positions = np.tile(np.arange(start, start + width), (len(parts), 1))
-        tree = np.tile(np.tri(width, dtype=np.bool_), (len(parts), 1, 1))
-        begin = min(max(0, min(first) - start), width - 1)
-        step = engine.forward(cache, fed, positions, tree, width - begin)
-        engine.commit(cache, step, [range(len(part)) for part in parts])
+        fed = feed(engine, cache, parts, max(0, min(first) - start))
         for b, part in enumerate(parts):
-            rows = slice(max(first[b] - start, begin) - begin, max(len(part) - begin, 0))
-            found[b].append(step.logits[b, rows])
+            begin = max(first[b] - start, fed.first)
+            found[b].append(fed.step.logits[b, begin - fed.first : len(part) - fed.first])
     return [np.concatenate(rows) for rows in found]

@@ -59,6 +59,10 @@ class CountingEngine:
         """See `Engine.select`."""
         self._engine.select(cache, indices)
 
+    def truncate(self, cache: Cache, lengths: Sequence[int]) -> None:
+        """See `Engine.truncate`."""
+        self._engine.truncate(cache, lengths)
+
     def forward(
         self,
         cache: Cache,

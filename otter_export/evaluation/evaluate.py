@@ -24,6 +24,7 @@ from otter_export.evaluation.text_metrics import (
     repetition,
 )
 from otter_export.evaluation.written import Written, write
+from otter_export.runtime.chat import Chat
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.generation import BATCH_SIZE, generate
 from otter_export.runtime.methods.base import DecodingMethod
@@ -132,7 +133,7 @@ class Evaluation:
 
 def evaluate(
     engines: Iterable[tuple[str, Engine]],
-    prompts: Sequence[str | Request],
+    prompts: Sequence[str | Chat | Request],
     ways: Mapping[str, DecodingMethod],
     *,
     max_tokens: int = 64,
@@ -150,7 +151,7 @@ def evaluate(
 
     Args:
         engines: Name and engine, one at a time: an iterator may load each when it is asked for.
-        prompts: Texts, or requests whose ``method`` is not used.
+        prompts: Texts, chats, or requests whose ``method`` is not used.
         ways: By label; `make_ways` makes them.
         max_tokens: Most tokens of each text; a request brings its own.
         seed: Of the first prompt, the next one is the second's, and so on; a request may bring its
@@ -205,16 +206,18 @@ def evaluate(
     return Evaluation(tuple(arms), skipped)
 
 
-def _requests(prompts: Sequence[str | Request], max_tokens: int, seed: int) -> list[Request]:
+def _requests(prompts: Sequence[str | Chat | Request], max_tokens: int, seed: int) -> list[Request]:
     seed = integer("seed", seed, least=0)
     if isinstance(prompts, str) or not len(prompts):
         raise RequestError("there are no prompts to evaluate on; give at least one")
-    return [
-        dataclasses.replace(prompt, seed=seed + i if prompt.seed is None else prompt.seed)
-        if isinstance(prompt, Request)
-        else Request(prompt, max_tokens=max_tokens, seed=seed + i)
-        for i, prompt in enumerate(prompts)
-    ]
+    requests = []
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, Request):
+            prompt = Request(prompt, max_tokens=max_tokens)
+        prompt.check_generates("evaluate")
+        own = seed + index if prompt.seed is None else prompt.seed
+        requests.append(dataclasses.replace(prompt, seed=own))
+    return requests
 
 
 def _told(done: Callable[[str], None], label: str) -> Callable[[TokenEvent], None]:

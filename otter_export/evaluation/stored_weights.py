@@ -22,7 +22,7 @@ from otter_export.checkpoint import Checkpoint
 from otter_export.evaluation.model_file import load_model, read_tensor
 from otter_export.evaluation.stored_codes import Quantized, dequantized, dequantized_linear
 from otter_export.safetensors_io import FloatArray
-from otter_export.signals import Signal, kind_of, token_ids_name
+from otter_export.signals import Signal, block_name, kind_of, token_ids_name
 
 _FORMS = {"_int8": 8, "_int4": 4}
 #: What belongs to the weight before it, and is read with it.
@@ -157,8 +157,17 @@ def checkpoint_weights(checkpoint: Checkpoint) -> Mapping[str, Callable[[], Floa
         for part, shape in (("weight", (-1, checkpoint.config.hidden_size)), ("bias", (-1,))):
             name = f"signals.{signal.name}.{part}"
             found[name] = functools.partial(_engine_head, signal, found[name], shape)
+        if signal.residual:
+            name = f"{block_name(signal)}.weight"
+            found[name] = functools.partial(_rows, found[name])
         found.pop(token_ids_name(signal), None)  # no weight: a runtime reads them
     return found
+
+
+def _rows(read: Callable[[], FloatArray]) -> FloatArray:
+    """The blocks of all heads, one below the other."""
+    values = read()
+    return values.reshape(-1, values.shape[-1])
 
 
 def _engine_head(

@@ -28,6 +28,7 @@ _RANGES: dict[str, dict[str, float]] = {
     "clip": {"above": 0},
     "neutral_weight": {"minimum": 0},
     "labelled_weight": {"minimum": 0},
+    "discriminative_weight": {"minimum": 0},
     "max_seconds": {"minimum": 0},
 }
 FREEZES = ("nothing", "channel")
@@ -47,6 +48,7 @@ class TrainingConfig:
         alternatives: Of ``distill``: how many of the base's likeliest next tokens are scored too,
             besides the text's own, at one position in eight.
         neutral_weight, labelled_weight: Of ``experts``: what a nat away from the base costs.
+        discriminative_weight: Of ``experts``: what a nat of doubt about a text's class costs.
         epochs: Passes over the training items.
         max_steps: The schedule ends after so many steps; 0 for no limit.
         batch_tokens: Tokens per step, padding included.
@@ -71,6 +73,7 @@ class TrainingConfig:
     alternatives: int = 16
     neutral_weight: float = 1.0
     labelled_weight: float = 0.0
+    discriminative_weight: float = 0.0
     epochs: int = 3
     max_steps: int = 0
     batch_tokens: int = 1024

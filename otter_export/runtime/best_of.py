@@ -40,8 +40,8 @@ def best_of(engine: Engine, request: Request, count: int, *, rank: str = "last")
 
     Args:
         engine: From `load_engine`.
-        request: What to continue. Its method has to sample, else all are alike; its seed is that
-            of the first, None draws one.
+        request: What to continue. Its method samples, if there are several; its seed is that of
+            the first, None draws one.
         count: How many continuations, at least 1.
         rank: ``last``: by the reward of the last token, which is that of the whole text where the
             signal is a ``value``; ``mean``: by the mean of all tokens' rewards.
@@ -56,7 +56,13 @@ def best_of(engine: Engine, request: Request, count: int, *, rank: str = "last")
     rank = choice("rank", rank, RANKS)
     if not isinstance(request, Request):
         raise RequestError(f"request must be a Request, got {quoted(request)}")
+    request.check_generates("best_of")
     count = integer("count", count, least=1, most=1 << 16)
+    if count > 1 and not request.method.samples:
+        raise RequestError(
+            f"method {request.method.name} draws nothing as it is, so that all {count} "
+            "continuations would be alike; sample, such as with --method plain --temperature 1"
+        )
     first = secrets.randbits(63) if request.seed is None else request.seed
     seeds = [(first + i) % (1 << 64) for i in range(count)]
     requests = [dataclasses.replace(request, seed=seed) for seed in seeds]

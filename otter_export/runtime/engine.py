@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from otter_export.chat_template import ChatTemplate
 from otter_export.manifest import EngineManifest
 from otter_export.signals import Signal
 
@@ -54,8 +55,13 @@ class Tokenizer(Protocol):
         """Ids of the special tokens, which `decode` leaves out unless told otherwise."""
         ...
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with what the model's tokenizer puts around one (BOS)."""
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """What makes a text of a chat; None: the model has none."""
+        ...
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, with what the model's tokenizer puts around one (BOS) or without."""
         ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -133,6 +139,20 @@ class Engine(Protocol):
 
         Raises:
             EngineError: The cache is not of this engine, or an index is out of range or repeated.
+        """
+        ...
+
+    def truncate(self, cache: Cache, lengths: Sequence[int]) -> None:
+        """Forget the last tokens of each sequence of a cache.
+
+        A step that was run before cannot be committed any more.
+
+        Args:
+            cache: The cache.
+            lengths: Tokens that each sequence keeps, at most those that it has.
+
+        Raises:
+            EngineError: The cache is not of this engine, or lengths are out of range.
         """
         ...
 

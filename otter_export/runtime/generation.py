@@ -10,6 +10,7 @@ from otter_export.arguments import integer
 from otter_export.errors import OtterError, RequestError
 from otter_export.manifest import EngineManifest
 from otter_export.quoting import quoted
+from otter_export.runtime.chat import Chat
 from otter_export.runtime.drafts import NONE
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
@@ -24,7 +25,7 @@ BATCH_SIZE = 32
 
 def generate(
     engine: Engine,
-    prompts: str | Request | Sequence[str | Request],
+    prompts: str | Chat | Request | Sequence[str | Chat | Request],
     method: DecodingMethod | None = None,
     *,
     max_tokens: int = 64,
@@ -44,7 +45,8 @@ def generate(
 
     Args:
         engine: From `load_engine`.
-        prompts: One prompt or several. Texts take the arguments below; a `Request` brings its own.
+        prompts: One prompt or several. Texts and chats take the arguments below; a `Request`
+            brings its own.
         method: How tokens are chosen; None is ``ArgsGreedy()``.
         max_tokens: Most tokens to generate for each prompt.
         stop: Texts that end the generation; special tokens count, though they are not shown.
@@ -75,7 +77,7 @@ def generate(
 
 def stream(
     engine: Engine,
-    requests: str | Request | Sequence[str | Request],
+    requests: str | Chat | Request | Sequence[str | Chat | Request],
     method: DecodingMethod | None = None,
     *,
     max_tokens: int = 64,
@@ -134,7 +136,7 @@ def stream(
 
 
 def _requests(
-    prompts: str | Request | Sequence[str | Request],
+    prompts: str | Chat | Request | Sequence[str | Chat | Request],
     method: DecodingMethod | None,
     max_tokens: int,
     stop: str | Sequence[str] | None,
@@ -142,7 +144,7 @@ def _requests(
     penalties: Penalties | None,
     drafts: str,
 ) -> list[Request]:
-    if isinstance(prompts, str | Request):
+    if isinstance(prompts, str | Chat | Request):
         prompts = [prompts]
     if not isinstance(prompts, Sequence) or isinstance(prompts, bytes | bytearray | memoryview):
         raise RequestError(f"prompts must be texts or requests, got {quoted(prompts)}")

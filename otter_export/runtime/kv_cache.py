@@ -89,6 +89,16 @@ class KVCache:
         self.lengths = lengths
         self.version += 1
 
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forget the last rows of each sequence; see `Engine.truncate`."""
+        kept = np.asarray(lengths, np.int64)
+        if kept.shape != self.lengths.shape or (kept < 0).any() or (kept > self.lengths).any():
+            raise EngineError(
+                f"sequences of {self.lengths.tolist()} tokens cannot keep {list(lengths)} of them"
+            )
+        self.lengths = kept
+        self.version += 1
+
     def keep(self, rows: Rows, kept: Sequence[Sequence[int]], lengths: IntArray) -> None:
         """Append rows of a step.
 

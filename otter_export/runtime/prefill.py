@@ -7,14 +7,46 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from otter_export.runtime.engine import Cache, Engine, Step
+from otter_export.runtime.engine import Cache, Engine, FloatArray, IntArray, Step
 
 #: Most tokens of one forward pass over prompts, padding included. Matrix products are as fast per
 #: token at 256 as at any more, and the activations of one pass stay small.
 CHUNK_TOKENS = 256
 
 
-def feed(engine: Engine, cache: Cache, parts: Sequence[Sequence[int]]) -> Step:
+@dataclasses.dataclass(frozen=True)
+class Fed:
+    """Tokens that were fed and kept.
+
+    Args:
+        step: Its row r of sequence b is that of token ``first + r`` of the sequence's part.
+        first: The first token of each part that has a row.
+        lengths: ``[B]``: tokens of each part; rows behind them are padding.
+    """
+
+    step: Step
+    first: int
+    lengths: IntArray
+
+    @property
+    def last(self) -> Step:
+        """One row of logits and signals: that of each sequence's last token."""
+        at = (np.arange(len(self.lengths)), np.maximum(self.lengths - 1 - self.first, 0))
+        return dataclasses.replace(
+            self.step,
+            logits=self.step.logits[at][:, None],
+            signals={name: values[at][:, None] for name, values in self.step.signals.items()},
+        )
+
+    def signals(self, b: int, start: int) -> dict[str, FloatArray]:
+        """Signals of a sequence's tokens from token ``start`` of its part on, ``[n, ...]``."""
+        rows = slice(start - self.first, int(self.lengths[b]) - self.first)
+        return {name: values[b, rows] for name, values in self.step.signals.items()}
+
+
+def feed(
+    engine: Engine, cache: Cache, parts: Sequence[Sequence[int]], first: int | None = None
+) -> Fed:
     """Feed the next tokens of each sequence of a cache, and keep them.
 
     Tokens come first and padding last, so that a token is at the same place, and rounded in the
@@ -24,9 +56,7 @@ def feed(engine: Engine, cache: Cache, parts: Sequence[Sequence[int]]) -> Step:
         engine: The engine.
         cache: The tokens so far.
         parts: Token ids for each sequence; some may be empty, but not all.
-
-    Returns:
-        The step, with one row of logits and signals: that of each sequence's last token.
+        first: The first token of the parts whose rows come out; the last of each always does.
     """
     lengths = np.array([len(part) for part in parts])
     width = int(lengths.max())
@@ -40,15 +70,11 @@ def feed(engine: Engine, cache: Cache, parts: Sequence[Sequence[int]]) -> Step:
         input_ids[b, :size] = part
         position_ids[b, :size] += np.arange(size)
         tree[b, :size, :size] = np.tri(size, dtype=np.bool_)
-    kept = width - int(lengths[lengths > 0].min()) + 1
-    step = engine.forward(cache, input_ids, position_ids, tree, kept)
+    begin = int(lengths[lengths > 0].min()) - 1
+    begin = begin if first is None else min(begin, first)
+    step = engine.forward(cache, input_ids, position_ids, tree, width - begin)
     engine.commit(cache, step, [range(size) for size in lengths])
-    last = (np.arange(len(parts)), np.maximum(lengths - 1 - width + kept, 0))
-    return dataclasses.replace(
-        step,
-        logits=step.logits[last][:, None],
-        signals={name: values[last][:, None] for name, values in step.signals.items()},
-    )
+    return Fed(step, begin, lengths)
 
 
 def prefill(
@@ -70,5 +96,5 @@ def prefill(
         # Counted from the ends, so that all prompts end in the last chunk.
         begins = [len(prompt) - longest + start for prompt in prompts]
         parts = [p[max(0, b) : max(0, b + chunk)] for p, b in zip(prompts, begins, strict=True)]
-        step = feed(engine, cache, parts)
+        step = feed(engine, cache, parts).last
     return cache, step

@@ -11,6 +11,7 @@ import numpy as np
 from otter_export.arguments import as_integer, integer, keep
 from otter_export.errors import RequestError
 from otter_export.quoting import quoted
+from otter_export.runtime.chat import Chat
 from otter_export.runtime.drafts import NONE
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
 from otter_export.runtime.methods.base import DecodingMethod
@@ -25,10 +26,12 @@ class Request:
     """One prompt and how to continue it.
 
     Args:
-        prompt: Text, or token ids; an array ``[n]`` of integers too.
+        prompt: Text, or token ids; an array ``[n]`` of integers too. Or the messages of a `Chat`,
+            also as a list of ``{"role": ..., "content": ...}``.
         method: How tokens are chosen.
         max_tokens: Most tokens to generate, at least 1; the engine's ``max_sequence_length`` limits
-            prompt and generated tokens together.
+            prompt and generated tokens together. 0 with ``rewards_from``: the prompt is scored, and
+            nothing is generated.
         stop: Generation ends when one of these texts appears, special tokens written out; it is not
             part of the result's text. One text is as good as several, and None as good as none.
         seed: Of the sequence's own random generator; None draws one. The result depends on the
@@ -38,18 +41,21 @@ class Request:
         drafts: What guesses the tokens behind the next one, to be checked in the same step:
             ``none``, ``lookup`` (n-grams of the prompt and the text), the name of a ``medusa``
             signal, or ``auto``. It changes the time, never a token.
+        rewards_from: The first token of the prompt whose reward is reported too, such as 0 for all
+            of them; None: no reward of the prompt is.
 
     Raises:
         RequestError: An option is out of range.
     """
 
-    prompt: str | Sequence[int]
+    prompt: str | Sequence[int] | Chat
     method: DecodingMethod = dataclasses.field(default_factory=ArgsGreedy)
     max_tokens: int = 64
     stop: tuple[str, ...] = ()
     seed: int | None = None
     penalties: Penalties = dataclasses.field(default_factory=Penalties)
     drafts: str = NONE
+    rewards_from: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, DecodingMethod):
@@ -64,16 +70,25 @@ class Request:
         keep(
             self,
             prompt=_checked_prompt(self.prompt),
-            max_tokens=integer("max_tokens", self.max_tokens, least=1),
+            max_tokens=integer("max_tokens", self.max_tokens, least=int(self.rewards_from is None)),
             stop=stop_words(self.stop),
         )
         if self.seed is not None:
             described = "from 0 to 2**64 - 1"
             seed = integer("seed", self.seed, least=0, most=(1 << 64) - 1, described=described)
             keep(self, seed=seed)
+        if self.rewards_from is not None:
+            keep(self, rewards_from=integer("rewards_from", self.rewards_from, least=0))
         # Which names there are depends on the engine, where the sequence checks it.
         if not isinstance(self.drafts, str):
             raise RequestError(f"drafts must be the name of a drafter, got {quoted(self.drafts)}")
+
+    def check_generates(self, what: str) -> None:
+        """Raise `RequestError` if rewards of the prompt are asked for, which ``what`` has not."""
+        if self.rewards_from is not None:
+            raise RequestError(
+                f"{what} does not report rewards of the prompt; leave out rewards_from"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +112,20 @@ class Candidate:
 
 
 @dataclasses.dataclass(frozen=True)
+class PromptRewards:
+    """Rewards of a prompt's own tokens, from the one that ``Request.rewards_from`` names.
+
+    Args:
+        rewards: One a token, as a generated token's; None for the first token of a text where the
+            signal scores a token by the row before it.
+        signals: Values of each signal that the method reads, one a token, by name.
+    """
+
+    rewards: tuple[float | None, ...]
+    signals: Mapping[str, tuple[float | None, ...]] = dataclasses.field(hash=False)
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenEvent:
     """One generated token, as it comes.
 
@@ -111,6 +140,7 @@ class TokenEvent:
         finish_reason: ``eos``, ``stop`` or ``length`` on the last token, else None.
         gated: Whether a guided method's gate was closed: it was chosen without rewards.
         signals: As a candidate's.
+        prompt_rewards: Those of the prompt, on the first token, where they were asked for.
     """
 
     request: int
@@ -121,6 +151,7 @@ class TokenEvent:
     finish_reason: str | None
     gated: bool = False
     signals: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    prompt_rewards: PromptRewards | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +160,7 @@ class Result:
 
     Args:
         request: Index of the request.
-        prompt: The prompt's text.
+        prompt: The prompt's text; of a chat, what its template made of it.
         prompt_ids: Its token ids.
         token_ids: Generated tokens, the end-of-sequence token included.
         text: Their text, without special tokens and up to the stop word.
@@ -140,6 +171,7 @@ class Result:
         signals: Values of each signal that the method reads, one a token, by name.
         drafted: Drafts that were fed; None if none were asked for.
         accepted: Those of them that were right.
+        prompt_rewards: Of the prompt's own tokens; None if they were not asked for.
     """
 
     request: int
@@ -154,15 +186,20 @@ class Result:
     signals: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict, hash=False)
     drafted: int | None = None
     accepted: int | None = None
+    prompt_rewards: PromptRewards | None = None
 
     def to_json(self) -> dict[str, Any]:
         """One line of ``otter-export generate --json``: all fields but ``request``.
 
-        ``signals`` is there only if there are several, and the counts of drafts if drafts were
-        asked for.
+        ``signals`` is there only if there are several, and the counts of drafts and the rewards of
+        the prompt if they were asked for.
         """
         fields = dataclasses.asdict(self)
-        del fields["request"]
+        del fields["request"], fields["prompt_rewards"]
+        if (scored := self.prompt_rewards) is not None:
+            fields["prompt_rewards"] = scored.rewards
+            if len(scored.signals) > 1:
+                fields["prompt_signals"] = scored.signals
         if len(self.signals) < 2:
             del fields["signals"]
         if self.drafted is None:
@@ -170,8 +207,10 @@ class Result:
         return fields
 
 
-def _checked_prompt(prompt: object) -> str | Sequence[int]:
+def _checked_prompt(prompt: object) -> str | Sequence[int] | Chat:
     """The prompt, with token ids as Python integers."""
+    if isinstance(prompt, Chat):
+        return prompt
     if isinstance(prompt, str):
         _check_text("the prompt", prompt)
         return str(prompt)
@@ -179,6 +218,8 @@ def _checked_prompt(prompt: object) -> str | Sequence[int]:
         prompt = prompt.tolist()
     # Bytes are a sequence of integers too, but not of token ids.
     if isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray | memoryview):
+        if prompt and all(isinstance(message, Mapping) for message in prompt):
+            return Chat(tuple(prompt))
         if all(type(token) is int for token in prompt):
             return prompt
         ids = [token for given in prompt if (token := as_integer(given)) is not None]

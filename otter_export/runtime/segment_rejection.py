@@ -104,6 +104,7 @@ class SegmentRejection:
                 f"segments are drawn anew, and method {request.method.name} draws nothing as it "
                 "is; sample, such as with --method plain --temperature 1"
             )
+        request.check_generates("segment_rejection")
         if request.drafts != NONE:
             raise RequestError(
                 f"segments are decoded without drafts; leave out drafts={quoted(request.drafts)}"

@@ -106,6 +106,10 @@ class StepEngine:
         """Keep these sequences, in this order; see `Engine.select`."""
         self._own(cache).select(indices)
 
+    def truncate(self, cache: Cache, lengths: Sequence[int]) -> None:
+        """Forget the last tokens; see `Engine.truncate`."""
+        self._own(cache).truncate(lengths)
+
     def forward(
         self,
         cache: Cache,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from otter_export.boundary import errors_as
+from otter_export.chat_template import ChatTemplate, read_chat_template
 from otter_export.errors import ConfigError, EngineError, RequestError
 from otter_export.tokenizer_file import FILE_NAME, read_tokenizer
 
@@ -22,6 +23,7 @@ class JsonTokenizer:
     """
 
     def __init__(self, path: Path) -> None:
+        self._directory = path.parent
         try:
             with errors_as(EngineError, f"{path} is not a readable tokenizer"):
                 self._tokenizer = read_tokenizer(path)
@@ -34,6 +36,18 @@ class JsonTokenizer:
                 f"{path} does not exist; put the base model's {FILE_NAME} there, or build the "
                 "engine again from a checkpoint that has one"
             ) from None
+
+    @functools.cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """Its chat template; None if it has none.
+
+        Raises:
+            EngineError: It cannot be read.
+        """
+        try:
+            return read_chat_template(self._directory)
+        except ConfigError as error:
+            raise EngineError(str(error)) from None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text.

@@ -101,6 +101,7 @@ def parse_request(
         seed=values.get("seed"),
         penalties=Penalties(**{k: values[k] for k in PENALTIES if k in values}),
         drafts=values.get("drafts", NONE),
+        rewards_from=0 if values.get("return_rewards") else None,
     )
     return ServedRequest(
         request,

@@ -7,6 +7,7 @@ would delay the next step of everybody; here it overlaps with the engine's work.
 from __future__ import annotations
 
 import dataclasses
+import math
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from otter_export.errors import OtterError
-from otter_export.runtime.request import Result, TokenEvent
+from otter_export.runtime.request import PromptRewards, Result, TokenEvent
 from otter_export.runtime.scheduler import Event, RequestHandle
 from otter_export.serving.tensors import output
 
@@ -60,7 +61,8 @@ class Reply:
     def send(self, event: Event) -> None:
         """Send what an event means for the client.
 
-        A stream gets a response per token, the last of which is final; others get one at the end.
+        A stream gets a response per token, the last of which is final; others get one at the end,
+        and a stream of no tokens too.
         """
         if isinstance(event, TokenEvent):
             if self.stream:
@@ -69,7 +71,7 @@ class Reply:
             elif self.max_candidates:
                 self._events.append(event)
         elif isinstance(event, Result):
-            if not self.stream:
+            if not self.stream or not event.token_ids:
                 outputs = result_outputs(event, self._events, self.max_candidates)
                 self.channel.send(outputs, final=True)
         else:
@@ -119,6 +121,7 @@ def token_outputs(event: TokenEvent, max_candidates: int) -> Outputs:
     reason = event.finish_reason or ""
     outputs = _outputs(event.text, [event.token_id], _present([event.reward]), reason)
     outputs |= _signals({name: (value,) for name, value in event.signals.items()})
+    outputs |= _prompt(event.prompt_rewards)
     return outputs | (_candidates([event], max_candidates) if max_candidates else {})
 
 
@@ -133,7 +136,7 @@ def result_outputs(result: Result, events: Sequence[TokenEvent], max_candidates:
     outputs = _outputs(
         result.text, list(result.token_ids), list(result.rewards), result.finish_reason
     )
-    outputs |= _signals(result.signals)
+    outputs |= _signals(result.signals) | _prompt(result.prompt_rewards)
     return outputs | (_candidates(events, max_candidates) if max_candidates else {})
 
 
@@ -155,6 +158,26 @@ def _signals(values: Mapping[str, Sequence[float]]) -> Outputs:
         "signal_names": output("signal_names", list(values)),
         "signal_values": output("signal_values", [value for token in by_token for value in token]),
     }
+
+
+def _prompt(found: PromptRewards | None) -> Outputs:
+    """Rewards of the prompt's tokens; ``signal_names`` says of which signals where several are."""
+    if found is None:
+        return {}
+    outputs = {"prompt_reward": output("prompt_reward", _numbers(found.rewards))}
+    if len(found.signals) < 2:
+        return outputs
+    by_token = zip(*found.signals.values(), strict=True)
+    values = _numbers([value for token in by_token for value in token])
+    return outputs | {
+        "signal_names": output("signal_names", list(found.signals)),
+        "prompt_signal_values": output("prompt_signal_values", values),
+    }
+
+
+def _numbers(values: Sequence[float | None]) -> list[object]:
+    """A tensor has no None."""
+    return [math.nan if value is None else value for value in values]
 
 
 def _present(rewards: list[float | None]) -> list[object]:

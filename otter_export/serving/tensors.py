@@ -73,6 +73,12 @@ INPUTS: tuple[TensorField, ...] = (
         "drafts", "STRING", False, "guess tokens ahead: `none`, `lookup`, `auto`, a signal"
     ),
     TensorField("return_candidates", "BOOL", False, "whether to return the candidates"),
+    TensorField(
+        "return_rewards",
+        "BOOL",
+        False,
+        "whether to return rewards of the prompt; `max_tokens` may then be 0",
+    ),
     TensorField("deadline_ms", "INT32", False, "an error instead if it takes longer, in ms"),
     TensorField("repetition_penalty", "FP32", False, "divides positive logits of tokens seen"),
     TensorField("presence_penalty", "FP32", False, "off the logits of generated tokens, -2 to 2"),
@@ -90,6 +96,12 @@ OUTPUTS: tuple[TensorField, ...] = (
     ),
     TensorField("signal_names", "STRING", True, "the signals that are read, if there are several"),
     TensorField("signal_values", "FP32", True, "their values, all of a token before the next's"),
+    TensorField(
+        "prompt_reward", "FP32", True, "the reward of each token of the prompt, NaN if it has none"
+    ),
+    TensorField(
+        "prompt_signal_values", "FP32", True, "the same as `signal_values`, of the prompt's tokens"
+    ),
     TensorField("finish_reason", "STRING", False, "`eos`, `stop`, `length`; empty before the end"),
     TensorField("candidate_counts", "INT32", True, "how many candidates each token had"),
     TensorField("candidate_ids", "INT64", True, "candidates of all tokens, best logit first"),

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from otter_export.registry import Registry
 from otter_export.signals.kind import Scores, SignalKind
-from otter_export.signals.signal import Signal, are_token_ids, is_token_ids, token_ids_name
+from otter_export.signals.signal import (
+    Signal,
+    are_token_ids,
+    block_name,
+    is_token_ids,
+    token_ids_name,
+)
 
 __all__ = [
     "SIGNALS",
@@ -12,6 +18,7 @@ __all__ = [
     "Signal",
     "SignalKind",
     "are_token_ids",
+    "block_name",
     "is_token_ids",
     "kind_of",
     "token_ids_name",

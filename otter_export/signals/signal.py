@@ -18,6 +18,8 @@ class Signal:
         heads: Number of later tokens that a ``medusa`` signal drafts; 1 for the other kinds.
         draft_vocab: V', the tokens that a ``medusa`` signal can draft, named by the tensor
             ``signals.NAME.token_ids``; None: all of them. The other kinds have None.
+        residual: Whether each head of a ``medusa`` signal reads ``h + SiLU(W h + b)`` of its own
+            W and b, where h is the channel's final state, instead of h; other kinds never do.
     """
 
     name: str
@@ -26,6 +28,12 @@ class Signal:
     bounds: tuple[float, float] | None = (-1.0, 1.0)
     heads: int = 1
     draft_vocab: int | None = None
+    residual: bool = False
+
+
+def block_name(signal: Signal) -> str:
+    """The stem of residual blocks' tensors: ``weight`` ``[n, d', d']``, ``bias`` ``[n, d']``."""
+    return f"signals.{signal.name}.block"
 
 
 def token_ids_name(signal: Signal) -> str:

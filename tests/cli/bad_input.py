@@ -273,7 +273,7 @@ CONFIGURATIONS = [
     Case("deep JSON", "inspect ckpt", "is not readable JSON", content(CONFIG, "[" * 100_000)),
     Case("a list", "inspect ckpt", "expected a JSON object, got list", content(CONFIG, "[]")),
     Case("foreign", "inspect ckpt", "format is 'peft'", fields(CONFIG, format="peft")),
-    Case("newer", "inspect ckpt", "version 3 is not known.*Upgrade", fields(CONFIG, version=3)),
+    Case("newer", "inspect ckpt", "version 4 is not known.*Upgrade", fields(CONFIG, version=4)),
     Case("text width", "inspect ckpt", "hidden_size must be", fields(CONFIG, hidden_size="16")),
     Case("true width", "inspect ckpt", "head_dim must be", fields(CONFIG, head_dim=True)),
     Case("no width", "inspect ckpt", "num_key_value_heads must be.*None", fields(CONFIG, num_key_value_heads=...)),

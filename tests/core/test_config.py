@@ -29,7 +29,8 @@ def signal_values(draw: st.DrawFn) -> Signal:
     bounds = draw(st.sampled_from([None, ACTIVATION_BOUNDS[activation]]))
     heads = draw(st.integers(1, 64)) if kind.has_heads else 1
     drafted = draw(st.none() | st.integers(1, 1 << 20)) if kind.drafts else None
-    return Signal(draw(names), kind.name, activation, bounds, heads, drafted)
+    residual = draw(st.booleans()) if kind.drafts else False
+    return Signal(draw(names), kind.name, activation, bounds, heads, drafted, residual)
 
 
 @st.composite
@@ -88,11 +89,13 @@ def test_the_documented_example_is_read_and_written_as_it_stands() -> None:
 
 
 @given(configs())
-def test_version_2_is_written_where_the_shape_needs_it(config: OtterConfig) -> None:
+def test_a_later_version_is_written_where_it_is_needed(config: OtterConfig) -> None:
     written = config.to_json()
     default = (config.first_layer, config.attention) == (0, "own")
     default = default and config.initialization != "probe"
-    assert written["version"] == (1 if default else 2)
+    residual = any(signal.residual for signal in config.signals)
+    default = default and not residual
+    assert written["version"] == (3 if residual else 1 if default else 2)
     assert ("first_layer" in written) is ("attention" in written) is not default
 
 
@@ -100,6 +103,22 @@ def test_version_2_is_written_where_the_shape_needs_it(config: OtterConfig) -> N
 def test_version_1_has_no_shape(name: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown field '{name}'"):
         OtterConfig.from_json({**EXAMPLE, name: {"first_layer": 0, "attention": "own"}[name]})
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "residual", "problem"),
+    [
+        (2, "medusa", True, r"signals\[0\] has an unknown field 'residual'"),
+        (3, "value", True, r"signals\[0\] has an unknown field 'residual'"),
+        (3, "medusa", 1, r"signals\[0\].residual must be true or false, got 1"),
+    ],
+)
+def test_draft_heads_have_blocks_from_version_3_on(
+    version: int, kind: str, residual: object, problem: str
+) -> None:
+    signal = {"name": "s", "kind": kind, "activation": "identity", "residual": residual}
+    with pytest.raises(ConfigError, match=problem):
+        OtterConfig.from_json({**EXAMPLE, "version": version, "signals": [signal]})
 
 
 @pytest.mark.parametrize(

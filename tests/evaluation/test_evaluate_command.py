@@ -324,6 +324,9 @@ def test_prompts_have_no_method_of_their_own(cli: Cli, engine_dir: Path, tmp_pat
     result = cli("evaluate", engine_dir, "--prompts", path)
     assert result.status == 2
     assert "prompt 2 of" in result.stderr and "has a method or options of its own" in result.stderr
+    path.write_text('{"prompt": "a", "rewards_from": 0, "max_tokens": 0}\n')
+    result = cli("evaluate", engine_dir, "--prompts", path)
+    assert result.status == 2 and "evaluate does not report rewards of the prompt" in result.stderr
     path.write_text("\n")
     result = cli("evaluate", engine_dir, "--prompts", path)
     assert result.status == 2 and "has no prompts" in result.stderr

@@ -30,7 +30,7 @@ class ByteTokenizer:
     def __init__(self, special: Sequence[int] = (EOS,)) -> None:
         self.special = frozenset(special)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 
     @property
@@ -131,6 +131,11 @@ class FakeEngine:
     def select(self, cache: FakeCache, indices: Sequence[int]) -> None:
         assert len(set(indices)) == len(indices)
         cache.rows = [cache.rows[b] for b in indices]
+        cache.version += 1
+
+    def truncate(self, cache: FakeCache, lengths: Sequence[int]) -> None:
+        assert all(n <= len(rows) for n, rows in zip(lengths, cache.rows, strict=True))
+        cache.rows = [rows[:n] for n, rows in zip(lengths, cache.rows, strict=True)]
         cache.version += 1
 
     def forward(

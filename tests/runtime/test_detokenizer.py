@@ -18,7 +18,7 @@ class WordTokenizer:
 
     words = ("the", "film", "was", "good")
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [self.words.index(word) for word in text.split()]
 
     special_ids: frozenset[int] = frozenset()

@@ -22,6 +22,7 @@ from otter_export import (
     best_of,
     generate,
     load_engine,
+    score,
     segment_rejection,
 )
 from otter_export.cli.generation_view import TextView, reward_color, summary
@@ -97,6 +98,18 @@ def test_prompts_may_follow_the_directory_and_come_from_standard_input(
     status, out, _ = run(capsys, engine_dir, *arguments)
     assert status == 0
     assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["one", "two", "three"]
+
+
+def test_rewards_of_the_prompt_come_with_json(
+    engine_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--prompt", "a film", "--max-tokens", 2, "--prompt-rewards")
+    status, out, _ = run(capsys, engine_dir, *arguments, "--json")
+    assert status == 0
+    (scored,) = score(load_engine(engine_dir), ["a film"], signals=["reward"])
+    assert json.loads(out)["prompt_rewards"] == list(scored.rewards)
+    status, _, err = run(capsys, engine_dir, *arguments)
+    assert (status, "--prompt-rewards is shown by --json alone" in err) == (2, True)
 
 
 @pytest.mark.parametrize("live", ["--stream", "--no-stream"])

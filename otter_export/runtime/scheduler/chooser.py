@@ -98,6 +98,11 @@ class Chooser:
                 f"({min(self._reward.fed)}) only those that are fed; give top_k, such as 8"
             )
 
+    @property
+    def signals(self) -> tuple[Signal, ...]:
+        """The signals that are reported, that of the reward first."""
+        return self._reward.signals
+
     def drawing_from(self, generator: np.random.Generator) -> Chooser:
         """The same with another random generator."""
         other = copy.copy(self)

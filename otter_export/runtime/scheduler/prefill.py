@@ -48,7 +48,8 @@ class PrefillQueue:
         """Run one forward pass over those whose turn it is; the complete and the failed leave.
 
         Returns:
-            Prompt tokens that were fed, and the sequences that can decode now.
+            Prompt tokens that were fed, and the sequences whose prompt is complete: they can decode
+            now, or are finished where nothing is to be generated.
         """
         turn = self._turn()
         if not turn:
@@ -60,23 +61,21 @@ class PrefillQueue:
                 cache = self._engine.new_cache(len(turn))
                 for index, sequence in enumerate(turn):
                     sequence.start(cache, index)
-            step = feed(self._engine, cache, parts)
+            wanted = [row for s in turn if (row := s.first_row) is not None]
+            fed = feed(self._engine, cache, parts, min(wanted, default=None))
         except Exception as error:
             fail(turn, error)
             self.remove(turn)
             return 0, []
         self._queue.rotate(-1)
-        complete = []
-        for index, (sequence, part) in enumerate(zip(turn, parts, strict=True)):
-            sequence.prefilled += len(part)
-            if sequence.prefilled < len(sequence.prompt_ids):
-                continue
+        for index, sequence in enumerate(turn):
             try:
-                sequence.propose(step, index, row=0)
-                complete.append(sequence)
+                sequence.take_prompt(fed, index)
             except EngineError as error:
                 sequence.error = error
-        self.remove([s for s in turn if s.prefilled == len(s.prompt_ids)])
+        left = [s for s in turn if s.error or s.prefilled == len(s.prompt_ids)]
+        complete = [s for s in left if not s.error]
+        self.remove(left)
         return sum(len(part) for part in parts), complete
 
     def _turn(self) -> list[Sequence]:
@@ -86,6 +85,8 @@ class PrefillQueue:
             left = [len(s.prompt_ids) - s.prefilled for s in (*turn, sequence)]
             fits = len(left) * max(left) <= self._chunk
             alike = max(left) - min(left) < SIMILAR
+            # Rows that are only scored are many, and must not change those of the others.
+            alike &= not turn or (sequence.first_row is None) == (turn[0].first_row is None)
             if not turn or (not sequence.prefilled and alike and fits):
                 turn.append(sequence)
             if turn[0].prefilled:

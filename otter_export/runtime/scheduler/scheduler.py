@@ -208,8 +208,11 @@ class Scheduler:
         if tokens:
             self._monitor.forward(prompt_tokens=tokens)
         for sequence in complete:
-            sequence.state = State.RUNNING
-        self._decoder.join(complete)
+            if sequence.finish_reason is None:
+                sequence.state = State.RUNNING
+            else:
+                self._end(self._queue.active[sequence.number], _outcome(sequence))
+        self._decoder.join([s for s in complete if s.finish_reason is None])
         self._end_failed()
 
     def _decode(self) -> None:

@@ -14,13 +14,17 @@ import numpy as np
 
 from otter_export.errors import EngineError, OtterError, RequestError
 from otter_export.quoting import quoted
+from otter_export.runtime.chat import Chat
 from otter_export.runtime.detokenizer import TextStream
 from otter_export.runtime.drafts import make_drafter
 from otter_export.runtime.drafts.drafter import MOST_ROWS
 from otter_export.runtime.drafts.tree import ROOT, TokenTree
 from otter_export.runtime.engine import Cache, Engine, FloatArray, Step
-from otter_export.runtime.request import Candidate, Request, Result, TokenEvent
+from otter_export.runtime.prefill import Fed
+from otter_export.runtime.prompt_ids import prompt_ids
+from otter_export.runtime.request import Candidate, PromptRewards, Request, Result, TokenEvent
 from otter_export.runtime.scheduler.chooser import Chooser, Proposal
+from otter_export.runtime.scheduler.prompt_scorer import PromptScorer
 
 _LOG = logging.getLogger(__name__)
 
@@ -69,7 +73,7 @@ class Sequence:
         manifest = engine.manifest
         self.number = number
         self.request = request
-        self.prompt_ids = _encode(request.prompt, engine)
+        self.prompt_ids = prompt_ids(request.prompt, engine, generated=min(request.max_tokens, 1))
         self._chooser = Chooser(request, manifest, len(self.prompt_ids))
         count = request.method.candidate_count
         if count is not None and count > manifest.vocab_size:
@@ -87,6 +91,10 @@ class Sequence:
         self._history = list(self.prompt_ids)
         self._tokenizer = engine.tokenizer
         self._text = TextStream(self._tokenizer, self.prompt_ids, request.stop)
+        self._scorer: PromptScorer | None = None
+        if request.rewards_from is not None:
+            signals = self._chooser.signals
+            self._scorer = PromptScorer(signals, self.prompt_ids, request.rewards_from)
         self._winners: list[Candidate] = []
         self._texts: list[str] = []
         self._forwards = 0
@@ -141,6 +149,34 @@ class Sequence:
         if generator is not None:
             other._chooser = self._chooser.drawing_from(generator)
         return other
+
+    @property
+    def first_row(self) -> int | None:
+        """The first token whose row is wanted, counted from those that were fed; None: the last."""
+        if self._scorer is None:
+            return None
+        return max(self._scorer.first_row - self.prefilled, 0)
+
+    def take_prompt(self, fed: Fed, b: int) -> None:
+        """Take the next tokens of the prompt, which were fed; behind the last one propose.
+
+        Args:
+            fed: What was fed; it has the rows from `first_row` on.
+            b: Index of this sequence in it.
+
+        Raises:
+            EngineError: The answer is not finite.
+        """
+        size = int(fed.lengths[b])
+        if self._scorer is not None and (first := self.first_row or 0) < size:
+            self._scorer.take(self.prefilled + first, fed.signals(b, first))
+        self.prefilled += size
+        if self.prefilled < len(self.prompt_ids):
+            return
+        if self.request.max_tokens:
+            self.propose(fed.last, b, row=0)
+        else:
+            self.finish_reason = "length"
 
     def propose(self, step: Step, b: int, row: int) -> None:
         """Choose what to feed next.
@@ -225,6 +261,7 @@ class Sequence:
             finish_reason=self.finish_reason,
             gated=proposal.gated,
             signals=winner.signals,
+            prompt_rewards=self._prompt_rewards() if len(self.token_ids) == 1 else None,
         )
         return event, row
 
@@ -278,10 +315,13 @@ class Sequence:
     def result(self) -> Result:
         """The finished request."""
         prompt = self.request.prompt
-        text = prompt if isinstance(prompt, str) else self._tokenizer.decode(self.prompt_ids)
+        if not isinstance(prompt, str):
+            # Without its special tokens nobody sees who says what in a chat.
+            shown = not isinstance(prompt, Chat)
+            prompt = self._tokenizer.decode(self.prompt_ids, skip_special_tokens=shown)
         return Result(
             request=self.number,
-            prompt=text,
+            prompt=prompt,
             prompt_ids=tuple(self.prompt_ids),
             token_ids=tuple(self.token_ids),
             text="".join(self._texts),
@@ -292,7 +332,11 @@ class Sequence:
             signals=_by_name([winner.signals for winner in self._winners]),
             drafted=None if self._drafter is None else self.drafted,
             accepted=None if self._drafter is None else self.accepted,
+            prompt_rewards=self._prompt_rewards(),
         )
+
+    def _prompt_rewards(self) -> PromptRewards | None:
+        return None if self._scorer is None else self._scorer.rewards()
 
     def end(self) -> None:
         """Nothing more is generated, and its cache is free, whoever still has the request."""
@@ -318,45 +362,3 @@ def _signals(step: Step, b: int, row: int) -> dict[str, FloatArray]:
 def _by_name(values: abc.Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ...]]:
     """Values of each signal, one a token."""
     return {name: tuple(v[name] for v in values) for name in (values[0] if values else ())}
-
-
-def _encode(prompt: str | abc.Sequence[int], engine: Engine) -> list[int]:
-    """The prompt's token ids, checked: their number first, since that costs nothing."""
-    manifest, most = engine.manifest, engine.manifest.max_sequence_length - 1
-    ids = _from_text(prompt, engine) if isinstance(prompt, str) else prompt
-    if len(ids) > most:
-        raise RequestError(
-            f"the prompt has {len(ids)} tokens; the engine takes at most {most} and one to "
-            "generate: shorten it, or build the engine with a larger --max-seq-len"
-        )
-    if not ids and manifest.bos_token_id is not None:
-        ids = [manifest.bos_token_id]
-    if not ids:
-        raise RequestError(
-            "the prompt is empty, and this model has no beginning-of-sequence token to start from; "
-            "give at least one character"
-        )
-    outside = [token for token in ids if not 0 <= token < manifest.vocab_size]
-    if outside:
-        raise RequestError(
-            f"the prompt has token id {quoted(outside[0])}; the engine's vocabulary is 0 to "
-            f"{manifest.vocab_size - 1}"
-        )
-    return list(ids)
-
-
-def _from_text(prompt: str, engine: Engine) -> list[int]:
-    """Token ids of a text.
-
-    Where the text itself begins with the token that the tokenizer puts in front of every text, it
-    comes once, as it did in the model's training.
-    """
-    tokenizer, bos = engine.tokenizer, engine.manifest.bos_token_id
-    ids = tokenizer.encode(prompt)
-    if bos is not None and ids[:2] == [bos, bos] and tokenizer.encode("")[:1] == [bos]:
-        _LOG.warning(
-            "the prompt begins with the beginning-of-sequence token, which the tokenizer adds too; "
-            "it is used once"
-        )
-        return ids[1:]
-    return ids

@@ -93,3 +93,39 @@ def test_labels_that_are_not_there_have_no_metric() -> None:
     objective = Experts(SIGNAL)
     assert set(objective.metrics(objective.judge(part, only, head, True))) == {"all", "expert"}
     assert torch.isfinite(objective.loss(part, only, head))
+
+
+def test_doubt_is_the_cross_entropy_of_a_text_s_class() -> None:
+    """Ten times the mean log likelihood ratio of a text's tokens are the log odds of its class."""
+    output, linear, head = made()
+    weight = linear.weight.detach().double().numpy().reshape(2, V, WIDTH)
+    doubts: dict[str, float] = {}
+    for row, label in enumerate(("expert", "anti")):
+        ratios = []
+        for at, token in PREDICTIONS[label]:
+            z, state = output.logits[row, at].double().numpy(), output.channel[row, at].double()
+            expert, anti = (log_softmax(z + weight[i] @ state.numpy())[token] for i in (0, 1))
+            ratios.append(expert - anti if label == "expert" else anti - expert)
+        doubts[label] = float(np.log1p(np.exp(-10 * np.mean(ratios))))
+    plain, told = Experts(SIGNAL), Experts(SIGNAL, discriminative=0.5)
+    # Two tokens of each class, of six in all.
+    added = 0.5 * 2 * sum(doubts.values()) / 6
+    loss = told.loss(output, data(), head) - plain.loss(output, data(), head)
+    assert float(loss.detach()) == pytest.approx(added, rel=1e-4)
+    metrics = told.metrics(told.judge(output, data(), head, ends=True))
+    before = plain.metrics(plain.judge(output, data(), head, ends=True))
+    assert metrics["class"] == pytest.approx(np.log(2) - np.mean(list(doubts.values())), rel=1e-4)
+    # Zero offsets leave the class in doubt by log 2.
+    assert metrics["all"] - before["all"] == pytest.approx(0.5 * 4 / 6 * metrics["class"], rel=1e-4)
+    assert {k: v for k, v in metrics.items() if k not in ("all", "class")} == pytest.approx(
+        {k: v for k, v in before.items() if k != "all"}
+    )
+
+
+def test_without_labelled_text_no_class_is_told() -> None:
+    output, _, head = made()
+    only = collate([Item(0, (ROWS["neutral"],), LABELS["neutral"])])
+    part = OtterOutput(output.logits[2:, :3], {}, output.channel[2:, :3], None)
+    plain, told = Experts(SIGNAL), Experts(SIGNAL, discriminative=0.5)
+    assert set(told.metrics(told.judge(part, only, head, True))) == {"all", "neutral"}
+    assert torch.equal(told.loss(part, only, head), plain.loss(part, only, head))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from otter_export import ArgsGreedy, ArgsStochastic, Plain, Request, generate
+from otter_export import ArgsGreedy, ArgsStochastic, Plain, Request, generate, score
 from otter_export.runtime.engine import Step
 from otter_export.runtime.prefill import prefill
 from tests import built, tiny
@@ -47,6 +47,19 @@ def test_steps_equal_the_onnx_engine(family: str, pairs: dict[str, Pair]) -> Non
     prompts = [*ids(1, 40), *ids(1, 7, 1), *ids(1, 23, 2)]
     found, expected = (candidates(e, prompts, [5, 9, 77]) for e in (pair.in_place, pair.onnx))
     close(found, expected, TOLERANCE["f32"])
+
+
+def test_texts_are_scored_in_more_passes(pairs: dict[str, Pair]) -> None:
+    """The engine gives 8 rows a pass; texts of 40 tokens need five, and the last row of each."""
+    pair = pairs["llama"]
+    texts = [*ids(1, 40), *ids(1, 7, 1), *ids(1, 23, 2)]
+    found, expected = (list(score(engine, texts)) for engine in (pair.in_place, pair.onnx))
+    for one, other in zip(found, expected, strict=True):
+        for name in ("reward", "next"):
+            values = zip(one.signals[name], other.signals[name], strict=True)
+            pairs_of = [(a, b) for a, b in values if a is not None and b is not None]
+            assert len(pairs_of) == len(one.token_ids) - (name == "next")
+            assert max(abs(a - b) for a, b in pairs_of) < TOLERANCE["f32"]
 
 
 @pytest.mark.parametrize("family", list(tiny.CONFIGS))

@@ -179,22 +179,30 @@ def test_the_live_page_passes_tokens_on(served: Served, library: Library) -> Non
     tokenizer = served.engine_directory / "tokenizer.json"
     with live_page(served.http, tokenizer) as address:
         page = urllib.request.urlopen(address, timeout=30).read().decode()
-        assert "/generate_stream" in page
+        assert "/v1/completions" in page
         responses = events(address, case.renamed(stream=True, return_candidates=True))
         check_answer(responses, library.alone(case.request))
         texts = as_list(responses[0]["candidate_texts"])
         assert texts[0].startswith("ŵ") and len(texts) == responses[0]["candidate_counts"]
         assert "top_k must be" in events(address, case.renamed(stream=True, top_k=0))[0]["error"]
+        fields = case.renamed(stream=True, return_candidates=True)
+        fields["prompt"] = fields.pop("text_input")
+        pieces = [p["choices"][0]["otter"] for p in events(address, fields, "/v1/completions")]
+        expected = library.alone(case.request)
+        assert [i for p in pieces for i in p["token_ids"]] == list(expected.token_ids)
+        assert pieces[0]["candidates"][0][0]["text"] == texts[0]
+        assert pieces[-1]["finish_reason"] == expected.finish_reason
 
 
-def events(address: str, fields: dict[str, Any]) -> list[Response]:
+def events(address: str, fields: dict[str, Any], path: str = "/generate_stream") -> list[Response]:
     """Server-sent events of the live page; an error's status does not matter here."""
-    request = urllib.request.Request(f"{address}/generate_stream", json.dumps(fields).encode())
+    request = urllib.request.Request(f"{address}{path}", json.dumps(fields).encode())
     try:
         lines = urllib.request.urlopen(request, timeout=60).read()
     except urllib.error.HTTPError as error:
         lines = error.read()
-    return [json.loads(line[5:]) for line in lines.splitlines() if line.startswith(b"data:")]
+    found = [line[5:] for line in lines.splitlines() if line.startswith(b"data:")]
+    return [json.loads(text) for text in found if text.strip() != b"[DONE]"]
 
 
 def test_the_server_says_what_it_serves(served: Served) -> None:

@@ -72,6 +72,32 @@ def test_what_came_before_a_break_is_passed_on(upstream: str) -> None:
     assert (status, body) == (200, TOKEN)
 
 
+def test_the_page_is_that_of_serve_and_has_its_terms(upstream: str) -> None:
+    with live_page(upstream) as address:
+        assert send(address, "GET", "/")[1] == (triton_live.PAGE).read_bytes()
+        model = json.loads(send(address, "GET", "/v1/models")[1])["data"][0]
+        assert model["id"] == "otter" and model["otter"]["chat"] is False
+        status, body, _ = send(address, "POST", "/v1/completions", b'{"prompt": "one"}')
+    piece = json.loads(body.removeprefix(b"data:"))["choices"][0]["otter"]
+    assert (status, piece["texts"], piece["token_ids"]) == (200, ["one"], [1])
+    last = triton_live.piece_of(
+        b'data: {"text_output":"x","token_id":2,"reward":0.5,"finish_reason":"eos",'
+        b'"candidate_ids":[2,3],"candidate_logits":[1.5,1.0],"candidate_scores":[2,1]}'
+    )
+    found, done, end = last.split(b"\n", 2)
+    piece = json.loads(found.removeprefix(b"data:"))["choices"][0]["otter"]
+    assert piece["finish_reason"] == "eos" and piece["rewards"] == [0.5]
+    assert piece["candidates"] == [
+        [
+            {"token_id": 2, "text": None, "logit": 1.5, "reward": None, "score": 2},
+            {"token_id": 3, "text": None, "logit": 1.0, "reward": None, "score": 1},
+        ]
+    ]
+    assert (done, end) == (b"", b"data: [DONE]\n")
+    failed = triton_live.piece_of(b'{"error": "no"}')
+    assert json.loads(failed.removeprefix(b"data:")) == {"error": {"message": "no"}}
+
+
 def test_a_client_sees_that_a_stream_broke_off(upstream: str) -> None:
     stream = triton_client.stream_http(upstream, {"text_input": "one"})
     assert next(stream)["token_id"] == 1

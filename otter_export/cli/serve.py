@@ -1,0 +1,137 @@
+"""``otter-export serve``: an engine over HTTP, with OpenAI's API and a page of coloured tokens."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from otter_export.cli.progress import byte_bar
+from otter_export.engine_digest import check_engine
+from otter_export.load import load_engine
+from otter_export.runtime.load import PROVIDERS
+from otter_export.serving.settings import Settings
+from otter_export.web.app import Application
+from otter_export.web.guard import LOOPBACK_NAMES
+from otter_export.web.run import listen, run
+
+_HOST = "127.0.0.1"
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--port", type=int, default=8080, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--host",
+    default=_HOST,
+    show_default=True,
+    help="Address to listen on. Others than this machine's own let everybody in who can reach it.",
+)
+@click.option("--name", help="Of the model, for clients.  [default: the directory's]")
+@click.option("--max-batch-size", type=int, help="Most requests decoded together.  [default: 16]")
+@click.option("--max-queue", type=int, help="Most requests that wait.  [default: 256]")
+@click.option("--max-tokens", type=int, help="Most tokens of a request.  [default: 1024]")
+@click.option("--max-candidates", type=int, help="Most candidates per token.  [default: 64]")
+@click.option(
+    "--method",
+    "default_method",
+    help="Of a request that names none; see `list methods`.  [default: auto]",
+)
+@click.option(
+    "--top-k", "default_top_k", type=int, help="Of a request that does not say.  [default: 8]"
+)
+@click.option(
+    "--weight",
+    "default_reward_weight",
+    type=float,
+    help="Of the reward, for a request that does not say.  [default: 1.0]",
+)
+@click.option(
+    "--gate",
+    "default_gate",
+    type=float,
+    metavar="NATS",
+    help="Of a guided request that does not say.  [default: 0, none]",
+)
+@click.option(
+    "--deadline-ms",
+    "default_deadline_ms",
+    type=int,
+    help="Of a request that has none; 0: no deadline.  [default: 0]",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0, 3600),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long requests in work may go on after Ctrl-C or SIGTERM.",
+)
+@click.option("--log-requests", is_flag=True, help="A line on standard error for every request.")
+@click.option("--log-prompts", is_flag=True, help="Prompts and texts are in those lines, too.")
+@click.option("--threads", type=int, help="Of the CPU.  [default: OMP_NUM_THREADS, else all cores]")
+@click.option("--provider", type=click.Choice(PROVIDERS), help="[default: the engine's own]")
+@click.option(
+    "--sha256", metavar="DIGEST", help="Serve this engine and no other; see `inspect --sha256`."
+)
+def serve(
+    directory: Path,
+    port: int,
+    host: str,
+    name: str | None,
+    grace: float,
+    threads: int | None,
+    provider: str | None,
+    sha256: str | None,
+    log_requests: bool,
+    log_prompts: bool,
+    **options: Any,
+) -> None:
+    """Serve the engine in DIR: OpenAI's API under /v1, and a page of coloured tokens under /."""
+    given = {key: value for key, value in options.items() if value is not None}
+    settings = Settings(
+        log_requests=log_requests or log_prompts, log_prompts=log_prompts, **_fitting(given)
+    )
+    listener = listen(host, port)
+    with listener:
+        if sha256 is not None:
+            with byte_bar(None, "checking the engine") as advance:
+                check_engine(directory, sha256, advance)
+        engine = load_engine(directory, provider=provider, threads=threads)
+        engine.tokenizer  # noqa: B018  a mistake in its files is told now
+        resolved = directory.resolve()
+        local = _is_local(host)
+        application = Application(
+            engine,
+            settings,
+            resolved.name if name is None else name,
+            (str(directory), str(resolved)),
+            LOOPBACK_NAMES if local else None,
+        )
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        if not local:
+            click.echo(
+                f"warning: {host} is not this machine alone, and nobody is asked who they are; "
+                "put a proxy that does in front",
+                err=True,
+            )
+        click.echo(f"open {address} ; OpenAI's API is under {address}/v1 ; Ctrl-C stops")
+        run(application, listener, grace)
+
+
+def _fitting(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose defaults follow a limit that is smaller than they are."""
+    defaults = Settings()
+    for low, high in (("default_max_tokens", "max_tokens"), ("default_top_k", "max_candidates")):
+        if high in given and low not in given:
+            given[low] = min(getattr(defaults, low), max(given[high], 1))
+    return given
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
