@@ -91,11 +91,12 @@ def mixed(
         request([0]),
         request([0], {}),
     ]
+    least = {} if extra else {"min_p": 0.05}  # vLLM has none beside drafts
     if seeded:
         kinds += [
             request([0], temperature=1.0, seed=3, top_k=10),
             asked([0], LOCAL["q_value"], temperature=0.8, seed=5, top_p=0.9),
-            asked([0], LOCAL["expert"], temperature=1.0, seed=6, min_p=0.05),
+            asked([0], LOCAL["expert"], temperature=1.0, seed=6, **least),
             asked([0], LOCAL["q_value"], temperature=1.0, seed=7, n=2),
         ]
     return [
@@ -128,12 +129,17 @@ def session(
     crowd = mixed(FED, 40)
     parts = mixed(FED, 40, seeded=False)
     shaped = [request(p, o) for p in PROMPTS for o in ({"signal": "reward"}, LOCAL["q_value"])]
-    bad = [[request([5], {}, extra_args=arguments)] for arguments, _ in MALFORMED]
+    bad = [[request([5], extra_args=arguments)] for arguments, _ in MALFORMED]
     prompt_scores = [
         request(PROMPTS[0], {"signal": s}, prompt_logprobs=1) for s in ("next", "reward")
     ]
     # A cache of few small blocks, and prompts in parts: requests are preempted and come back.
-    tight = {"block_size": 32, "num_gpu_blocks_override": 12, "max_num_batched_tokens": 64}
+    tight = {
+        "block_size": 32,
+        "num_gpu_blocks_override": 12,
+        "max_num_batched_tokens": 64,
+        "max_num_seqs": 32,
+    }
     speculative = {"speculative_config": SPECULATIVE}
     jobs = {
         "plain": {"model": base, "options": {"enforce_eager": True}, "batches": [plain]},
@@ -164,6 +170,11 @@ def session(
         },
         "fed-tight": {"model": main, "options": {**speculative, **tight}, "batches": [parts]},
         **{name: {"model": path, "batches": [shaped]} for name, path in shapes.items()},
+        "adapter": {
+            "model": shapes["adapter"],
+            "options": {"config_format": "otter"},
+            "batches": [shaped],
+        },
         "pipeline": {"model": main, "options": {"pipeline_parallel_size": 2}, "batches": []},
         "drafts": {
             "model": main,
