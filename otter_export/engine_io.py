@@ -26,6 +26,8 @@ READ_ONLY = "read_only"
 IN_PLACE = "in_place"
 #: TensorRT-LLM's runtime has the caches.
 TENSORRT_LLM = "tensorrt_llm"
+#: vLLM has them.
+VLLM = "vllm"
 
 #: What a client of an engine of TensorRT-LLM sets beside `INPUT_IDS`.
 TENSORRT_LLM_INPUTS = (

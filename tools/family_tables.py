@@ -15,11 +15,13 @@ _FIGURES = (
     *("insert", "torch", "onnx fp32", "onnx fp16", "onnx int8", "onnx int4"),
     *("trt form", "trt fp16", "trt bf16", "trt int8", "trt int4"),
 )
+#: docs/vllm.md lists the families of target ``vllm``, whose tests have an environment of their own.
+_TARGETS = tuple(name for name in TARGETS if name != "vllm")
 
 
 def summary(results: Results) -> str:
     """Families by targets: the precisions in which every case of a family passed."""
-    targets = [TARGETS.load(name) for name in TARGETS]
+    targets = [TARGETS.load(name) for name in _TARGETS]
     head = ["base family", "`model_type`", *(f"`--target {t.name}`" for t in targets)]
     rows = []
     for name in FAMILIES:
@@ -69,7 +71,7 @@ def _families(results: Results) -> str:
 
 def _coverage(results: Results) -> str:
     """A row for each case; one column for all precisions of a target."""
-    targets = [TARGETS.load(name) for name in TARGETS]
+    targets = [TARGETS.load(name) for name in _TARGETS]
     built = {f"{target.name} {precision}" for target in targets for precision in target.precisions}
     single = [name for name in results.checks if name not in built]
     rows = []
@@ -78,7 +80,7 @@ def _coverage(results: Results) -> str:
         row += [_precisions([case], target.name, target.precisions) for target in targets]
         seconds = sum(outcome.seconds for outcome in case.cells.values())
         rows.append([case.name, case.family, *row, f"{seconds:.0f}"])
-    return _table(["base", "family", *single, *TARGETS.names(), "s"], rows)
+    return _table(["base", "family", *single, *_TARGETS, "s"], rows)
 
 
 def _checks(results: Results) -> str:

@@ -77,13 +77,13 @@ def import_head(
         adapter=adapter,
         force=force,
     )
-    signal = work.head.signal
+    signal, compared = work.head.signal, _compared(work)
     click.echo(
         f"{work.format.name} of {source}, on the last state of {work.base.directory} "
         f"({work.base.family.name})\n"
         f"signal {signal.name} ({signal.kind}, {signal.activation}), d'={len(work.head.probe.rows)}"
     )
-    click.echo(_compared(work))
+    click.echo(compared)
     for note in work.insertion.notes:
         click.echo(f"note: {note}")
     with byte_bar(work.insertion.total_bytes, "writing") as progress:

@@ -16,12 +16,13 @@ from otter_export.errors import OtterError, RequestError
 from otter_export.json_lines import read_lines
 from otter_export.load import load_engine
 from otter_export.quoting import LIMIT, listed, one_line, quoted
+from otter_export.runtime.chat import Chat
 from otter_export.runtime.load import PROVIDERS
-from otter_export.runtime.scoring import BATCH_SIZE, Score, Text
+from otter_export.runtime.scoring import BATCH_SIZE, Prompt, Score, Text, check_separator
 from otter_export.runtime.scoring import score as scored
 
 #: Columns of a line; any others are left in the answer as they are.
-_PROMPT, _RESPONSES = "prompt", ("response", "text")
+_PROMPT, _MESSAGES, _RESPONSES = "prompt", "messages", ("response", "text")
 _LIMIT_BYTES = 1 << 30
 #: Problems that one message lists.
 _SHOWN = 5
@@ -36,7 +37,7 @@ _SHOWN = 5
     type=click.Path(path_type=Path),
     metavar="FILE.jsonl",
     help='One {"prompt": ..., "response": ...} a line, texts or token ids; prompt may be left out, '
-    "and text is accepted for response; - is standard input.",
+    "or messages stand for it, and text for response; - is standard input.",
 )
 @click.option(
     "--signal",
@@ -74,6 +75,7 @@ def score(
     lines: list[dict[str, Any]] = [{_PROMPT: prompt, "response": text} for text in texts]
     if data is not None:
         lines += _read(data)
+    check_separator(separator)
     if not lines:
         raise RequestError("there is nothing to score; give a RESPONSE or --data FILE.jsonl")
     if sha256 is not None:
@@ -122,16 +124,22 @@ def _line(raw: bytes) -> dict[str, Any]:
     return line
 
 
-def _text(line: dict[str, Any]) -> tuple[Text, Text]:
+def _text(line: dict[str, Any]) -> tuple[Prompt, Text]:
     """Prompt and response."""
     name = next(n for n in _RESPONSES if n in line)
-    values = []
-    for column, value in ((_PROMPT, line.get(_PROMPT, "")), (name, line[name])):
-        is_ids = isinstance(value, list) and all(type(v) is int for v in value)
-        if not isinstance(value, str) and not is_ids:
-            raise RequestError(f"{column} must be text or token ids, got {quoted(value)}")
-        values.append(value)
-    return values[0], values[1]
+    if _MESSAGES in line:
+        if _PROMPT in line:
+            raise RequestError("there are both prompt and messages; give one of them")
+        return Chat(line[_MESSAGES]), _checked(name, line[name])
+    return _checked(_PROMPT, line.get(_PROMPT, "")), _checked(name, line[name])
+
+
+def _checked(column: str, value: Any) -> Text:
+    is_ids = isinstance(value, list) and all(type(v) is int for v in value)
+    if not isinstance(value, str) and not is_ids:
+        raise RequestError(f"{column} must be text or token ids, got {quoted(value)}")
+    text: Text = value
+    return text
 
 
 def _shown(line: dict[str, Any], result: Score) -> Iterator[str]:

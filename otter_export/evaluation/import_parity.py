@@ -80,9 +80,10 @@ def import_parity(work: Import, directory: Path, texts: Sequence[str] = PROMPTS)
 
 
 def _activated(work: Import, scores: Tensor) -> Tensor:
-    return {"identity": lambda z: z, "tanh": torch.tanh, "sigmoid": torch.sigmoid}[
-        work.head.signal.activation
-    ](scores)
+    """What the user put behind the source's scores."""
+    functions = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
+    chosen = functions.get(work.head.signal.activation)
+    return scores if chosen is None else chosen(scores)
 
 
 def _scorer(work: Import) -> _Scorer:
@@ -135,8 +136,7 @@ def _classifier(work: Import) -> _Scorer:
     """By the class of transformers that it is, from the source's directory."""
     import transformers
 
-    names = work.source.config.get("architectures") or [""]
-    by_token = str(names[0]).endswith("ForTokenClassification")
+    by_token = work.source.architecture.endswith("ForTokenClassification")
     kind: Any = (
         transformers.AutoModelForTokenClassification
         if by_token

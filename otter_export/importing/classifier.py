@@ -40,9 +40,9 @@ class Classifier(SourceFormat):
                 f"{source.path}: its head is more than one linear layer ({listed(inner)}), and "
                 "cannot be had exactly; distil it with otter-export label"
             )
-        weight = source.tensors.float32(f"{layer}.weight")
-        count = len(weight)
+        count = next(iter(source.tensors[f"{layer}.weight"].shape), 0)
         check_shape(source, f"{layer}.weight", (count, base.dimensions.hidden_size))
+        weight = source.tensors.float32(f"{layer}.weight")
         bias = np.zeros(count, np.float32)
         if f"{layer}.bias" in names:
             check_shape(source, f"{layer}.bias", (count,))

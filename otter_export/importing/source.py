@@ -14,7 +14,7 @@ from otter_export.errors import CheckpointError
 from otter_export.files import is_directory, is_file
 from otter_export.hub import BASE_STEM
 from otter_export.probe import Probe
-from otter_export.safetensors_io import TensorStore, read_header
+from otter_export.safetensors_io import TensorInfo, TensorStore, read_header
 from otter_export.signals import Signal
 
 #: Files of heads alone, as LlamaFactory and Medusa name them.
@@ -60,10 +60,17 @@ class Source:
             raise CheckpointError(f"{path / 'config.json'} holds no object")
         return cls(path, config, _tensors(path))
 
+    @property
+    def architecture(self) -> str:
+        """The class that it was saved from, by its config.json; empty if that says none."""
+        names = self.config.get("architectures")
+        return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
 
 def _tensors(directory: Path) -> TensorStore:
     """Those of the model, if there is one, and of heads beside it."""
-    found, pickled = {}, []
+    found: dict[str, TensorInfo] = {}
+    pickled: list[Path] = []
     for stem in _HEAD_FILES:
         file = directory / f"{stem}.safetensors"
         if is_file(file, CheckpointError):

@@ -15,6 +15,7 @@ import numpy as np
 from otter_export.arguments import integer
 from otter_export.errors import OtterError, RequestError
 from otter_export.quoting import quoted
+from otter_export.runtime.chat import Chat
 from otter_export.runtime.engine import Engine, Tokenizer
 from otter_export.runtime.generation import stream
 from otter_export.runtime.methods.args_greedy import ArgsGreedy
@@ -26,6 +27,8 @@ from otter_export.signals import kind_of
 BATCH_SIZE = 64
 #: Text or token ids.
 Text = str | Sequence[int]
+#: What a response follows.
+Prompt = Text | Chat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Score:
 
 def score(
     engine: Engine,
-    texts: Sequence[Text | tuple[Text, Text]],
+    texts: Sequence[Text | tuple[Prompt, Text]],
     *,
     signals: Sequence[str] | None = None,
     separator: str | None = None,
@@ -109,8 +112,8 @@ def score(
 
     Args:
         engine: From `load_engine`.
-        texts: Responses, or pairs of prompt and response; text or token ids. Prompt and response
-            are tokenized apart, as in training and as they are at generation.
+        texts: Responses, or pairs of prompt and response; text or token ids, and a prompt may be a
+            `Chat`. They are tokenized apart, as in training and as they are at generation.
         signals: Which ones; None: all that score tokens. The first is the reward.
         separator: Also give the rewards at the ends of steps, each of which this text ends.
         batch_size: Most texts that are in work at a time.
@@ -124,10 +127,7 @@ def score(
     """
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise RequestError(f"texts must be a sequence of texts, got {quoted(texts)}")
-    if separator is not None and (not isinstance(separator, str) or not separator):
-        raise RequestError(
-            f"separator must be a text of at least one character, got {quoted(separator)}"
-        )
+    check_separator(separator)
     size = integer("batch_size", batch_size, least=1)
     method = ArgsGreedy(top_k=1, weights=dict.fromkeys(_names(engine, signals), 1.0))
     requests = []
@@ -155,6 +155,14 @@ def score(
     return scores()
 
 
+def check_separator(separator: object) -> None:
+    """Raise `RequestError` if it is neither None nor a text that can end a step."""
+    if separator is not None and (not isinstance(separator, str) or not separator):
+        raise RequestError(
+            f"separator must be a text of at least one character, got {quoted(separator)}"
+        )
+
+
 def _names(engine: Engine, signals: Sequence[str] | None) -> list[str]:
     """Names of the signals to read.
 
@@ -172,20 +180,27 @@ def _names(engine: Engine, signals: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _request(engine: Engine, text: Text | tuple[Text, Text], method: ArgsGreedy) -> Request:
+def _request(engine: Engine, text: Text | tuple[Prompt, Text], method: ArgsGreedy) -> Request:
     """A prompt that is fed and not continued, whose response is scored."""
     prompt: Any = ""
     response: Any = text
     if isinstance(text, tuple) and len(text) == 2 and not _is_ids(text):
         prompt, response = text
-    head = text_ids(prompt, engine) if isinstance(prompt, str) else _ids(prompt)
+    # Both by a request's rules.
+    prompt, response = Request(prompt).prompt, Request(response).prompt
+    if isinstance(response, Chat):
+        raise RequestError("a response is text or token ids; a chat is a prompt")
+    if isinstance(prompt, Chat):
+        head = prompt.token_ids(engine.tokenizer)
+    else:
+        head = text_ids(prompt, engine) if isinstance(prompt, str) else list(prompt)
     if isinstance(response, str):
         tail = engine.tokenizer.encode(response, add_special_tokens=False)
         # What the tokenizer puts before a text comes once, also if it is written.
         if head and not prompt and tail[: len(head)] == head:
             tail = tail[len(head) :]
     else:
-        tail = _ids(response)
+        tail = list(response)
     if not tail:
         raise RequestError("the response has no tokens")
     return Request([*head, *tail], method, max_tokens=0, rewards_from=len(head))
@@ -193,11 +208,6 @@ def _request(engine: Engine, text: Text | tuple[Text, Text], method: ArgsGreedy)
 
 def _is_ids(text: object) -> bool:
     return isinstance(text, tuple) and all(isinstance(t, int | np.integer) for t in text)
-
-
-def _ids(text: object) -> list[int]:
-    """Token ids, checked by a request's rules."""
-    return list(Request(text).prompt)
 
 
 def _score(

@@ -66,6 +66,16 @@ def content(file: str, data: bytes | str) -> Damage:
     return damage
 
 
+def head(shape: tuple[int, ...]) -> Damage:
+    """Write ``head.safetensors``, a value head."""
+
+    def damage(directory: Path) -> None:
+        weight = np.zeros(shape, np.float32)
+        save_file({"v_head.summary.weight": weight}, directory / "head.safetensors")
+
+    return damage
+
+
 def removed(*files: str) -> Damage:
     """Remove files."""
     return lambda directory: [(directory / file).unlink() for file in files]
@@ -434,6 +444,39 @@ GENERATION = [
     Case("provider", "generate engine --prompt hi --provider tpu", "'tpu' is not one of 'cpu', 'cuda'"),
 ]  # fmt: skip
 
+SCORING = [
+    Case("nothing to score", "score engine", "there is nothing to score; give a RESPONSE or --data FILE.jsonl"),
+    Case("no texts", "score engine --data gone.jsonl", "cannot read the texts in gone.jsonl"),
+    Case("a text of no response", "score engine --data t.jsonl", "t.jsonl: line 1: expected an object with .response.", content("t.jsonl", '{"prompt": "a"}')),
+    Case("steps of nothing", "score engine w3 --separator ''", "separator must be a text of at least one character"),
+    Case("a prompt's rewards in text", "generate engine --prompt hi --prompt-rewards", "--prompt-rewards is shown by --json alone"),
+]  # fmt: skip
+
+CHATS = [
+    Case("a system without a chat", "generate engine w3 --system w4", "--system is for chats; give --chat too"),
+    Case("messages of no role", "generate engine --prompts p.jsonl", "line 1: message 1: role must be one of system, user, assistant, got 'cat'", content("p.jsonl", '{"messages": [{"role": "cat", "content": "w3"}]}')),
+    Case("messages and a prompt", "generate engine --prompts p.jsonl", 'line 1: expected an object with "prompt" or "messages"', content("p.jsonl", '{"prompt": "w3", "messages": []}')),
+    Case("messages that end in an answer", "generate engine --prompts p.jsonl", "line 1: the last message is of role assistant; end with one of role user", content("p.jsonl", '{"messages": [{"role": "assistant", "content": "w3"}]}')),
+    Case("no port", "serve engine --port 70000", "cannot listen on 127.0.0.1:70000: .*; give another --port"),
+    Case("nothing to serve", "serve gone --port 0", "gone"),
+    Case("a chat with no engine", "chat gone", "gone"),
+    Case("a model to serve that is no graph", "serve engine --port 0", "model.onnx"),
+]  # fmt: skip
+
+IMPORTING = [
+    Case("no source", "import gone new", "gone is neither a directory nor a safetensors file"),
+    Case("no head", "import base new", "base has no head that is known here. value-head: .*; classifier: .*; medusa: "),
+    Case("a pickled head", "import head.bin new", "head.bin is a pickle, .*convert it where it was made", content("head.bin", b"\x80")),
+    Case("a head of no base", "import head.safetensors new", "head.safetensors holds a head alone; name its base with --base", head((1, 64))),
+    Case("a head of another base", "import head.safetensors new --base base", r"has shape \[1, 32\], this base needs \[1, 64\]", head((1, 32))),
+    Case("a label of a value", "import head.safetensors new --base base --label a", "a value head has no labels", head((1, 64))),
+    Case("an import over", "import head.safetensors base --base base", "base exists|holds the base", head((1, 64))),
+    Case("a base for a teacher", "label --teacher base --data t.jsonl --out o.jsonl", "base is no teacher: its architecture is .LlamaForCausalLM.", content("t.jsonl", '{"text": "w3"}')),
+    Case("no data to label", "label --teacher base --data gone.jsonl --out o.jsonl", "cannot read the texts in gone.jsonl"),
+    Case("labels from a pipe", "label --teacher base --data - --out o.jsonl", "give --data a file"),
+    Case("words and steps", "label --teacher base --data t.jsonl --out o.jsonl --every 2 --separator x", "not both", content("t.jsonl", '{"text": "w3"}')),
+]  # fmt: skip
+
 TRAINING = [
     Case("no data", "train ckpt --objective regression", "give --data FILE.jsonl, or a --task for each signal"),
     Case("no such objective", "train ckpt --data d.jsonl --objective ppo", "'ppo' is not one of"),
@@ -504,6 +547,9 @@ CASES = {
     "engine": ENGINES,
     "benchmark": BENCHMARKS,
     "generation": GENERATION,
+    "scoring": SCORING,
+    "chats": CHATS,
+    "importing": IMPORTING,
     "training": TRAINING,
     "build": BUILDS,
     "tensorrt": TENSORRT,

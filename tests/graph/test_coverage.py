@@ -68,12 +68,12 @@ def test_every_pass_file_is_in_a_pipeline() -> None:
 def test_every_family_target_and_precision_is_built_and_compared() -> None:
     """Names what tests/converters and test_tensorrt_*.py build; see there.
 
-    ``trtllm`` writes no graph: tests/converters/tensorrt_llm.
+    ``trtllm`` and ``vllm`` write no graph: tests/converters/tensorrt_llm, tests/plugins/vllm.
     """
     from tests.converters import test_cuda_form, test_parity, test_precision
     from tests.graph import test_tensorrt_parser, test_tensorrt_precisions
 
-    assert set(TARGETS) == {"onnx", "trt", "trtllm"}
+    assert set(TARGETS) == {"onnx", "trt", "trtllm", "vllm"}
     assert {case.family for case in test_parity.CASES} == set(tiny.CONFIGS)
     built = {("cpu", "fp32"), *(("cpu", p) for p in test_precision.PRECISIONS)}
     built |= {("cuda", p) for p in test_cuda_form.PRECISIONS}

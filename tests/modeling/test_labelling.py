@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otter_export.modeling import labelling
@@ -97,6 +97,7 @@ def test_a_token_classifier_scores_the_token_that_ends_a_step(tmp_path: Path) ->
     assert len(short) == 1
 
 
+@settings(max_examples=40)
 @given(st.text("ab ;\n", min_size=1).filter(str.strip), st.integers(1, 4))
 def test_places_cover_the_text(text: str, every: int) -> None:
     for places in (Places(), Places(every=every), Places(separator=";")):

@@ -188,7 +188,11 @@ def test_what_is_refused_changes_nothing() -> None:
     options = Request("", Plain(), max_tokens=5)
     conversation.say("hi", options)
     before = list(conversation.messages)
-    for text, bad in (("x" * 60, options), ("x", Request("", ArgsGreedy(signal="no")))):
+    for text, bad in (
+        ("x" * 60, options),
+        ("x", Request("", ArgsGreedy(signal="no"))),
+        ("x", Request("", rewards_from=0)),
+    ):
         with pytest.raises(OtterError):
             conversation.stream(text, bad)
     with pytest.raises(RequestError, match="options must be a Request"):

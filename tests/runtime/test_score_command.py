@@ -89,6 +89,8 @@ def test_generated_lines_can_be_scored(
         ('{"response": 5}', "line 1: response must be text or token ids, got 5"),
         ('{"response": [1.5]}', "line 1: response must be text or token ids"),
         ('{"response": "a", "prompt": null}', "line 1: prompt must be text or token ids"),
+        ('{"response": "a", "prompt": "b", "messages": []}', "there are both prompt and messages"),
+        ('{"response": "a", "messages": []}', "line 1: messages must be a list of at least one"),
         ('{"response": ""}', "text 1 of 1: the response has no tokens"),
     ],
 )

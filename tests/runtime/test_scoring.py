@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from otter_export import (
     ArgsGreedy,
+    Chat,
     Experts,
     Plain,
     Request,
@@ -21,6 +22,7 @@ from otter_export import (
     score,
     stream,
 )
+from otter_export.chat_template import ChatTemplate
 from otter_export.errors import EngineError, RequestError
 from otter_export.runtime.request import Result, TokenEvent
 from otter_export.runtime.scheduler import Limits, Scheduler
@@ -149,6 +151,19 @@ def test_prompt_and_response_are_tokenized_apart_and_bos_comes_once() -> None:
         ((1, 97), (98,)),
         ((1,), (98,)),
     ]
+
+
+def test_an_answer_in_a_chat_is_scored_as_it_was_written() -> None:
+    engine = fake(Signal("reward"))
+    template = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}a:"
+    engine.tokenizer.chat_template = ChatTemplate(template, {})
+    chat = Chat.of("hi", system="be kind")
+    (result,) = generate(engine, chat, max_tokens=6)
+    (scored,) = score(engine, [(chat, result.token_ids)])
+    assert bytes(scored.prompt_ids) == b"s:be kind;u:hi;a:"
+    assert scored.rewards == result.rewards
+    with pytest.raises(RequestError, match="a response is text or token ids; a chat is a prompt"):
+        score(engine, [chat])  # type: ignore[list-item]
 
 
 def test_signals_that_score_are_all_read_unless_some_are_named() -> None:
