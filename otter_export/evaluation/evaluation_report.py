@@ -107,12 +107,10 @@ def _page(report: Mapping[str, Any], picture: str) -> Iterator[str]:
     yield from (f"- {name}: {METRICS[name]}" for name in names if name in METRICS)
     yield f"- {PERPLEXITY}: of the text under the engine's own base, behind its prompt"
     if any("win_rate" in arm for arm in arms):
-        agreements = [a for arm in arms if (a := arm.get("judge_agreement")) is not None]
-        agreement = f"{min(agreements):.0%} to {max(agreements):.0%}" if agreements else "none"
-        yield (
-            f"- wins: share that the judge prefers to {_cell(first)}, each pair in both orders; of "
-            f"the pairs, both orders had the same verdict for {agreement}"
-        )
+        yield f"- wins: share that the judge prefers to {_cell(first)}, each pair in both orders"
+    agreements = [a for arm in arms if (a := arm.get("judge_agreement")) is not None]
+    if agreements:
+        yield f"- of each way's pairs at least {min(agreements):.0%} had one verdict in both orders"
     yield from (f"- no {name}: {_cell(reason)}" for name, reason in report["skipped"].items())
     yield from ("", "## Texts", "")
     for index, shown in enumerate(arms[0]["texts"][:_SHOWN]):

@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 
 from otter_export import ArgsGreedy, Plain, Request, evaluate, generate, load_engine
+from otter_export.chat_template import ChatTemplate
 from otter_export.errors import MissingDependencyError, OtterError
 from otter_export.evaluation import evaluate as module
 from otter_export.evaluation import evaluation_report
 from otter_export.evaluation.judge_command import Pair
 from otter_export.evaluation.reward_curves import curves
 from otter_export.evaluation.sentence_embeddings import SentenceEmbedder
+from otter_export.runtime.chat import Chat
 from tests.command_line import Cli
 from tests.evaluation.conftest import Build
-from tests.runtime.fake_engine import FakeEngine, make_manifest
+from tests.runtime.fake_engine import ByteTokenizer, FakeEngine, make_manifest
 from tests.runtime.tiny_model import TinyModel, make_model
 
 PROMPTS = ["a film", "the end.", "b", "what a"]
@@ -224,6 +226,22 @@ def test_each_prompt_has_a_seed_of_its_own(engine_dir: Path) -> None:
     assert texts(*requests, seed=6)[:2] == first[1:]
     own = dataclasses.replace(requests[0], seed=6)
     assert texts(own, seed=0) == first[1:2]
+
+
+def test_a_chat_is_judged_as_its_template_writes_it() -> None:
+    tokenizer = ByteTokenizer()
+    tokenizer.chat_template = ChatTemplate("{{ messages[0].content }}?", {})  # type: ignore[assignment]
+    asked: list[Pair] = []
+
+    def ask(pairs: list[Pair]) -> list[float]:
+        asked.extend(pairs)
+        return [1.0] * len(pairs)
+
+    ways = {"plain": Plain(), "up": ArgsGreedy(weight=60.0)}
+    engines = [("fake", FakeEngine(tokenizer=tokenizer))]
+    found = evaluate(engines, [Chat.of("why")], ways, max_tokens=9, judge=ask)
+    assert {pair.prompt for pair in asked} == {"why?"}
+    assert found.to_json()["arms"][0]["texts"][0]["prompt"] == "why?"
 
 
 def test_progress_is_told_for_each_text(engine_dir: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -139,6 +140,14 @@ def test_a_judge_need_not_read_all_that_it_is_given(judge: Make) -> None:
 def test_what_is_no_command_is_refused_at_once(command: str) -> None:
     with pytest.raises(RequestError, match="is no command"):
         JudgeCommand.parse(command)
+
+
+def test_the_judge_of_the_page_judges(judge: Make, repository: Path) -> None:
+    pytest.importorskip("vaderSentiment")
+    page = (repository / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    source = next(c for c in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "stdin" in c)
+    pairs = [Pair("It was", " wonderful.", " awful."), Pair("It was", " on.", " on.")]
+    assert judge(source)(pairs) == [1.0, 0.5]
 
 
 def test_no_shell_reads_the_command(tmp_path: Path, judge: Make) -> None:
