@@ -153,6 +153,8 @@ class SharedHeads(nn.Module):
         ranks: Among which they are divided; a head may be on several.
     """
 
+    heads: Tensor
+
     def __init__(self, heads: Tensor, size: int, total: int, ranks: int) -> None:
         super().__init__()
         self.size, self.ranks = size, ranks
