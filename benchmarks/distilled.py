@@ -98,8 +98,7 @@ def measure(engines: dict[int, Engine], material: Material, options: argparse.Na
     arms |= {name_of(count): (engine, ways[STUDENT]) for count, engine in engines.items()}
     texts = {}
     for name, (engine, method) in arms.items():
-        written = gate.write_texts(engine, prompts, options.tokens, method).results
-        texts[name] = [result.prompt + result.text for result in written]
+        texts[name] = gate.write_texts(engine, prompts, options.tokens, method).texts
     scores = {name: vars(said) for name, said in judges.judge(material.base, texts).items()}
     found = gate.speed(last, ways, 1, options.rounds, options.threads)
     speeds = {name: found[VALUE if name == VALUE else STUDENT] for name in texts} | {

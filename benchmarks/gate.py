@@ -27,16 +27,9 @@ from benchmarks.record import REPOSITORY, Row, in_turns, write
 from benchmarks.verdicts import JUDGES, verdicts
 from examples.sentiment.comparison import TEMPERATURE
 from examples.sentiment.prompts import PROMPTS
-from otter_export import (
-    ArgsGreedy,
-    ArgsStochastic,
-    Plain,
-    Request,
-    Result,
-    TokenEvent,
-    load_engine,
-    stream,
-)
+from otter_export import ArgsGreedy, ArgsStochastic, Plain, Request, load_engine
+from otter_export.evaluation import written
+from otter_export.evaluation.written import Written
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.methods.base import DecodingMethod
 
@@ -49,15 +42,13 @@ PLAIN = "plain"
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
+class Gated(Written):
     """What one way of decoding wrote.
 
     Args:
-        results: One for each prompt.
         gated: Share of the tokens whose gate was closed.
     """
 
-    results: list[Result]
     gated: float
 
 
@@ -94,15 +85,15 @@ def main(
     rows: list[Row] = []
     for k in counts:
         ways = methods(method or "args-stochastic", k, weight, gates)
-        written = {label: write_all(way) for label, way in ways.items()}
-        verdicts = judge(written)
+        texts = {label: write_all(way) for label, way in ways.items()}
+        judged = judge(texts)
         speeds = {places: speed(engine, ways, places, rounds, threads) for places in (1, TOGETHER)}
         rows += [
             {
                 "k": k,
                 "gate": label,
-                "open": 1 - written[label].gated if label != PLAIN else 0.0,
-                **verdicts[label],
+                "open": 1 - texts[label].gated if label != PLAIN else 0.0,
+                **judged[label],
                 **{f"{n} at a time / plain": speeds[n][label]["ratio"] for n in speeds},
                 **{f"{n}: ms a token": speeds[n][label]["median"] for n in speeds},
             }
@@ -140,22 +131,19 @@ def methods(
 
 def write_texts(
     engine: Engine, prompts: Sequence[str], tokens: int, method: DecodingMethod, places: int = 32
-) -> Written:
+) -> Gated:
     """Continue prompts, so many at a time; each prompt has the same seed in every way."""
     requests = [Request(p, method, max_tokens=tokens, seed=i) for i, p in enumerate(prompts)]
-    results: dict[int, Result] = {}
     gated: list[bool] = []
-    for item in stream(engine, requests, batch_size=places):
-        if isinstance(item, TokenEvent):
-            gated.append(item.gated)
-        else:
-            results[item.request] = item
-    return Written([results[i] for i in range(len(requests))], float(np.mean(gated)))
+    found = written.write(
+        engine, requests, batch_size=places, on_event=lambda event: gated.append(event.gated)
+    )
+    return Gated(**vars(found), gated=float(np.mean(gated)))
 
 
-def judge(written: dict[str, Written]) -> dict[str, dict[str, float]]:
+def judge(texts: dict[str, Gated]) -> dict[str, dict[str, float]]:
     """Mean verdicts, perplexity, and the share of full guidance's gain that is kept."""
-    found = verdicts({label: one.results for label, one in written.items()})
+    found = verdicts(texts)
     # The lowest gate counts as full guidance.
     full, none = list(found.values())[1], found[PLAIN]
     return {
@@ -174,9 +162,8 @@ def speed(
     def timed(method: DecodingMethod) -> Callable[[], float]:
         def run() -> float:
             started = clock()
-            results = write_texts(engine, prompts, TIMED_TOKENS, method, places).results
-            seconds = clock() - started
-            return 1e3 * seconds / sum(len(result.token_ids) for result in results)
+            tokens = write_texts(engine, prompts, TIMED_TOKENS, method, places).tokens
+            return 1e3 * (clock() - started) / tokens
 
         return run
 

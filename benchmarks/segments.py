@@ -40,6 +40,7 @@ from otter_export import (
     load_engine,
     segment_rejection,
 )
+from otter_export.evaluation.written import Written
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.segment_rejection import SegmentedResult
 
@@ -160,21 +161,21 @@ def measure(
     tokens: int,
     rounds: int,
     threads: int | None,
-    judge: Callable[[Mapping[str, Sequence[Result]]], Mapping[str, Mapping[str, float]]] = verdicts,
+    judge: Callable[[Mapping[str, Written]], Mapping[str, Mapping[str, float]]] = verdicts,
 ) -> list[Row]:
     """A row for each way."""
     method = Plain(temperature=TEMPERATURE, top_k=TOP_K)
     requests = [Request(p, method, max_tokens=tokens, seed=i) for i, p in enumerate(prompts)]
     clock = time.process_time if threads == 1 else time.perf_counter
-    written: dict[str, list[Result]] = {}
+    written: dict[str, Written] = {}
     counts: dict[str, Counted] = {}
 
     def run(label: str, way: Way) -> float:
         counts[label] = Counted(engine)
         started = clock()
-        written[label] = [way(cast(Engine, counts[label]), request) for request in requests]
-        seconds = clock() - started
-        return 1e3 * seconds / sum(len(result.token_ids) for result in written[label])
+        results = tuple(way(cast(Engine, counts[label]), request) for request in requests)
+        written[label] = Written(results, clock() - started)
+        return 1e3 * written[label].seconds / written[label].tokens
 
     labels = {f"{name} {strength:g}": (name, strength) for name, strength in ways}
     runs = {label: functools.partial(run, label, ways[key]) for label, key in labels.items()}
@@ -185,14 +186,14 @@ def measure(
     for timed in times:
         label = timed["name"]
         name, strength = labels[label]
-        results, size = written[label], sum(len(result.token_ids) for result in written[label])
-        final = [result.rewards[-1] for result in results]
+        results, size = written[label].results, written[label].tokens
+        final = written[label].last_reward
         fed = counts[label].rows - sum(len(result.prompt_ids) for result in results)
         rows.append(
             {
                 "way": name,
                 "strength": strength,
-                FINAL: statistics.mean(final),
+                FINAL: float(final.mean()),
                 "±": 1.96 * float(np.std(final)) / len(final) ** 0.5,
                 **found[label],
                 PASSES: (counts[label].passes - len(results)) / size,

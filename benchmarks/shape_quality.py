@@ -29,12 +29,13 @@ from benchmarks import channel_shapes, record
 from examples.sentiment import judges
 from examples.sentiment.material import Material, prepare
 from examples.sentiment.prompts import PROMPTS
-from otter_export import ArgsStochastic, Plain, generate, insert, load_engine
+from otter_export import ArgsStochastic, Plain, Request, insert, load_engine
 from otter_export.base_model import BaseModel
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.external_data import MODEL_FILE, save_model
 from otter_export.converters.onnx import TARGET
 from otter_export.converters.target import BuildRequest
+from otter_export.evaluation import written
 from otter_export.evaluation.text_metrics import bootstrap_paired_difference
 from otter_export.files import write_json
 from otter_export.graph.pipeline import lower, onnxruntime
@@ -151,15 +152,16 @@ def write(
     engine: Path, method: DecodingMethod, options: argparse.Namespace, name: str
 ) -> list[str]:
     """The demo's openings, each with what an engine adds."""
-    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(options.prompts)]
-    with tqdm(total=len(prompts) * options.max_tokens, desc=f"writing {name}", leave=False) as bar:
-        results = generate(
-            *(load_engine(engine), prompts, method),
-            max_tokens=options.max_tokens,
-            seed=SEED,
-            on_event=lambda _: bar.update() and None,
+    requests = [
+        Request(PROMPTS[i % len(PROMPTS)], method, options.max_tokens, seed=SEED)
+        for i in range(options.prompts)
+    ]
+    total = len(requests) * options.max_tokens
+    with tqdm(total=total, desc=f"writing {name}", leave=False) as bar:
+        found = written.write(
+            load_engine(engine), requests, on_event=lambda _: bar.update() and None
         )
-    return [result.prompt + result.text for result in results]
+    return found.texts
 
 
 def prices(shapes: Sequence[Cell], options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from otter_export.evaluation.evaluate import evaluate
     from otter_export.load import load_engine
     from otter_export.runtime.best_of import best_of
     from otter_export.runtime.chat import Chat, Message
@@ -67,6 +68,7 @@ __all__ = [
     "StepScore",
     "TokenEvent",
     "best_of",
+    "evaluate",
     "generate",
     "load_engine",
     "score",
@@ -92,6 +94,7 @@ _MODULES = {
     "StepScore": "otter_export.runtime.scoring",
     "TokenEvent": "otter_export.runtime.request",
     "best_of": "otter_export.runtime.best_of",
+    "evaluate": "otter_export.evaluation.evaluate",
     "generate": "otter_export.runtime.generation",
     "load_engine": "otter_export.load",
     "score": "otter_export.runtime.scoring",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,12 @@ from benchmarks.baselines.model import Model
 from examples.detoxification import baseline
 from examples.detoxification.judges import THRESHOLD, Array, Judge
 from otter_export import generate
+from otter_export.evaluation.base_likelihood import token_losses
 from otter_export.evaluation.text_metrics import (
     Interval,
     bootstrap_mean,
     bootstrap_paired_difference,
+    distinct_n_of_all,
 )
 from otter_export.runtime.engine import Engine, Tokenizer
 from otter_export.runtime.methods.base import DecodingMethod
@@ -138,49 +139,27 @@ def score(
         toxicity,
         {name: (found >= THRESHOLD).astype(np.float64) for name, found in toxicity.items()},
         perplexity,
-        np.array([distinct([c.ids for c in several]) for several in written]),
+        np.array([distinct_n_of_all([c.ids for c in several], 2) for several in written]),
         seconds,
     )
 
 
-def distinct(continuations: Sequence[Sequence[int]], n: int = 2) -> float:
-    """Share of different n-grams among all those of several texts (Li et al., arXiv 1510.03055).
-
-    >>> distinct([(1, 2, 3), (1, 2, 4)])
-    0.75
-    """
-    grams = [tuple(ids[i : i + n]) for ids in continuations for i in range(len(ids) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 1.0
-
-
 def base_perplexity(
-    base: Path, prompts: Sequence[Sequence[int]], written: Sequence[Several]
+    checkpoint: Engine, prompts: Sequence[Sequence[int]], written: Sequence[Several]
 ) -> float:
     """The untouched base's perplexity of continuations, behind their prompts.
 
     Args:
-        base: Hugging Face directory.
+        checkpoint: In torch and float32; its logits are the base's.
         prompts: Token ids of each prompt.
         written: Of each prompt; the first `PERPLEXITY_OF` are read.
     """
-    import torch
-
-    from otter_export.base_model import BaseModel
-    from otter_export.modeling.otter_model import load_base
-
-    model: Any = load_base(BaseModel.open(base))
-    losses: list[float] = []
-    for prompt, several in zip(prompts, written, strict=True):
-        rows = [c.ids for c in several[:PERPLEXITY_OF]]
-        longest = max(map(len, rows))
-        # Padded on the right: nothing before it sees it.
-        ids = torch.tensor([[*prompt, *row, *[0] * (longest - len(row))] for row in rows])
-        with torch.inference_mode():
-            logits = model(ids, logits_to_keep=longest + 1).logits[:, :-1].float()
-        nll = -logits.log_softmax(-1).gather(-1, ids[:, len(prompt) :, None])[..., 0]
-        for losses_of_row, row in zip(nll, rows, strict=True):
-            losses += losses_of_row[: len(row)].tolist()
-    return float(np.exp(np.mean(losses)))
+    texts = [
+        (prompt, continuation.ids)
+        for prompt, several in zip(prompts, written, strict=True)
+        for continuation in several[:PERPLEXITY_OF]
+    ]
+    return float(np.exp(np.concatenate(token_losses(checkpoint, texts)).mean()))
 
 
 def table(arms: Mapping[str, Scores], plain: str) -> str:

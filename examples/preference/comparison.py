@@ -24,8 +24,10 @@ from tqdm import tqdm
 
 from benchmarks.drafts import Decoding, measure
 from examples.sentiment import judges
-from otter_export import ArgsGreedy, ArgsStochastic, Plain, Request, Result, TokenEvent, generate
+from otter_export import ArgsGreedy, ArgsStochastic, Plain, Request, TokenEvent
 from otter_export.evaluation.text_metrics import bootstrap_paired_difference
+from otter_export.evaluation.written import Written
+from otter_export.evaluation.written import write as write_texts
 from otter_export.runtime.drafts import NONE, draft_names
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.methods.base import DecodingMethod
@@ -81,31 +83,19 @@ QUICK = Size(prompts=2, tokens=6, together=2, timed=1, rounds=1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
-    """What one way wrote, an entry a prompt.
+class Drafted(Written):
+    """What one way wrote without drafts, and what drafts change.
 
     Args:
-        results: Without drafts.
         single: Share of the tokens that were chosen from one candidate.
         same: By drafter, how many prompts have the same tokens with it.
     """
 
-    results: tuple[Result, ...]
     single: float
     same: Mapping[str, int]
 
-    @property
-    def texts(self) -> list[str]:
-        """With their prompts."""
-        return [result.prompt + result.text for result in self.results]
 
-    @property
-    def reward(self) -> Array:
-        """Mean of each text."""
-        return np.array([np.mean(result.rewards) for result in self.results])
-
-
-def write(engine: Engine, prompts: Sequence[str], size: Size) -> dict[str, Written]:
+def write(engine: Engine, prompts: Sequence[str], size: Size) -> dict[str, Drafted]:
     """Write by every way; guided ones with every drafter too."""
     drafters = [name for name in draft_names(engine.manifest) if name != NONE]
     ways: dict[str, tuple[DecodingMethod, list[str]]] = {n: (m, []) for n, m in PLAIN.items()}
@@ -114,22 +104,20 @@ def write(engine: Engine, prompts: Sequence[str], size: Size) -> dict[str, Writt
     for name, (method, drafts) in tqdm(ways.items(), "writing", leave=False):
         events: list[TokenEvent] = []
 
-        def run(drafter: str, method: DecodingMethod = method, **listen: Any) -> list[Result]:
+        def run(drafter: str, method: DecodingMethod = method, **listen: Any) -> Written:
             requests = [
                 Request(prompt, method, size.tokens, seed=SEED + i, drafts=drafter)
                 for i, prompt in enumerate(prompts)
             ]
-            return generate(engine, requests, batch_size=size.together, **listen)
+            return write_texts(engine, requests, batch_size=size.together, **listen)
 
-        results = run(NONE, on_event=events.append)
+        one = run(NONE, on_event=events.append)
         same = {
-            drafter: sum(
-                a.token_ids == b.token_ids for a, b in zip(results, run(drafter), strict=True)
-            )
+            drafter: sum(a == b for a, b in zip(one.token_ids, run(drafter).token_ids, strict=True))
             for drafter in drafts
         }
         single = np.mean([event.gated or len(event.candidates) == 1 for event in events])
-        written[name] = Written(tuple(results), float(single), same)
+        written[name] = Drafted(**vars(one), single=float(single), same=same)
     return written
 
 
@@ -149,7 +137,7 @@ def timed(engine: Engine, prompts: Sequence[str], size: Size) -> dict[str, list[
     return found
 
 
-def compare(base: Path, written: Mapping[str, Written]) -> dict[str, dict[str, Any]]:
+def compare(base: Path, written: Mapping[str, Drafted]) -> dict[str, dict[str, Any]]:
     """Means of each way, and of guided ones the differences to their plain one.
 
     A difference is its mean and its 95 % bootstrap interval over prompts.

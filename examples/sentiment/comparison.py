@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,11 @@ from tqdm import tqdm
 from examples.sentiment import judges
 from examples.sentiment.material import Material
 from examples.sentiment.prompts import PROMPTS
-from otter_export import ArgsStochastic, generate, load_engine
+from otter_export import ArgsStochastic, Plain, Request, load_engine
 from otter_export.evaluation.reward_plot import plot_rewards
-from otter_export.evaluation.text_metrics import bootstrap_paired_difference, diversity
-from otter_export.runtime.engine import Engine
+from otter_export.evaluation.text_metrics import bootstrap_paired_difference
+from otter_export.evaluation.written import Written, write
 from otter_export.runtime.methods.base import DecodingMethod
-from otter_export.runtime.methods.plain import Plain
-from otter_export.runtime.request import Result
 
 Array = npt.NDArray[np.float64]
 
@@ -34,27 +31,12 @@ UNGUIDED, GUIDED, OPPOSED = "unguided", f"weight +{WEIGHT:g}", f"weight -{WEIGHT
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
-    """One way to decode, and what came of it; arrays have one entry per prompt."""
+class Arm(Written):
+    """One way to decode, and what the judges say of its texts; arrays have one entry per prompt."""
 
-    label: str
-    results: tuple[Result, ...]
-    seconds: float
-    reward: Array
     vader: Array
     probe: Array
     perplexity: float
-    diversity: float
-
-    @property
-    def tokens(self) -> int:
-        """Generated tokens in all."""
-        return sum(len(r.token_ids) for r in self.results)
-
-    @property
-    def forwards_per_token(self) -> float:
-        """Forward passes after prefill for each generated token."""
-        return sum(r.forwards for r in self.results) / self.tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +56,17 @@ def compare(engine_path: Path, material: Material, *, count: int, max_tokens: in
         GUIDED: _guided(WEIGHT),
         OPPOSED: _guided(-WEIGHT),
     }
-    written: dict[str, tuple[list[Result], float]] = {}
+
+    def requests(method: DecodingMethod) -> list[Request]:
+        return [Request(prompt, method, max_tokens, seed=SEED) for prompt in prompts]
+
     with tqdm(total=len(methods) * count * max_tokens, desc="writing", unit="token") as bar:
-        for label, method in methods.items():
-            started = time.perf_counter()
-            results = _write(engine, prompts, method, max_tokens, bar.update)
-            written[label] = (results, time.perf_counter() - started)
-    zero = _write(engine, prompts, _guided(0.0), max_tokens, lambda count: None)
-    same = [r.token_ids for r in zero] == [r.token_ids for r in written[UNGUIDED][0]]
+        written = {
+            label: write(engine, requests(method), on_event=lambda _: bar.update() and None)
+            for label, method in methods.items()
+        }
+    zero = write(engine, requests(_guided(0.0)))
+    same = zero.token_ids == written[UNGUIDED].token_ids
     return Comparison(_judge(material, written), same)
 
 
@@ -89,38 +74,10 @@ def _guided(weight: float) -> ArgsStochastic:
     return ArgsStochastic(top_k=TOP_K, weight=weight, temperature=TEMPERATURE)
 
 
-def _write(
-    engine: Engine,
-    prompts: Sequence[str],
-    method: DecodingMethod,
-    max_tokens: int,
-    advance: Callable[[int], Any],
-) -> list[Result]:
-    return generate(
-        engine,
-        prompts,
-        method,
-        max_tokens=max_tokens,
-        seed=SEED,
-        on_event=lambda event: advance(1) and None,
-    )
-
-
-def _judge(material: Material, written: dict[str, tuple[list[Result], float]]) -> dict[str, Arm]:
+def _judge(material: Material, written: Mapping[str, Written]) -> dict[str, Arm]:
     """Score every arm's texts; the base reads them all in one go."""
-    texts = {label: [r.prompt + r.text for r in results] for label, (results, _) in written.items()}
-    verdicts = judges.judge(material.base, texts)
-    return {
-        label: Arm(
-            label=label,
-            results=tuple(results),
-            seconds=seconds,
-            reward=np.array([np.mean(r.rewards) for r in results]),
-            diversity=float(np.mean([diversity(r.token_ids) for r in results])),
-            **dataclasses.asdict(verdicts[label]),
-        )
-        for label, (results, seconds) in written.items()
-    }
+    verdicts = judges.judge(material.base, {name: one.texts for name, one in written.items()})
+    return {label: Arm(**vars(one), **vars(verdicts[label])) for label, one in written.items()}
 
 
 def report(comparison: Comparison) -> str:
@@ -129,10 +86,10 @@ def report(comparison: Comparison) -> str:
         f"{'':14} {'reward':>7} {'VADER':>7} {'probe':>7} {'divers.':>8} {'ppl':>6} "
         f"{'tok/s':>6} {'fwd/tok':>8}"
     ]
-    for arm in comparison.arms.values():
+    for label, arm in comparison.arms.items():
         lines.append(
-            f"{arm.label:14} {arm.reward.mean():7.3f} {arm.vader.mean():7.3f} "
-            f"{arm.probe.mean():7.3f} {arm.diversity:8.3f} {arm.perplexity:6.1f} "
+            f"{label:14} {arm.reward.mean():7.3f} {arm.vader.mean():7.3f} "
+            f"{arm.probe.mean():7.3f} {arm.diversity.mean():8.3f} {arm.perplexity:6.1f} "
             f"{arm.tokens / arm.seconds:6.1f} {arm.forwards_per_token:8.3f}"
         )
     lines += ["", "difference to unguided, with its 95 % confidence interval over prompts:"]
@@ -176,11 +133,11 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             "reward": float(arm.reward.mean()),
             "vader": float(arm.vader.mean()),
             "probe": float(arm.probe.mean()),
-            "diversity": arm.diversity,
+            "diversity": float(arm.diversity.mean()),
             "perplexity": arm.perplexity,
             "tokens_per_second": arm.tokens / arm.seconds,
             "forwards_per_token": arm.forwards_per_token,
-            "texts": [r.prompt + r.text for r in arm.results],
+            "texts": arm.texts,
             "rewards": [list(r.rewards) for r in arm.results],
         }
     found = {label: differences(comparison, label) for label in (GUIDED, OPPOSED)}

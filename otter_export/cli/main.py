@@ -54,6 +54,9 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(
         "otter_export.cli.generate:generate", None, "Generate text, guided by a signal."
     ),
+    "evaluate": Command(
+        "otter_export.cli.evaluate:evaluate", None, "Compare ways to decode: reward and fluency."
+    ),
     "chat": Command("otter_export.cli.chat:chat", "chat", "Talk with a model in the terminal."),
     "score": Command(
         "otter_export.cli.score:score", None, "Score texts: rewards without generation."

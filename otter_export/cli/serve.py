@@ -16,6 +16,7 @@ from otter_export.serving.settings import Settings
 from otter_export.web.app import Application
 from otter_export.web.guard import LOOPBACK_NAMES
 from otter_export.web.run import listen, run
+from otter_export.web.upstream import EngineFront, Front, Upstream
 
 _HOST = "127.0.0.1"
 
@@ -69,6 +70,12 @@ _HOST = "127.0.0.1"
     metavar="SECONDS",
     help="How long requests in work may go on after Ctrl-C or SIGTERM.",
 )
+@click.option(
+    "--triton",
+    metavar="HOST:PORT",
+    help="Pass requests on to tritonserver's HTTP endpoint, whose model has the engine in DIR.",
+)
+@click.option("--triton-model", default="otter", show_default=True, help="Name of the model there.")
 @click.option("--log-requests", is_flag=True, help="A line on standard error for every request.")
 @click.option("--log-prompts", is_flag=True, help="Prompts and texts are in those lines, too.")
 @click.option("--threads", type=int, help="Of the CPU.  [default: OMP_NUM_THREADS, else all cores]")
@@ -85,6 +92,8 @@ def serve(
     threads: int | None,
     provider: str | None,
     sha256: str | None,
+    triton: str | None,
+    triton_model: str,
     log_requests: bool,
     log_prompts: bool,
     **options: Any,
@@ -99,7 +108,14 @@ def serve(
         if sha256 is not None:
             with byte_bar(None, "checking the engine") as advance:
                 check_engine(directory, sha256, advance)
-        engine = load_engine(directory, provider=provider, threads=threads)
+        engine: Front
+        upstream = None
+        if triton is None:
+            engine = load_engine(directory, provider=provider, threads=threads)
+        else:
+            engine = EngineFront(directory)
+            most = settings.max_queue + settings.max_batch_size
+            upstream = Upstream(engine, triton, triton_model, most)
         engine.tokenizer  # noqa: B018  a mistake in its files is told now
         resolved = directory.resolve()
         local = _is_local(host)
@@ -109,6 +125,7 @@ def serve(
             resolved.name if name is None else name,
             (str(directory), str(resolved)),
             LOOPBACK_NAMES if local else None,
+            upstream,
         )
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         if not local:

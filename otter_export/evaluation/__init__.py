@@ -1,1 +1,1 @@
-"""Measuring: parity of an engine with its checkpoint, text metrics, benchmarks."""
+"""Measuring: parity of an engine with its checkpoint, text metrics, ways to decode, benchmarks."""

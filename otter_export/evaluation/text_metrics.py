@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,18 @@ def distinct_n(tokens: Sequence[Hashable], n: int) -> float:
     >>> distinct_n("a b a b".split(), 2)
     0.6666666666666666
     """
+    return distinct_n_of_all([tokens], n)
+
+
+def distinct_n_of_all(texts: Iterable[Sequence[Hashable]], n: int) -> float:
+    """`distinct_n` of the n-grams of several texts together; none goes over from one to the next.
+
+    >>> distinct_n_of_all([(1, 2, 3), (1, 2, 4)], 2)
+    0.75
+    """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
@@ -99,18 +108,66 @@ def bootstrap_mean(
     sample = np.asarray(values, np.float64)
     if sample.ndim != 1 or not sample.size or not np.isfinite(sample).all():
         raise ValueError("a bootstrap needs at least one finite value, in one dimension")
+    return _percentiles(
+        lambda drawn: sample[drawn].mean(axis=-1), sample.size, confidence, resamples, seed
+    )
+
+
+def bootstrap_perplexity(
+    losses: Sequence[Numbers],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Perplexity over all tokens of some texts, texts resampled whole; ``mean`` is the perplexity.
+
+    Args:
+        losses: ``[tokens]`` for each text: their negative log-likelihoods in nats.
+        confidence: As `bootstrap_mean`, like the following.
+        resamples: Number of resampled sets of texts.
+        seed: Of the resampling.
+    """
+    counts = np.array([len(of_text) for of_text in losses])
+    sums = np.array([np.sum(of_text, dtype=np.float64) for of_text in losses])
+    if not sums.size or not counts.all() or not np.isfinite(sums).all():
+        raise ValueError("a perplexity needs texts of at least one token, of finite losses")
+    return _percentiles(
+        lambda drawn: np.exp(sums[drawn].sum(-1) / counts[drawn].sum(-1)),
+        sums.size,
+        confidence,
+        resamples,
+        seed,
+    )
+
+
+def _percentiles(
+    statistic: Callable[[npt.NDArray[np.int64]], Any],
+    size: int,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> Interval:
+    """A statistic of a sample with its percentile interval.
+
+    Args:
+        statistic: ``[..., size]`` indices into the sample to ``[...]``.
+        size: Of the sample.
+        confidence: As `bootstrap_mean`, like the following.
+        resamples: How often it is drawn anew.
+        seed: Of that.
+    """
     if not 0 < confidence < 1 or resamples < 1:
         raise ValueError("confidence must lie between 0 and 1, resamples be at least 1")
     generator = np.random.default_rng(seed)
-    # In slices of about a million indices, whatever N is.
-    means = np.empty(resamples)
-    step = max(1, (1 << 20) // sample.size)
+    # In slices of about a million indices, whatever the size is.
+    found = np.empty(resamples)
+    step = max(1, (1 << 20) // size)
     for start in range(0, resamples, step):
         count = min(step, resamples - start)
-        drawn = generator.integers(0, sample.size, (count, sample.size))
-        means[start : start + count] = sample[drawn].mean(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(sample.mean()), float(low), float(high))
+        found[start : start + count] = statistic(generator.integers(0, size, (count, size)))
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(statistic(np.arange(size))), float(low), float(high))
 
 
 def bootstrap_paired_difference(

@@ -92,6 +92,7 @@ class Conversation:
         options = Request("") if options is None else options
         if not isinstance(options, Request):
             raise RequestError(f"options must be a Request, got {quoted(options)}")
+        options.check_generates("a conversation")
         chat = Chat((*self.messages, Message(USER, text)))
         turn = _Turn(0, dataclasses.replace(options, prompt=chat), self._engine)
         return self._answer(chat, turn)

@@ -23,7 +23,7 @@ from otter_export.serving.settings import AUTO, Settings
 from otter_export.serving.tensors import INPUT_NAMES, INPUTS, NUMPY_TYPES, TensorField
 
 #: Names of the tensors that are options of a method, and what the methods call them.
-_METHOD_OPTIONS = {
+METHOD_OPTIONS = {
     "top_k": "top_k",
     "reward_weight": "weight",
     "weights": "weights",
@@ -238,7 +238,7 @@ def _stop_words(words: list[str], settings: Settings) -> tuple[str, ...]:
 
 
 def _method(values: Mapping[str, Any], settings: Settings) -> DecodingMethod:
-    options = {name: values[name] for name in _METHOD_OPTIONS if name in values}
+    options = {name: values[name] for name in METHOD_OPTIONS if name in values}
     for option in ("weights", "minimum"):
         if not options.get(option, True):
             del options[option]
@@ -259,9 +259,9 @@ def _method(values: Mapping[str, Any], settings: Settings) -> DecodingMethod:
     for option, neutral in _NEUTRAL.items():
         if option not in accepted and (options.get(option) == neutral or name == AUTO):
             options.pop(option, None)
-    foreign = [option for option in options if _METHOD_OPTIONS[option] not in accepted]
+    foreign = [option for option in options if METHOD_OPTIONS[option] not in accepted]
     if foreign:
-        taken = [o for o, own in _METHOD_OPTIONS.items() if own in accepted]
+        taken = [o for o, own in METHOD_OPTIONS.items() if own in accepted]
         raise RequestError(
             f"method {chosen} does not take {listed(foreign)}; it takes {', '.join(taken)}"
         )
@@ -287,7 +287,7 @@ def _defaults(method: str, accepted: tuple[str, ...], settings: Settings) -> dic
 
 
 def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {_METHOD_OPTIONS[name]: value for name, value in options.items()}
+    return {METHOD_OPTIONS[name]: value for name, value in options.items()}
 
 
 def _deadline(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from otter_export.runtime.engine import Tokenizer
-from otter_export.runtime.request import Result, TokenEvent
+from otter_export.runtime.request import PromptRewards, Result, TokenEvent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +38,21 @@ class Answers:
         """One piece of a stream."""
         choice = {"index": 0, "logprobs": None, **self._delta(event.text, first)}
         choice["finish_reason"] = _reason(event.finish_reason)
-        choice["otter"] = self._otter([event], event.finish_reason)
+        choice["otter"] = self._otter([event], event.finish_reason, event.prompt_rewards)
+        return self._object(self.chunk_object, [choice])
+
+    def nothing(self, result: Result) -> dict[str, Any]:
+        """The one piece of a stream without tokens: rewards of the prompt."""
+        choice = {"index": 0, "logprobs": None, **self._delta("", True)}
+        choice["finish_reason"] = _reason(result.finish_reason)
+        choice["otter"] = self._otter([], result.finish_reason, result.prompt_rewards)
         return self._object(self.chunk_object, [choice])
 
     def whole(self, events: Sequence[TokenEvent], result: Result) -> dict[str, Any]:
         """The one answer of a call that does not stream."""
         choice = {"index": 0, "logprobs": None, **self._message(result.text)}
         choice["finish_reason"] = _reason(result.finish_reason)
-        choice["otter"] = self._otter(events, result.finish_reason)
+        choice["otter"] = self._otter(events, result.finish_reason, result.prompt_rewards)
         return self._object(self.whole_object, [choice]) | {"usage": usage(result)}
 
     def last(self, result: Result) -> dict[str, Any]:
@@ -67,12 +74,15 @@ class Answers:
             "choices": choices,
         }
 
-    def _otter(self, events: Sequence[TokenEvent], reason: str | None) -> dict[str, Any]:
+    def _otter(
+        self, events: Sequence[TokenEvent], reason: str | None, scored: PromptRewards | None
+    ) -> dict[str, Any]:
         """What OpenAI's form has no place for; lists have an entry a token.
 
         Args:
             events: The tokens.
             reason: Why the text ended, ``eos``, ``stop`` or ``length``; None: it did not.
+            scored: Rewards of the prompt, where they were asked for.
         """
         fields: dict[str, Any] = {
             "token_ids": [event.token_id for event in events],
@@ -84,6 +94,10 @@ class Answers:
         names = list(events[0].signals) if events else []
         if len(names) > 1:
             fields["signals"] = {n: [event.signals[n] for event in events] for n in names}
+        if scored is not None:
+            fields["prompt_rewards"] = scored.rewards
+            if len(scored.signals) > 1:
+                fields["prompt_signals"] = scored.signals
         if self.max_candidates:
             fields["candidates"] = [self._candidates(event) for event in events]
         return fields

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -16,25 +15,24 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from otter_export.errors import EngineError, OtterError
 from otter_export.quoting import quoted
-from otter_export.runtime.engine import Engine
 from otter_export.runtime.methods import METHODS
 from otter_export.runtime.request import Result, TokenEvent
 from otter_export.serving.settings import Settings
 from otter_export.web.answers import Answers, ChatAnswers
 from otter_export.web.body import Call, chat_call, completion_call, read_object
-from otter_export.web.errors import StatusError, error_object, error_response, status_of
+from otter_export.web.errors import StatusError, error_response, status_of
 from otter_export.web.guard import Guard
 from otter_export.web.prometheus import PrometheusText
-from otter_export.web.service import EventStream, Service
+from otter_export.web.reply import Reply, ending
+from otter_export.web.service import Scheduling, Service
+from otter_export.web.upstream import Front
 
 PAGE = Path(__file__).with_name("page.html")
-#: For a whole body to arrive, and for a client to take a piece of the answer.
+#: For a whole body to arrive.
 BODY_SECONDS = 20.0
-TAKE_SECONDS = 60.0
 _PAGE_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -49,11 +47,13 @@ class Application:
     """The handlers, and what they share.
 
     Args:
-        engine: From `load_engine`; nothing else may use it.
+        engine: From `load_engine`; nothing else may use it. Its manifest and its tokenizer are
+            enough where there is a scheduler.
         settings: Limits and defaults; those that the engine cannot keep are tightened.
         name: The model's, for clients.
         private: Directories that clients do not hear of.
         hosts: Names under which browsers may call; None: any.
+        scheduler: Does the work; None: one of its own.
 
     Attributes:
         service: The engine at work.
@@ -62,13 +62,14 @@ class Application:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Front,
         settings: Settings,
         name: str,
         private: tuple[str, ...] = (),
         hosts: tuple[str, ...] | None = None,
+        scheduler: Scheduling | None = None,
     ) -> None:
-        self.service = Service(engine, settings.fitted(engine.manifest))
+        self.service = Service(engine, settings.fitted(engine.manifest), scheduler)
         self._name = name
         self._private = private
         self._created = int(time.time())
@@ -169,7 +170,7 @@ class Application:
         answers = form(self._name, self.service.engine.tokenizer, most)
         if call.served.stream:
             return Reply(stream, answers, call.include_usage, self._private)
-        async with _ending(stream, request.receive):
+        async with ending(stream, request.receive):
             try:
                 events = [event async for event in stream.events()]
             except OtterError as error:
@@ -213,71 +214,3 @@ class Application:
     async def _unexpected(self, request: HttpRequest, error: Exception) -> Response:
         kind = type(error).__name__
         return error_response(EngineError(f"internal error ({kind}); see the server's log"), 500)
-
-
-class Reply:
-    """A stream of server-sent events: a piece for each token, at last ``[DONE]``.
-
-    Args:
-        stream: The call.
-        answers: Make the pieces.
-        include_usage: Whether the last piece has the numbers of tokens.
-        private: Directories that clients do not hear of.
-    """
-
-    def __init__(
-        self,
-        stream: EventStream,
-        answers: Answers,
-        include_usage: bool,
-        private: tuple[str, ...],
-    ) -> None:
-        self._stream = stream
-        self._answers = answers
-        self._include_usage = include_usage
-        self._private = private
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it; when the client goes away, or does not take it, the call ends."""
-        headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
-        async with _ending(self._stream, receive):
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            # Without its end, the server closes the connection.
-            with contextlib.suppress(TimeoutError):
-                async for piece in self._pieces():
-                    async with asyncio.timeout(TAKE_SECONDS):
-                        content = f"data: {piece}\n\n".encode()
-                        message = {"type": "http.response.body", "body": content, "more_body": True}
-                        await send(message)
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _pieces(self) -> AsyncIterator[str]:
-        first = True
-        try:
-            async for event in self._stream.events():
-                if isinstance(event, TokenEvent):
-                    yield json.dumps(self._answers.token(event, first))
-                    first = False
-                elif self._include_usage:
-                    yield json.dumps(self._answers.last(event))
-        except OtterError as error:
-            status = status_of(error, accepted=True)
-            yield json.dumps(error_object(error, status, *self._private))
-        yield "[DONE]"
-
-
-@contextlib.asynccontextmanager
-async def _ending(stream: EventStream, receive: Receive) -> AsyncIterator[None]:
-    """End a call when its client goes away, or the block ends in whatever way."""
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        stream.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        watcher.cancel()
-        stream.cancel()

@@ -5,15 +5,49 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol, cast
 
 from otter_export.errors import OtterError
 from otter_export.runtime.engine import Engine
-from otter_export.runtime.request import Result, TokenEvent
-from otter_export.runtime.scheduler import Event, RequestHandle, Scheduler
+from otter_export.runtime.request import Request, Result, TokenEvent
+from otter_export.runtime.scheduler import Event, OnEvent, Scheduler, Stats
 from otter_export.serving.metrics import Metrics
 from otter_export.serving.request_log import RequestLog
 from otter_export.serving.settings import Settings
 from otter_export.web.body import Call
+from otter_export.web.upstream import Front
+
+
+class Scheduling(Protocol):
+    """A `Scheduler`, or who passes requests on to another (`Upstream`)."""
+
+    @property
+    def stats(self) -> Stats:
+        """Counts at this moment."""
+        ...
+
+    def start(self) -> None:
+        """Work from now on."""
+        ...
+
+    def close(self, *, drain: bool = True) -> None:
+        """Take no more; without a drain, end what is left."""
+        ...
+
+    def submit(
+        self,
+        request: Request,
+        *,
+        on_event: OnEvent,
+        deadline_seconds: float | None = None,
+        request_id: str | None = None,
+    ) -> Any:
+        """Accept a request; returns what `cancel` takes."""
+        ...
+
+    def cancel(self, handle: Any) -> None:
+        """End a request."""
+        ...
 
 
 class EventStream:
@@ -23,12 +57,12 @@ class EventStream:
         scheduler: Whose call it is.
     """
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduling) -> None:
         self._scheduler = scheduler
         self._loop = asyncio.get_running_loop()
         # As long as a request may have tokens; whoever does not read them takes no more room.
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._handle: RequestHandle | None = None
+        self._handle: Any = None
         self._cancelled = False
 
     def submit(self, call: Call, request_id: str) -> None:
@@ -77,6 +111,7 @@ class Service:
     Args:
         engine: The engine; nothing else may use it.
         settings: Limits and defaults, those that the engine can keep.
+        scheduler: Does the work; None: one of its own on the engine, which is a whole one then.
 
     Attributes:
         engine: The engine.
@@ -86,13 +121,19 @@ class Service:
         scheduler: It works from `start` on.
     """
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(
+        self, engine: Front, settings: Settings, scheduler: Scheduling | None = None
+    ) -> None:
         self.engine = engine
         self.settings = settings
         self.metrics = Metrics()
         self.log = RequestLog({}, requests=settings.log_requests, prompts=settings.log_prompts)
         self._observers = (self.metrics, self.log)
-        self.scheduler = Scheduler(engine, settings.limits(), self._observers)
+        self.scheduler: Scheduling = (
+            Scheduler(cast(Engine, engine), settings.limits(), self._observers)
+            if scheduler is None
+            else scheduler
+        )
 
     def start(self) -> None:
         """Take calls from now on."""

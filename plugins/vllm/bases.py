@@ -1,4 +1,4 @@
-"""Which of vLLM's model classes can have a channel: a line a family.
+"""The classes of vLLM's that can have a channel: a line a family.
 
 vLLM's modules carry the names of Hugging Face's, so a family's own table says where norms and
 projections lie; what projections vLLM has put together is found by the names of `MERGED`. Families

@@ -1,4 +1,4 @@
-"""What a request asks for: the ``otter_*`` entries of ``SamplingParams.extra_args``.
+"""A request's guidance: the ``otter_*`` entries of ``SamplingParams.extra_args``.
 
 Over HTTP they are entries of ``vllm_xargs``, whose values are texts, numbers and lists of these.
 """

@@ -1,4 +1,4 @@
-"""What vLLM's entry point ``vllm.general_plugins`` calls in each of its processes."""
+"""The entry point ``vllm.general_plugins``: vLLM calls it in each of its processes."""
 
 from __future__ import annotations
 

@@ -452,6 +452,17 @@ SCORING = [
     Case("a prompt's rewards in text", "generate engine --prompt hi --prompt-rewards", "--prompt-rewards is shown by --json alone"),
 ]  # fmt: skip
 
+CHATS = [
+    Case("a system without a chat", "generate engine w3 --system w4", "--system is for chats; give --chat too"),
+    Case("messages of no role", "generate engine --prompts p.jsonl", "line 1: message 1: role must be one of system, user, assistant, got 'cat'", content("p.jsonl", '{"messages": [{"role": "cat", "content": "w3"}]}')),
+    Case("messages and a prompt", "generate engine --prompts p.jsonl", 'line 1: expected an object with "prompt" or "messages"', content("p.jsonl", '{"prompt": "w3", "messages": []}')),
+    Case("messages that end in an answer", "generate engine --prompts p.jsonl", "line 1: the last message is of role assistant; end with one of role user", content("p.jsonl", '{"messages": [{"role": "assistant", "content": "w3"}]}')),
+    Case("no port", "serve engine --port 70000", "cannot listen on 127.0.0.1:70000: .*; give another --port"),
+    Case("nothing to serve", "serve gone --port 0", "gone"),
+    Case("a chat with no engine", "chat gone", "gone"),
+    Case("a model to serve that is no graph", "serve engine --port 0", "model.onnx"),
+]  # fmt: skip
+
 IMPORTING = [
     Case("no source", "import gone new", "gone is neither a directory nor a safetensors file"),
     Case("no head", "import base new", "base has no head that is known here. value-head: .*; classifier: .*; medusa: "),
@@ -537,6 +548,7 @@ CASES = {
     "benchmark": BENCHMARKS,
     "generation": GENERATION,
     "scoring": SCORING,
+    "chats": CHATS,
     "importing": IMPORTING,
     "training": TRAINING,
     "build": BUILDS,

@@ -35,6 +35,13 @@ def test_distinct_and_repetition_add_up(words: list[int], n: int) -> None:
     assert metrics.distinct_n(words, n) + metrics.repetition(words, n) == pytest.approx(1)
 
 
+def test_pairs_of_several_texts_are_counted_together() -> None:
+    # Six pairs, of which (1, 2) comes twice and (2, 1) goes over from one text to the next.
+    texts = [[1, 2, 3, 4], [5], [1, 2], [1, 3, 1]]
+    assert metrics.distinct_n_of_all(texts, 2) == pytest.approx(5 / 6)
+    assert metrics.distinct_n_of_all([], 2) == 1
+
+
 def test_short_texts_do_not_repeat() -> None:
     assert metrics.distinct_n([], 2) == 1
     assert metrics.diversity(["one"]) == 1
@@ -80,6 +87,28 @@ def test_the_interval_is_that_of_the_normal_distribution() -> None:
     assert found.mean == pytest.approx(values.mean())
     assert found.low == pytest.approx(values.mean() - half, abs=0.012)
     assert found.high == pytest.approx(values.mean() + half, abs=0.012)
+
+
+def test_a_perplexity_is_over_tokens_and_its_interval_over_texts() -> None:
+    losses = [[1.0, 2.0, 3.0], [4.0]]
+    found = metrics.bootstrap_perplexity(losses)
+    assert found.mean == pytest.approx(math.exp(2.5))
+    # Of two texts, what is drawn is the one twice, the other twice, or both.
+    assert found.low == pytest.approx(math.exp(2)) and found.high == pytest.approx(math.exp(4))
+    for wrong in ([], [[]], [[1.0], []], [[math.inf]]):
+        with pytest.raises(ValueError, match="at least one token, of finite losses"):
+            metrics.bootstrap_perplexity(wrong)
+
+
+@hypothesis.given(st.lists(st.floats(-5, 5), min_size=1, max_size=20), st.integers(1, 4))
+def test_the_interval_of_texts_that_are_as_long_is_that_of_their_means(
+    means: list[float], length: int
+) -> None:
+    # Of 201 resamples the bounds are the sixth and the last but five, whose order exp keeps.
+    found = metrics.bootstrap_perplexity([[m] * length for m in means], resamples=201)
+    plain = metrics.bootstrap_mean(means, resamples=201)
+    for name in ("mean", "low", "high"):
+        assert math.log(getattr(found, name)) == pytest.approx(getattr(plain, name), abs=1e-9)
 
 
 def test_the_seed_decides() -> None:

@@ -101,7 +101,7 @@ def test_a_wrong_package_is_one_clear_error(tmp_path: Path, content: bytes) -> N
         with pytest.raises(OtterError, match="is not the"):
             list(read(path))
     with pytest.raises(OtterError, match="holds no"):
-        judges.Embedder(path, path)
+        judges.embedder(path, path)
 
 
 def test_a_package_that_cannot_be_had_says_how_to_get_it(

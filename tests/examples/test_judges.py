@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from examples.sentiment import comparison, judges
 from examples.sentiment.material import Material
 from examples.sentiment.prompts import PROMPTS
 from otter_export import generate
+from otter_export.evaluation.written import Written
 from tests.runtime.fake_engine import FakeEngine
 
 
@@ -45,8 +47,11 @@ def test_the_lexicon_tells_praise_from_blame() -> None:
 
 def test_differences_are_paired_and_signed() -> None:
     def arm(shift: float):  # type: ignore[no-untyped-def]
-        base = np.linspace(-1, 1, 30)
-        return comparison.Arm("x", (), 1.0, base + shift, base + shift, base + shift, 1.0, 1.0)
+        scores = np.linspace(-1, 1, 30) + shift
+        results = tuple(dataclasses.replace(one, rewards=(score,)) for score in scores)
+        return comparison.Arm(results, 1.0, scores, scores, 1.0)
+
+    one = generate(FakeEngine(), [[3, 1]], max_tokens=1)[0]
 
     arms = {comparison.UNGUIDED: arm(0.0), comparison.GUIDED: arm(0.25)}
     found = comparison.differences(comparison.Comparison(arms, True), comparison.GUIDED)
@@ -67,7 +72,7 @@ def test_a_comparison_has_every_judge_by_text(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(judges, "judge", judge)
     results = generate(FakeEngine(), [[3, 1], [4, 1, 5]], max_tokens=3)
     material = Material(*[Path()] * 4)
-    arm = comparison._judge(material, {"one": (results, 2.0)})["one"]
+    arm = comparison._judge(material, {"one": Written(tuple(results), 2.0)})["one"]
     lengths = [len(text) for text in texts["one"]]
     assert arm.vader.tolist() == lengths == [-score for score in arm.probe]
     assert (arm.perplexity, arm.seconds, arm.tokens) == (7.0, 2.0, 6)

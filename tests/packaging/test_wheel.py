@@ -124,6 +124,7 @@ def test_the_wheel_holds_every_package_and_nothing_else(wheel: Path, repository:
     for package in packages["tool"]["setuptools"]["packages"]:
         assert package.replace(".", "/") + "/__init__.py" in names
     assert "otter_export/py.typed" in names
+    assert "otter_export/web/page.html" in names
     tops = {name.partition("/")[0] for name in names}
     assert tops == {"otter_export", next(t for t in tops if t.endswith(".dist-info"))}
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -153,16 +153,21 @@ def test_turns_are_one_prompt_token_for_token(method: Any, drafts: str, script: 
             assert new == conversation.fed <= len(f"\nu:{text}\na:") + min(len(answer), 3)
 
 
-def test_a_template_that_writes_the_past_anew() -> None:
-    template = (
-        "{{ messages | length }}{% for m in messages %}{{ m.content | trim | upper }}{% endfor %}"
-    )
+@pytest.mark.parametrize(
+    ("template", "reused"),
+    [
+        ("{{ messages | length }}{% for m in messages %}{{ m.content | upper }}{% endfor %}", 0),
+        # The past is cut short, so the prompts part in the middle of the first message.
+        ("{% for m in messages %}{{ m.content if loop.last else m.content[:4] }}|{% endfor %}", 4),
+    ],
+)
+def test_a_template_that_writes_the_past_anew(template: str, reused: int) -> None:
     options = Request("", Plain(), max_tokens=5)
     conversation = Conversation(fake(template))
-    conversation.say("one", options)
+    conversation.say("first message", options)
     asked = [*conversation.messages, Message("user", "two")]
     result = conversation.say("two", options)
-    assert conversation.reused == 0
+    assert conversation.reused == reused
     assert result.token_ids == once(fake(template), asked, options).token_ids
 
 
@@ -188,7 +193,11 @@ def test_what_is_refused_changes_nothing() -> None:
     options = Request("", Plain(), max_tokens=5)
     conversation.say("hi", options)
     before = list(conversation.messages)
-    for text, bad in (("x" * 60, options), ("x", Request("", ArgsGreedy(signal="no")))):
+    for text, bad in (
+        ("x" * 60, options),
+        ("x", Request("", ArgsGreedy(signal="no"))),
+        ("x", Request("", rewards_from=0)),
+    ):
         with pytest.raises(OtterError):
             conversation.stream(text, bad)
     with pytest.raises(RequestError, match="options must be a Request"):

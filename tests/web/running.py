@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from otter_export.runtime.engine import Engine
 from otter_export.runtime.scheduler import Stats
 from otter_export.serving.settings import Settings
 from otter_export.web.app import Application
 from otter_export.web.guard import LOOPBACK_NAMES
 from otter_export.web.run import listen, make_server
+from otter_export.web.service import Scheduling
+from otter_export.web.upstream import Front
 
 NAME = "otter"
 
@@ -88,10 +89,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 
 @contextlib.contextmanager
-def serving(engine: Engine, grace: float = 1.0, **settings: Any) -> Iterator[Server]:
+def serving(
+    engine: Front, grace: float = 1.0, scheduler: Scheduling | None = None, **settings: Any
+) -> Iterator[Server]:
     """Serve an engine for as long as the block runs."""
     options = Settings(**{"log_requests": False, **settings})
-    application = Application(engine, options, NAME, hosts=LOOPBACK_NAMES)
+    application = Application(engine, options, NAME, hosts=LOOPBACK_NAMES, scheduler=scheduler)
     with listen("127.0.0.1", 0) as listener:
         server = Server(application, listener.getsockname()[1])
         uvicorn = make_server(application, grace)

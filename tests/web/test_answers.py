@@ -130,6 +130,27 @@ def test_token_ids_candidates_and_neutral_fields(server: Server) -> None:
     assert nested["choices"] == answer["choices"]
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_rewards_of_the_prompt(server: Server, engine: Engine, path: str, tokens: int) -> None:
+    prompt = Chat(tuple(CHAT)) if "chat" in path else "w20 w21"
+    what = {"messages": CHAT} if "chat" in path else {"prompt": "w20 w21"}
+    expected = generate(engine, Request(prompt, max_tokens=tokens, rewards_from=0))[0]
+    assert expected.prompt_rewards is not None
+    rewards = pytest.approx(expected.prompt_rewards.rewards, abs=1e-6)
+    body = {**what, "max_tokens": tokens, "return_rewards": True}
+    status, answer = server.call(path, body)
+    assert status == 200 and answer["choices"][0]["otter"]["prompt_rewards"] == rewards
+    assert answer["usage"]["completion_tokens"] == tokens
+    *pieces, end = server.events(path, body)
+    assert end == "[DONE]" and len(pieces) == max(tokens, 1)
+    choices = [piece["choices"][0] for piece in pieces]
+    assert choices[0]["otter"]["prompt_rewards"] == rewards
+    assert choices[-1]["finish_reason"] == "length"
+    assert sum(len(choice["otter"]["token_ids"]) for choice in choices) == tokens
+    assert server.call(path, {**what, "max_tokens": 0})[0] == 400
+
+
 def test_parts_of_a_message_are_one_text(server: Server) -> None:
     parts = [{"type": "text", "text": "w20 "}, {"type": "text", "text": "w21"}]
     messages = [

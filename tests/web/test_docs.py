@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from otter_export.serving.settings import Settings
-from otter_export.web import app, body
+from otter_export.web import app, body, reply
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_limits(page: str) -> None:
     settings = Settings()
     assert 2 * settings.max_prompt_bytes == 2 << 20 and "2 MiB" in page
     assert f"{app.BODY_SECONDS:g} s to arrive" in page
-    assert f"for {app.TAKE_SECONDS:g} s is left" in page
+    assert f"for {reply.TAKE_SECONDS:g} s is left" in page
     for option in ("max_batch_size", "max_queue", "max_tokens", "max_candidates"):
         assert f"`--{option.replace('_', '-')}` ({getattr(settings, option)})" in page
 
