@@ -42,6 +42,7 @@ def _engine(job: dict[str, Any]) -> Any:
 
 def _answers(llm: Any, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
 
     prompts, params = [], []
     for request in requests:
@@ -50,7 +51,7 @@ def _answers(llm: Any, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         params.append(SamplingParams(detokenize=False, **fields))
     try:
         outputs = llm.generate(prompts, params, use_tqdm=False)
-    except ValueError as error:  # refused where it was to be admitted
+    except VLLMValidationError as error:  # refused where it was to be admitted
         return [{"error": str(error)} for _ in requests]
     return [
         {
