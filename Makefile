@@ -76,7 +76,7 @@ triton-test: $(STAMP) $(EXTRAS) $(SERVER)
 triton-server: $(STAMP) $(SERVER)
 
 vllm-test: $(STAMP) $(VLLM)
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/plugins/vllm $(ARGS)
+	OMP_NUM_THREADS=1 VLLM_FAMILIES=all $(BIN)/pytest tests/plugins/vllm $(ARGS)
 
 plugins: $(STAMP) $(EXTRAS)
 	$(BIN)/python -m otter_export.plugins.cubins --out build/plugins $(foreach sm,$(SM),--sm $(sm))
