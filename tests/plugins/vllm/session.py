@@ -4,7 +4,8 @@
 
 A job is ``{"model": DIR, "options": {..}, "batches": [[{"prompt": [ids], ..}, ..], ..]}``; the
 other entries of a request are fields of ``SamplingParams``. Requests of a batch are served
-together. A result is a list of batches of answers, or ``{"error": text}``.
+together. A result is a list of batches of answers, or ``{"error": text}``. With ``"preempts": true``
+the last entry is how often a request was preempted.
 """
 
 from __future__ import annotations
@@ -87,10 +88,27 @@ def _register_classes() -> None:
         ModelRegistry.register_model(name, getattr(model, name))
 
 
+#: The requests that were preempted by the engine at work.
+_PREEMPTED: list[str] = []
+
+
+def _note_preemptions() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    preempt = Scheduler._preempt_request
+
+    def noted(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        _PREEMPTED.append(request.request_id)
+        return preempt(self, request, *args, **kwargs)
+
+    Scheduler._preempt_request = noted
+
+
 def _run(job: dict[str, Any]) -> Any:
     from vllm.distributed import cleanup_dist_env_and_memory
 
     started = time.perf_counter()
+    _PREEMPTED.clear()
     try:
         llm = _engine(job)
     except Exception as error:
@@ -99,7 +117,8 @@ def _run(job: dict[str, Any]) -> Any:
         return {"error": f"{type(error).__name__}: {error}"}
     print(f"{job['model']}: {time.perf_counter() - started:.1f} s", file=sys.stderr)
     try:
-        return [_answers(llm, batch) for batch in job["batches"]]
+        found: list[Any] = [_answers(llm, batch) for batch in job["batches"]]
+        return [*found, len(_PREEMPTED)] if job.get("preempts") else found
     except Exception as error:  # the engine is broken, and would go round in circles
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"}
@@ -113,6 +132,7 @@ def main() -> None:
     """Run the jobs of a file."""
     jobs, results = map(Path, sys.argv[1:])
     _register_classes()
+    _note_preemptions()
     found = []
     for job in json.loads(jobs.read_text()):
         found.append(_run(job))
