@@ -4,8 +4,8 @@
 
 A job is ``{"model": DIR, "options": {..}, "batches": [[{"prompt": [ids], ..}, ..], ..]}``; the
 other entries of a request are fields of ``SamplingParams``. Requests of a batch are served
-together. A result is a list of batches of answers, or ``{"error": text}``. With ``"preempts": true``
-the last entry is how often a request was preempted.
+together. A result is a list of batches of answers, or ``{"error": text}``. With ``"preempts":
+true`` the last entry is how often a request was preempted.
 """
 
 from __future__ import annotations
