@@ -162,7 +162,7 @@ class SharedHeads(nn.Module):
 
     def forward(self, own: Tensor) -> Tensor:
         """The rank's ``[T, heads * size]`` to ``[T, len(heads) * size]`` on every rank."""
-        whole = tensor_model_parallel_all_gather(own) if self.ranks > 1 else own
+        whole = tensor_model_parallel_all_gather(own.contiguous()) if self.ranks > 1 else own
         by_head = whole.reshape(len(whole), -1, self.size)
         return by_head.index_select(-2, self.heads).flatten(-2)
 
