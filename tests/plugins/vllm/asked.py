@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from otter_export.checkpoint import Checkpoint
-from otter_export.modeling.torch_engine import TorchOptions, torch_engine
+from otter_export.load import load_engine
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.generation import generate
 from otter_export.runtime.methods import make_method
 from otter_export.runtime.penalties import Penalties
 from otter_export.runtime.request import Request
+from tests.built import build
 
 #: Of candidates; requests of these tests ask for at most so many.
 SPECULATIVE = {
@@ -46,8 +47,11 @@ def request(
 
 
 def our_engine(checkpoint: Path) -> Engine:
-    """The torch reference as an engine of ours, fp32."""
-    return torch_engine(Checkpoint.open(checkpoint), TorchOptions(device="cpu"))
+    """An ONNX engine of ours, fp32, built beside the checkpoint."""
+    directory = checkpoint.with_name(f"{checkpoint.name}-engine")
+    if not directory.is_dir():
+        build(Checkpoint.open(checkpoint), directory, max_sequence_length=64)
+    return load_engine(directory, threads=1)
 
 
 def our_tokens(
