@@ -96,6 +96,9 @@ def _child(root: Path, command: Callable[[], object], fault: Fault, writer: int)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             resource.setrlimit(resource.RLIMIT_FSIZE, (fault.size, fault.size))
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL if fault.kills else signal.SIG_IGN)
+        if "torch" in sys.modules:
+            # A fork has none of its parent's threads, and would wait for them.
+            sys.modules["torch"].set_num_threads(1)
         sys.addaudithook(hook)
         result = command()
         status = result if isinstance(result, int) else 0
