@@ -32,11 +32,13 @@ def main() -> None:
     """The command; prints a table, and JSON with ``--out``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5, help="after one that warms up")
     parser.add_argument("--quick", action="store_true", help="8 tokens, one round.")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    tokens, rounds = (8, 1) if given.quick else (64, 5)
+    tokens, rounds = (8, 1) if given.quick else (given.tokens, given.rounds)
     if given.engine is not None:
         print(json.dumps(measure(json.loads(given.engine), tokens, rounds)))
         return
@@ -46,7 +48,8 @@ def main() -> None:
     rows = []
     for engine in engines(checkpoint):
         command = [str(PYTHON), "-m", "benchmarks.vllm", str(given.checkpoint)]
-        command += ["--engine", json.dumps(engine), *(["--quick"] if given.quick else [])]
+        command += ["--engine", json.dumps(engine)]
+        command += ["--tokens", str(tokens), "--rounds", str(rounds)]
         done = subprocess.run(
             command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True
         )
