@@ -24,16 +24,13 @@ from otter_export.converters.target import (
     max_sequence_length,
 )
 from otter_export.engine_io import INPUT_IDS, LOGITS, VLLM, TensorSpec
-from otter_export.errors import CheckpointError
-from otter_export.files import clone_regular, copy_regular, hard_link, is_file, write_json
+from otter_export.files import clone_regular, copy_regular, hard_link, write_json
 from otter_export.manifest import EngineManifest
 from otter_export.plugins.vllm.bases import check_servable
 from otter_export.safetensors_io import TensorStore
 from otter_export.signals import kind_of
 
 CONFIG_FILE = "config.json"
-#: The base's, beside config.json.
-_SETTINGS = ("generation_config.json",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +81,6 @@ class VllmTarget:
             names = copy_tokenizer(checkpoint, directory)
             for store in stores:
                 names += _take(store, directory, progress)
-            for name in _SETTINGS:
-                if is_file(base.directory / name, CheckpointError):
-                    copy_regular(base.directory / name, directory / name)
-                    names.append(name)
             write_json(directory / CONFIG_FILE, {**base.data, "architectures": [architecture]})
             own = dataclasses.replace(config, base_model_name_or_path=None)
             write_json(directory / config_file.FILE_NAME, own.to_json())

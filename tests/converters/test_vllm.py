@@ -29,8 +29,11 @@ def build(checkpoint: Path, directory: Path) -> Path:
 @pytest.mark.parametrize("adapter", [False, True])
 def test_the_directory_is_the_checkpoint(tmp_path: Path, adapter: bool, shards: int) -> None:
     base = tiny.write_base(tmp_path / "base", shards=shards)
+    settings = '{"eos_token_id": 2}'
+    (base / "generation_config.json").write_text(settings)
     source = tiny.write_checkpoint(tmp_path / "source", base=base, adapter=adapter)
     built = build(source, tmp_path / "built")
+    assert (built / "generation_config.json").read_text() == settings
     old, new = Checkpoint.open(source), Checkpoint.open(built)
     assert new.config.base_model_name_or_path is None
     for before, after in ((old.tensors, new.tensors), (old.base.weights, new.base.weights)):
