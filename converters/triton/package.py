@@ -16,8 +16,8 @@ from otter_export.errors import OtterError
 
 #: What ``model.py`` imports.
 ENTRY = "otter_export.serving.triton_model"
-#: Needs torch: the runtime offers it for checkpoints, which are never served.
-_LEFT_OUT = "otter_export.modeling"
+#: The package's names lead there, and no served model does: torch's, for checkpoints, and metrics.
+_LEFT_OUT = ("otter_export.modeling.", "otter_export.evaluation.")
 _LICENSE = "LICENSE"
 #: An entry of a registry: ``"module:object"``.
 _REGISTERED = re.compile(r"(otter_export(?:\.\w+)+):\w+")
@@ -56,7 +56,7 @@ def modules() -> dict[str, Path]:
     waiting = [ENTRY]
     while waiting:
         name = waiting.pop()
-        if name in found or f"{name}.".startswith(f"{_LEFT_OUT}."):
+        if name in found or f"{name}.".startswith(_LEFT_OUT):
             continue
         path = _source(name)
         if path is None:

@@ -97,17 +97,17 @@ def test_default_widths(
 @pytest.mark.parametrize(
     ("base", "options", "message"),
     [
-        ({}, "", "targets onnx, trt, trtllm build it"),
+        ({}, "", "targets onnx, trt, trtllm, vllm build it"),
         (
             {"hidden_act": "gelu"},
             "",
-            "targets onnx, trt build it\n  not trtllm: .* hidden_act = 'gelu'",
+            "targets onnx, trt, vllm build it\n  not trtllm: .* hidden_act = 'gelu'",
         ),
-        ({"head_dim": 8}, "", "targets onnx, trtllm build it\n  not trt: .* heads of size 8"),
+        ({"head_dim": 8}, "", "targets onnx, trtllm, vllm build it\n  not trt: .* heads of size 8"),
         (
             {},
             "--heads 1",
-            "targets onnx, trt build it\n  not trtllm: the channel has 1 query heads",
+            "targets onnx, trt, vllm build it\n  not trtllm: the channel has 1 query heads",
         ),
         (
             {},
