@@ -12,10 +12,9 @@ from typing import Any
 
 import click
 
+from otter_export.cli.engine_options import check_digest, digest, placement
 from otter_export.cli.generation_view import shows_colors, styled, summary
-from otter_export.cli.progress import byte_bar
 from otter_export.cli.streams import until_closed
-from otter_export.engine_digest import check_engine
 from otter_export.errors import OtterError, RequestError
 from otter_export.load import load_engine
 from otter_export.quoting import nearest, quoted
@@ -23,7 +22,6 @@ from otter_export.runtime.chat import Chat
 from otter_export.runtime.conversation import Conversation
 from otter_export.runtime.drafts import DRAFTERS, NONE
 from otter_export.runtime.engine import Engine
-from otter_export.runtime.load import PROVIDERS
 from otter_export.runtime.methods import METHODS, method_options
 from otter_export.runtime.prompt_file import Defaults
 from otter_export.runtime.request import Request, Result
@@ -73,11 +71,8 @@ _OF_REQUESTS = ("method", "max_tokens", "seed")
     metavar="NAME",
     help=f"Guess tokens ahead, for speed alone: {', '.join((NONE, *DRAFTERS))} or a medusa signal.",
 )
-@click.option("--threads", type=int, help="Of the CPU.  [default: OMP_NUM_THREADS, else all cores]")
-@click.option("--provider", type=click.Choice(PROVIDERS), help="[default: the engine's own]")
-@click.option(
-    "--sha256", metavar="DIGEST", help="Load this engine and no other; see `inspect --sha256`."
-)
+@placement
+@digest
 def chat(
     directory: Path,
     system: str | None,
@@ -97,9 +92,7 @@ def chat(
     options = {name: value for name, value in method_options.items() if value is not None}
     fixed = {"max_tokens": max_tokens, "seed": seed, "drafts": drafts}
     talk = _Talk(Defaults(method, options, fixed))
-    if sha256 is not None:
-        with byte_bar(None, "checking the engine") as advance:
-            check_engine(directory, sha256, advance)
+    check_digest(directory, sha256)
     engine = load_engine(directory, provider=provider, threads=threads)
     Chat.of("").token_ids(engine.tokenizer)  # whether it has a template at all
     conversation = Conversation(engine, system)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from otter_export import __version__
+from otter_export.cli.engine_options import placement
 from otter_export.cli.finite_range import FiniteRange
 from otter_export.cli.progress import step_bar
 from otter_export.cli.table import table
@@ -30,7 +31,6 @@ from otter_export.output_directory import check_replaceable
 from otter_export.quoting import quoted
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.generation import BATCH_SIZE
-from otter_export.runtime.load import PROVIDERS
 from otter_export.runtime.methods import METHODS
 from otter_export.runtime.prompt_file import Defaults, read_prompts
 from otter_export.runtime.request import Request
@@ -98,8 +98,7 @@ _METHODS = ("plain", "args-greedy")
 @click.option("--force", is_flag=True, help="Replace a report that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--batch-size", type=int, default=BATCH_SIZE, show_default=True)
-@click.option("--threads", type=int, help="Of the CPU.  [default: OMP_NUM_THREADS, else all cores]")
-@click.option("--provider", type=click.Choice(PROVIDERS), help="[default: the engine's own]")
+@placement
 def evaluate(
     directories: tuple[Path, ...],
     prompt_file: Path,

@@ -12,10 +12,9 @@ from typing import Any
 import click
 
 from otter_export.arguments import named_numbers
+from otter_export.cli.engine_options import check_digest, digest, placement
 from otter_export.cli.generation_view import TextView, summary
-from otter_export.cli.progress import byte_bar
 from otter_export.cli.streams import until_closed
-from otter_export.engine_digest import check_engine
 from otter_export.errors import RequestError
 from otter_export.evaluation.reward_plot import check_plot_path, plot_rewards
 from otter_export.load import load_engine
@@ -25,7 +24,6 @@ from otter_export.runtime.chat import Chat
 from otter_export.runtime.drafts import DRAFTERS, NONE
 from otter_export.runtime.engine import Engine
 from otter_export.runtime.generation import BATCH_SIZE, stream
-from otter_export.runtime.load import PROVIDERS
 from otter_export.runtime.methods import METHODS
 from otter_export.runtime.prompt_file import PENALTIES, Defaults, read_prompts
 from otter_export.runtime.request import Request, Result, TokenEvent
@@ -129,11 +127,8 @@ from otter_export.runtime.segment_rejection import SegmentRejection, segment_rej
     help="Draw the reward per token, guided against unguided (which is generated too).",
 )
 @click.option("--batch-size", type=int, default=BATCH_SIZE, show_default=True)
-@click.option("--threads", type=int, help="Of the CPU.  [default: OMP_NUM_THREADS, else all cores]")
-@click.option("--provider", type=click.Choice(PROVIDERS), help="[default: the engine's own]")
-@click.option(
-    "--sha256", metavar="DIGEST", help="Load this engine and no other; see `inspect --sha256`."
-)
+@placement
+@digest
 def generate(
     directory: Path,
     texts: tuple[str, ...],
@@ -179,9 +174,7 @@ def generate(
     rejection = _rejection(segments, tries, plot, requests) if segments else None
     if plot is not None:
         check_plot_path(plot)
-    if sha256 is not None:
-        with byte_bar(None, "checking the engine") as advance:
-            check_engine(directory, sha256, advance)
+    check_digest(directory, sha256)
     engine = load_engine(directory, provider=provider, threads=threads)
     with until_closed():
         if tries is not None:

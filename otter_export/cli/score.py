@@ -9,15 +9,14 @@ from typing import Any
 
 import click
 
-from otter_export.cli.progress import byte_bar, count_bar
+from otter_export.cli.engine_options import check_digest, digest, placement
+from otter_export.cli.progress import count_bar
 from otter_export.cli.streams import until_closed
-from otter_export.engine_digest import check_engine
 from otter_export.errors import OtterError, RequestError
 from otter_export.json_lines import read_lines
 from otter_export.load import load_engine
 from otter_export.quoting import LIMIT, listed, one_line, quoted
 from otter_export.runtime.chat import Chat
-from otter_export.runtime.load import PROVIDERS
 from otter_export.runtime.scoring import BATCH_SIZE, Prompt, Score, Text, check_separator
 from otter_export.runtime.scoring import score as scored
 
@@ -53,11 +52,8 @@ _SHOWN = 5
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per text and line.")
 @click.option("--batch-size", type=int, default=BATCH_SIZE, show_default=True)
-@click.option("--threads", type=int, help="Of the CPU.  [default: OMP_NUM_THREADS, else all cores]")
-@click.option("--provider", type=click.Choice(PROVIDERS), help="[default: the engine's own]")
-@click.option(
-    "--sha256", metavar="DIGEST", help="Load this engine and no other; see `inspect --sha256`."
-)
+@placement
+@digest
 def score(
     directory: Path,
     texts: tuple[str, ...],
@@ -78,9 +74,7 @@ def score(
     check_separator(separator)
     if not lines:
         raise RequestError("there is nothing to score; give a RESPONSE or --data FILE.jsonl")
-    if sha256 is not None:
-        with byte_bar(None, "checking the engine") as advance:
-            check_engine(directory, sha256, advance)
+    check_digest(directory, sha256)
     engine = load_engine(directory, provider=provider, threads=threads)
     results = scored(
         engine,

@@ -8,10 +8,8 @@ from typing import Any
 
 import click
 
-from otter_export.cli.progress import byte_bar
-from otter_export.engine_digest import check_engine
+from otter_export.cli.engine_options import check_digest, digest, placement, server_limits
 from otter_export.load import load_engine
-from otter_export.runtime.load import PROVIDERS
 from otter_export.serving.settings import Settings
 from otter_export.web.app import Application
 from otter_export.web.guard import LOOPBACK_NAMES
@@ -31,37 +29,7 @@ _HOST = "127.0.0.1"
     help="Address to listen on. Others than this machine's own let everybody in who can reach it.",
 )
 @click.option("--name", help="Of the model, for clients.  [default: the directory's]")
-@click.option("--max-batch-size", type=int, help="Most requests decoded together.  [default: 16]")
-@click.option("--max-queue", type=int, help="Most requests that wait.  [default: 256]")
-@click.option("--max-tokens", type=int, help="Most tokens of a request.  [default: 1024]")
-@click.option("--max-candidates", type=int, help="Most candidates per token.  [default: 64]")
-@click.option(
-    "--method",
-    "default_method",
-    help="Of a request that names none; see `list methods`.  [default: auto]",
-)
-@click.option(
-    "--top-k", "default_top_k", type=int, help="Of a request that does not say.  [default: 8]"
-)
-@click.option(
-    "--weight",
-    "default_reward_weight",
-    type=float,
-    help="Of the reward, for a request that does not say.  [default: 1.0]",
-)
-@click.option(
-    "--gate",
-    "default_gate",
-    type=float,
-    metavar="NATS",
-    help="Of a guided request that does not say.  [default: 0, none]",
-)
-@click.option(
-    "--deadline-ms",
-    "default_deadline_ms",
-    type=int,
-    help="Of a request that has none; 0: no deadline.  [default: 0]",
-)
+@server_limits
 @click.option(
     "--grace",
     type=click.FloatRange(0, 3600),
@@ -78,11 +46,8 @@ _HOST = "127.0.0.1"
 @click.option("--triton-model", default="otter", show_default=True, help="Name of the model there.")
 @click.option("--log-requests", is_flag=True, help="A line on standard error for every request.")
 @click.option("--log-prompts", is_flag=True, help="Prompts and texts are in those lines, too.")
-@click.option("--threads", type=int, help="Of the CPU.  [default: OMP_NUM_THREADS, else all cores]")
-@click.option("--provider", type=click.Choice(PROVIDERS), help="[default: the engine's own]")
-@click.option(
-    "--sha256", metavar="DIGEST", help="Serve this engine and no other; see `inspect --sha256`."
-)
+@placement
+@digest
 def serve(
     directory: Path,
     port: int,
@@ -105,9 +70,7 @@ def serve(
     )
     listener = listen(host, port)
     with listener:
-        if sha256 is not None:
-            with byte_bar(None, "checking the engine") as advance:
-                check_engine(directory, sha256, advance)
+        check_digest(directory, sha256)
         engine: Front
         upstream = None
         if triton is None:

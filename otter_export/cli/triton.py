@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from otter_export.cli.engine_options import placement, server_limits
 from otter_export.cli.progress import byte_bar
 from otter_export.cli.table import human_bytes
 from otter_export.converters.triton.repository import (
@@ -18,7 +19,6 @@ from otter_export.converters.triton.repository import (
 )
 from otter_export.errors import OtterError
 from otter_export.output_directory import check_replaceable, output_directory
-from otter_export.runtime.load import PROVIDERS
 
 
 @click.command("triton")
@@ -34,39 +34,8 @@ from otter_export.runtime.load import PROVIDERS
 @click.option(
     "--instances", type=int, default=1, show_default=True, help="Processes, each with the engine."
 )
-@click.option("--max-batch-size", type=int, help="Most requests decoded together.  [default: 16]")
-@click.option("--max-queue", type=int, help="Most requests that wait.  [default: 256]")
-@click.option("--max-tokens", type=int, help="Most tokens of a request.  [default: 1024]")
-@click.option("--max-candidates", type=int, help="Most candidates per token.  [default: 64]")
-@click.option(
-    "--method",
-    "default_method",
-    help="Of a request that names none; see `list methods`.  [default: auto]",
-)
-@click.option(
-    "--top-k", "default_top_k", type=int, help="Of a request that does not say.  [default: 8]"
-)
-@click.option(
-    "--weight",
-    "default_reward_weight",
-    type=float,
-    help="Of the reward, for a request that does not say.  [default: 1.0]",
-)
-@click.option(
-    "--gate",
-    "default_gate",
-    type=float,
-    metavar="NATS",
-    help="Of a guided request that does not say.  [default: 0, none]",
-)
-@click.option(
-    "--deadline-ms",
-    "default_deadline_ms",
-    type=int,
-    help="Of a request that has none; 0: no deadline.  [default: 0]",
-)
-@click.option("--threads", type=int, help="Of the CPU.  [default: OMP_NUM_THREADS, else all cores]")
-@click.option("--provider", type=click.Choice(PROVIDERS), help="[default: the engine's own]")
+@server_limits
+@placement
 @click.option("--log-prompts", is_flag=True, help="Prompts and texts go into the server's log.")
 @click.option("--link", is_flag=True, help="Hard links to the engine's files instead of copies.")
 @click.option("--force", is_flag=True, help="Replace an existing repository, after success.")
