@@ -106,6 +106,22 @@ def test_a_value_head_is_read_from_a_model_and_from_a_file_of_its_own(
         assert scored.rewards == pytest.approx(expected.tolist(), abs=EQUAL)
 
 
+def test_what_trl_itself_saved_scores_as_its_model_does(tmp_path: Path, cli: Cli) -> None:
+    """Its class's own ``save_pretrained`` and its own values; later releases have no such class."""
+    trl = pytest.importorskip("trl.models.modeling_value_head", reason="make test gets trl")
+    base = tiny.write_base(tmp_path / "base")
+    torch.manual_seed(0)
+    head = {"v_head_init_strategy": "normal", "v_head_initializer_range": 0.3}
+    model = trl.AutoModelForCausalLMWithValueHead.from_pretrained(str(base), **head).eval()
+    model.save_pretrained(str(tmp_path / "trl"))
+    result = cli("import", tmp_path / "trl", tmp_path / "ckpt", "--base", base)
+    assert result.status == 0, result.stderr
+    with torch.no_grad():
+        values = model(torch.tensor([IDS]))[2][0]
+    (scored,) = score(load_engine(tmp_path / "ckpt"), [IDS])
+    assert scored.rewards == pytest.approx(values.tolist(), abs=EQUAL)
+
+
 def test_a_token_classifier_s_label_or_its_probability(tmp_path: Path, cli: Cli) -> None:
     base = tiny.write_base(tmp_path / "base")
     model = classifier(tmp_path / "prm", base, "TokenClassification", 2)
