@@ -89,8 +89,8 @@ def read_chat_template(directory: Path) -> ChatTemplate | None:
         path = directory / _CONFIG
         source = read_settings(path).get("chat_template")
         if isinstance(source, list):
-            named = {e.get("name"): e.get("template") for e in source if isinstance(e, Mapping)}
-            source = named.get(_DEFAULT)
+            entries = (e for e in source if isinstance(e, Mapping) and e.get("name") == _DEFAULT)
+            source = next(entries, {}).get("template")
     if source is None:
         return None
     if not isinstance(source, str):

@@ -64,7 +64,7 @@ def import_parity(work: Import, directory: Path, texts: Sequence[str] = PROMPTS)
     reference = load_reference(checkpoint)
     theirs = _scorer(work)
     tokenizer = load_tokenizer(checkpoint.base.directory)
-    count, largest, difference = 0, 0.0, 0.0
+    count, scores, differences = 0, [], []
     for text in texts:
         whole = tokenizer.encode(text)[:_LONGEST]
         for ids in (whole, whole[: max(len(whole) // 2, 1)]):
@@ -74,8 +74,10 @@ def import_parity(work: Import, directory: Path, texts: Sequence[str] = PROMPTS)
             found = output[0, places]
             expected = _activated(work, expected)
             count += found.numel()
-            largest = max(largest, float(expected.abs().max()))
-            difference = max(difference, float((found - expected).abs().max()))
+            scores.append(expected.abs().max())
+            differences.append((found - expected).abs().max())
+    # A NaN is the largest of any here, and then no parity; Python's own max would pass over it.
+    largest, difference = (float(torch.stack(found).max()) for found in (scores, differences))
     return ImportParity(count, largest, difference)
 
 

@@ -42,11 +42,11 @@ class Classifier(SourceFormat):
             )
         count = next(iter(source.tensors[f"{layer}.weight"].shape), 0)
         check_shape(source, f"{layer}.weight", (count, base.dimensions.hidden_size))
-        weight = source.tensors.float32(f"{layer}.weight")
+        weight = source.read(f"{layer}.weight")
         bias = np.zeros(count, np.float32)
         if f"{layer}.bias" in names:
             check_shape(source, f"{layer}.bias", (count,))
-            bias = source.tensors.float32(f"{layer}.bias")
+            bias = source.read(f"{layer}.bias")
         chosen = _chosen(source, count, options)
         labels = np.zeros(count, np.float32)
         labels[chosen] = 1

@@ -45,7 +45,7 @@ class Medusa(SourceFormat):
         signal = Signal(
             options.name or "drafts", "medusa", "identity", None, count, residual=has_blocks
         )
-        stem, read = f"signals.{signal.name}", source.tensors.float32
+        stem, read = f"signals.{signal.name}", source.read
         heads = {
             f"{stem}.weight": np.stack([read(output) for _, output in layers]),
             f"{stem}.bias": np.zeros((count, vocab), np.float32),

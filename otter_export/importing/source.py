@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from otter_export.base_model import BaseModel
 from otter_export.config import read_json
 from otter_export.errors import CheckpointError
 from otter_export.files import is_directory, is_file
 from otter_export.hub import BASE_STEM
 from otter_export.probe import Probe
-from otter_export.safetensors_io import TensorInfo, TensorStore, read_header
+from otter_export.safetensors_io import FloatArray, TensorInfo, TensorStore, read_header
 from otter_export.signals import Signal
 
 #: Files of heads alone, as LlamaFactory and Medusa name them.
@@ -65,6 +67,20 @@ class Source:
         """The class that it was saved from, by its config.json; empty if that says none."""
         names = self.config.get("architectures")
         return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
+    def read(self, name: str) -> FloatArray:
+        """A tensor of a head, in float32.
+
+        Raises:
+            CheckpointError: It holds a value that is no finite number, which scores nothing.
+        """
+        found = self.tensors.float32(name)
+        if not np.isfinite(found).all():
+            raise CheckpointError(
+                f"{self.path}: {name} holds {np.count_nonzero(~np.isfinite(found))} values that "
+                "are not finite (NaN or infinity); save a head of before its training diverged"
+            )
+        return found
 
 
 def _tensors(directory: Path) -> TensorStore:

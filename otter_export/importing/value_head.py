@@ -29,8 +29,8 @@ class ValueHead(SourceFormat):
         if BIAS in source.tensors:
             check_shape(source, BIAS, (1,))
             names.add(BIAS)
-            bias = float(source.tensors.float32(BIAS)[0])
-        row = source.tensors.float32(WEIGHT)[0]
+            bias = float(source.read(BIAS)[0])
+        row = source.read(WEIGHT)[0]
         return scalar_head(row, bias, frozenset(names), options)
 
 

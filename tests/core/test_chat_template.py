@@ -113,7 +113,8 @@ def test_whatever_order_the_roles_have(roles: list[str]) -> None:
 
 
 def test_the_jinja_file_comes_first_and_of_several_the_default(tmp_path: Path) -> None:
-    several = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
+    # A name that is no text is nobody's: it must not matter.
+    several = [{"name": ["a"], "template": "no"}, {"name": "default", "template": "yes"}]
     path = directory(tmp_path, None, chat_template=several)
     assert read_chat_template(path).render([USER]) == "yes"  # type: ignore[union-attr]
     directory(tmp_path, "file", chat_template="config")

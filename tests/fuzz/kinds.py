@@ -5,11 +5,9 @@ A case is right if it is accepted, or refused with an `OtterError`. Anything els
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import decimal
 import importlib
-import io
 import json
 import os
 import shutil
@@ -20,8 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from otter_export.errors import OtterError
-from tests.fuzz.mutations import AWKWARD, changed, damaged, encoded
+from tests.fuzz import brought
+from tests.fuzz.command import run_command
+from tests.fuzz.mutations import (
+    AWKWARD,
+    changed,
+    changed_lines,
+    changed_tensors,
+    changed_values,
+    encoded,
+)
 
 Case = Callable[[Random], None]
 
@@ -137,9 +143,9 @@ def _damaged_checkpoints(directories: list[Path], use: Callable[[Path], object])
             document = json.loads(originals[config])
             config.write_bytes(encoded(random, changed(random, document)))
         elif what < 0.8:
-            tensors.write_bytes(_tensors(random, originals[tensors]))
+            tensors.write_bytes(changed_tensors(random, originals[tensors]))
         else:
-            tensors.write_bytes(_values(random, originals[tensors]))
+            tensors.write_bytes(changed_values(random, originals[tensors]))
         use(directory)
 
     return case
@@ -162,27 +168,10 @@ def _weights(folder: Path) -> Case:
         if random.random() < 0.4:
             index.write_bytes(encoded(random, changed(random, json.loads(originals[index]))))
         else:
-            shard.write_bytes(_tensors(random, originals[shard]))
+            shard.write_bytes(changed_tensors(random, originals[shard]))
         insert.plan(str(base), folder / "out", ChannelOptions(hidden_size=16))
 
     return case
-
-
-def _tensors(random: Random, original: bytes) -> bytes:
-    """A safetensors file with a changed header."""
-    size = int.from_bytes(original[:8], "little")
-    header = encoded(random, changed(random, json.loads(original[8 : 8 + size])))
-    length = len(header) if random.random() < 0.8 else random.choice((0, 1, 2**31, 2**63, 100))
-    content = length.to_bytes(8, "little") + header + original[8 + size :]
-    return damaged(random, content) if random.random() < 0.1 else content
-
-
-def _values(random: Random, original: bytes) -> bytes:
-    """A safetensors file with other values in a place."""
-    begin = 8 + int.from_bytes(original[:8], "little")
-    at = random.randrange(begin, len(original) - 64)
-    bits = random.choice((bytes(64), b"\xff" * 64, b"\x80\x7f" * 32, random.randbytes(64)))
-    return original[:at] + bits + original[at + 64 :]
 
 
 def _engines(folder: Path) -> Case:
@@ -274,16 +263,6 @@ def _tokenizers(folder: Path) -> Case:
     return case
 
 
-def _lines(random: Random, records: list[dict[str, Any]]) -> bytes:
-    """A JSON Lines file with a few changed lines."""
-    lines = [json.dumps(record).encode() for record in records]
-    for _ in range(random.choice((1, 1, 2))):
-        index = random.randrange(len(lines))
-        lines[index] = encoded(random, changed(random, records[index]))
-    content = random.choice((b"\n", b"\n", b"\r\n", b"\n\n \n")).join(lines)
-    return damaged(random, content) if random.random() < 0.1 else content
-
-
 def _training_data(folder: Path) -> Case:
     """Training data of each objective."""
     from otter_export.modeling.data import Reader
@@ -303,7 +282,7 @@ def _training_data(folder: Path) -> Case:
 
     def case(random: Random) -> None:
         objective = random.choice(list(records))
-        path.write_bytes(_lines(random, records[objective]))
+        path.write_bytes(changed_lines(random, records[objective]))
         Reader(objective, Signal("reward"), Words(), 2).read(path)
 
     return case
@@ -321,7 +300,7 @@ def _prompts(folder: Path) -> Case:
     ]
 
     def case(random: Random) -> None:
-        path.write_bytes(_lines(random, records))
+        path.write_bytes(changed_lines(random, records))
         read_prompts(random.choice((path, str(path))), Defaults())
 
     return case
@@ -515,23 +494,9 @@ def _commands(folder: Path) -> Case:
             at = random.randrange(1, len(line) + 1)
             line[at : at + random.randrange(2)] = random.choices(words, k=random.randrange(1, 3))
         if not any(word in ("..", "../x", "/etc/passwd", "a/../../b") for word in line[2:]):
-            _run(main, line)
+            run_command(main, line)
 
     return case
-
-
-def _run(main: Callable[[list[str]], None], line: list[str]) -> None:
-    errors = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
-        try:
-            main(line)
-        except SystemExit as ended:
-            status = ended.code
-    text = errors.getvalue()
-    if status not in (0, 2) or not text.replace("\n", "").isprintable():
-        raise AssertionError(f"{line!r:.300} ends with {status!r}: {text!r:.300}")
-    if status == 2:
-        raise OtterError(text)
 
 
 KINDS: dict[str, Kind] = {
@@ -548,5 +513,12 @@ KINDS: dict[str, Kind] = {
     "prompts": Kind(_prompts, 2000),
     "api": Kind(_api, 6000),
     "requests": Kind(_requests, 2000),
+    "heads": Kind(brought.heads, 1500),
+    "chats": Kind(brought.chats, 3000),
+    "bodies": Kind(brought.bodies, 3000),
+    "scored texts": Kind(brought.scored_texts, 1000),
     "commands": Kind(_commands, 1000),
 }
+
+#: Kinds whose errors are what a command printed, a line each.
+LINES = ("commands", "scored texts")

@@ -59,6 +59,33 @@ def damaged(random: Random, data: bytes) -> bytes:
     return random.choice((b"", b"\0" * 64, b"null", b"{}", b"[]", b'"a"', b"1"))
 
 
+def changed_tensors(random: Random, original: bytes) -> bytes:
+    """A safetensors file with a changed header."""
+    size = int.from_bytes(original[:8], "little")
+    header = encoded(random, changed(random, json.loads(original[8 : 8 + size])))
+    length = len(header) if random.random() < 0.8 else random.choice((0, 1, 2**31, 2**63, 100))
+    content = length.to_bytes(8, "little") + header + original[8 + size :]
+    return damaged(random, content) if random.random() < 0.1 else content
+
+
+def changed_values(random: Random, original: bytes) -> bytes:
+    """A safetensors file with other values in a place."""
+    begin = 8 + int.from_bytes(original[:8], "little")
+    at = random.randrange(begin, len(original) - 64)
+    bits = random.choice((bytes(64), b"\xff" * 64, b"\x80\x7f" * 32, random.randbytes(64)))
+    return original[:at] + bits + original[at + 64 :]
+
+
+def changed_lines(random: Random, records: list[dict[str, Any]]) -> bytes:
+    """A JSON Lines file with a few changed lines."""
+    lines = [json.dumps(record).encode() for record in records]
+    for _ in range(random.choice((1, 1, 2))):
+        index = random.randrange(len(lines))
+        lines[index] = encoded(random, changed(random, records[index]))
+    content = random.choice((b"\n", b"\n", b"\r\n", b"\n\n \n")).join(lines)
+    return damaged(random, content) if random.random() < 0.1 else content
+
+
 def _change(random: Random, document: Any) -> Any:
     places = list(_places(document))
     if not places or random.random() < 0.02:

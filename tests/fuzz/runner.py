@@ -25,7 +25,7 @@ from random import Random
 from typing import Any
 
 from otter_export.errors import OtterError
-from tests.fuzz.kinds import KINDS
+from tests.fuzz.kinds import KINDS, LINES
 
 #: Of processor time: one case may take so long, the first longer, since libraries are loaded.
 CASE_SECONDS = 10.0
@@ -157,7 +157,7 @@ def worker(kind: str, seed: int, start: int, stop: int, root: Path) -> None:
             case(Random(f"{seed}/{kind}/{number}"))
             outcome = "accepted"
         except OtterError as error:
-            outcome = "refused" if str(error).isprintable() or kind == "commands" else repr(error)
+            outcome = "refused" if str(error).isprintable() or kind in LINES else repr(error)
         except KeyboardInterrupt:
             raise
         # Panics of libraries are BaseException.

@@ -267,6 +267,13 @@ PICKLE = "is a pickle, which can run code and is never read; convert it where it
         ),
         (
             lambda d: save_file(
+                {"v_head.summary.weight": np.array([[np.nan, np.inf, *[0] * 62]], np.float32)},
+                d / "value_head.safetensors",
+            ),
+            "v_head.summary.weight holds 2 values that are not finite",
+        ),
+        (
+            lambda d: save_file(
                 {
                     "score.0.weight": np.zeros((4, 64), np.float32),
                     "score.2.weight": np.zeros((1, 4), np.float32),
