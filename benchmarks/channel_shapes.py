@@ -20,11 +20,11 @@ from typing import Any
 from benchmarks import record
 from benchmarks.graph_forms import bound, load, prefilled, step
 from otter_export import insert
+from otter_export.channel_options import ChannelOptions
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.external_data import save_model
 from otter_export.converters.onnx import node_counts
 from otter_export.graph.pipeline import lower, onnxruntime
-from otter_export.insert import ChannelOptions
 
 #: Steps of a turn, of which the fastest counts.
 STEPS = 5

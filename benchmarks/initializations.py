@@ -41,9 +41,9 @@ from benchmarks import record
 from examples.sentiment.material import Material, prepare
 from otter_export import insert
 from otter_export.base_model import BaseModel
+from otter_export.channel_options import ChannelOptions, channel_config
 from otter_export.checkpoint import Checkpoint
 from otter_export.files import write_json
-from otter_export.insert import ChannelOptions
 from otter_export.modeling.data import Item, Reader, split
 from otter_export.modeling.learner import Task
 from otter_export.modeling.objectives.objective import Judged
@@ -161,7 +161,7 @@ def begin(
     if run.initialization == "probe":
         order = np.random.default_rng(run.seed).permutation(len(items))
         texts = [items[i] for i in order[: options.texts]]
-        probe = fit_probe(base, insert.channel_config(base, channel), texts, run.seed)
+        probe = fit_probe(base, channel_config(base, channel), texts, run.seed)
         fitted = sum(item.length for item in texts)
     name = str(base.directory)
     insert.plan(name, directory, channel, adapter=True, force=True, probe=probe).write()

@@ -31,6 +31,7 @@ from examples.sentiment.material import Material, prepare
 from examples.sentiment.prompts import PROMPTS
 from otter_export import ArgsStochastic, Plain, Request, insert, load_engine
 from otter_export.base_model import BaseModel
+from otter_export.channel_options import ChannelOptions
 from otter_export.checkpoint import Checkpoint
 from otter_export.converters.external_data import MODEL_FILE, save_model
 from otter_export.converters.onnx import TARGET
@@ -39,7 +40,6 @@ from otter_export.evaluation import written
 from otter_export.evaluation.text_metrics import bootstrap_paired_difference
 from otter_export.files import write_json
 from otter_export.graph.pipeline import lower, onnxruntime
-from otter_export.insert import ChannelOptions
 from otter_export.modeling.data import Reader, split
 from otter_export.modeling.learner import Task
 from otter_export.modeling.report import write_trained

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 from otter_export import config as config_file
 from otter_export.arguments import flag, integer, path_argument
+from otter_export.channel_options import signals_argument
 from otter_export.checkpoint import Checkpoint, checkpoint_argument
 from otter_export.config import OtterConfig
 from otter_export.errors import ConfigError
 from otter_export.initialization import initial_tensors
-from otter_export.insert import Insertion, refuse_overlap, signals_argument
+from otter_export.insert import Insertion, refuse_overlap
 from otter_export.output_directory import check_replaceable
 from otter_export.rewrite import rewritten
 from otter_export.signals import Signal

@@ -10,9 +10,9 @@ import pytest
 
 from examples.sentiment import material, recipe
 from otter_export import insert
+from otter_export.channel_options import ChannelOptions
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import OtterError
-from otter_export.insert import ChannelOptions
 from tests import built, tiny
 
 

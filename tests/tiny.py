@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from otter_export import insert
-from otter_export.insert import ChannelOptions
+from otter_export.channel_options import ChannelOptions
 from otter_export.safetensors_io import PlannedTensor, TensorStore, from_float32, write_safetensors
 from otter_export.signals import Signal, kind_of
 

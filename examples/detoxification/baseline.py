@@ -27,9 +27,9 @@ from examples.detoxification.judges import labelled
 from examples.sentiment.material import atomically
 from otter_export import insert
 from otter_export.base_model import BaseModel
+from otter_export.channel_options import ChannelOptions
 from otter_export.checkpoint import Checkpoint
 from otter_export.hub import TOKENIZER_FILES
-from otter_export.insert import ChannelOptions
 from otter_export.runtime.sampler import nucleus, sample
 
 NAMES = ("base", "expert", "anti")

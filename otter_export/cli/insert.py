@@ -14,12 +14,13 @@ from tqdm import tqdm
 from otter_export import config as config_file
 from otter_export import insert as insertion
 from otter_export.channel import shape_words
+from otter_export.channel_options import ChannelOptions
 from otter_export.cli.finite_range import FiniteRange
 from otter_export.cli.progress import DELAY_SECONDS, byte_bar
 from otter_export.cli.table import human_bytes, human_count, peak_memory
 from otter_export.converters import TARGETS, refusals
 from otter_export.errors import MissingDependencyError
-from otter_export.insert import ChannelOptions, Insertion
+from otter_export.insert import Insertion
 from otter_export.modeling.tokenization import (
     difference_from_transformers,
     end_token_id,

@@ -11,11 +11,12 @@ import os
 from pathlib import Path
 
 from otter_export.base_model import BaseModel
+from otter_export.channel_options import ChannelOptions
 from otter_export.errors import CheckpointError
 from otter_export.hub import find_base
 from otter_export.importing import format_of
 from otter_export.importing.source import Head, HeadOptions, Source, SourceFormat
-from otter_export.insert import ChannelOptions, Insertion
+from otter_export.insert import Insertion
 from otter_export.insert import plan as insertion_plan
 
 

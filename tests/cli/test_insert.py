@@ -14,9 +14,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from otter_export.base_model import BaseModel
+from otter_export.channel_options import ChannelOptions, channel_config
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import OtterError
-from otter_export.insert import ChannelOptions, channel_config, plan
+from otter_export.insert import plan
 from otter_export.safetensors_io import TensorStore
 from tests import tiny
 from tests.command_line import Cli
@@ -282,7 +283,8 @@ def test_the_base_is_never_replaced(cli: Cli, tmp_path: Path) -> None:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from otter_export.insert import ChannelOptions, plan
+from otter_export.channel_options import ChannelOptions
+from otter_export.insert import plan
 options = ChannelOptions()
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from otter_export import insert
-from otter_export.insert import ChannelOptions
+from otter_export.channel_options import ChannelOptions
 from otter_export.signals import Signal
 from tests import tiny
 from tests.command_line import Cli

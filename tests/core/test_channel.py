@@ -106,9 +106,10 @@ def test_shapes_that_do_not_fit_the_base(tiny_llama: Path) -> None:
 
 
 def test_a_checkpoint_of_each_shape_opens(tiny_llama: Path, tmp_path: Path) -> None:
+    from otter_export.channel_options import ChannelOptions
     from otter_export.checkpoint import Checkpoint
     from otter_export.errors import CheckpointError
-    from otter_export.insert import ChannelOptions, plan
+    from otter_export.insert import plan
 
     for first_layer, attention in SHAPES:
         path = tmp_path / f"{first_layer}-{attention}"

@@ -14,6 +14,7 @@ import pytest
 
 from otter_export import files, insert
 from otter_export.base_model import BaseModel
+from otter_export.channel_options import ChannelOptions
 from otter_export.config import read_json
 from otter_export.errors import CheckpointError, ConfigError, EngineError, OtterError
 from otter_export.files import (
@@ -86,7 +87,7 @@ def test_what_lies_in_the_place_of_a_file_is_not_passed_over(
     (base / name).unlink(missing_ok=True)
     make(base / name)
     with pytest.raises(OtterError, match=f"{name} is (not a regular file|a link that leads)"):
-        insert.plan(str(base), tmp_path / "ck", insert.ChannelOptions(hidden_size=16))
+        insert.plan(str(base), tmp_path / "ck", ChannelOptions(hidden_size=16))
 
 
 def test_sizes_are_bounded_before_memory_is_taken(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from otter_export import reshape
+from otter_export.channel_options import ChannelOptions
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import CheckpointError, ConfigError, OtterError
-from otter_export.insert import ChannelOptions
 from tests import tiny
 
 LAYERS = 4

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from otter_export import insert
 from otter_export.base_model import BaseModel
+from otter_export.channel_options import ChannelOptions
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import ConfigError, OtterError, UnsupportedError
-from otter_export.insert import ChannelOptions, base_files
+from otter_export.insert import base_files
 from otter_export.inspection import summarize
 from otter_export.modeling.otter_model import load_base
 from otter_export.wrappers import WRAPPERS

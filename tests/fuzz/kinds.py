@@ -49,8 +49,8 @@ def _configs(folder: Path) -> Case:
     """A base's config.json, up to the checkpoint that is inserted into it."""
     from otter_export import insert
     from otter_export.base_model import BaseModel
+    from otter_export.channel_options import ChannelOptions
     from otter_export.checkpoint import Checkpoint
-    from otter_export.insert import ChannelOptions
     from tests import tiny
 
     bases = [tiny.write_base(folder / family, family) for family in tiny.CONFIGS]
@@ -154,7 +154,7 @@ def _damaged_checkpoints(directories: list[Path], use: Callable[[Path], object])
 def _weights(folder: Path) -> Case:
     """A base's safetensors headers and its index of shards."""
     from otter_export import insert
-    from otter_export.insert import ChannelOptions
+    from otter_export.channel_options import ChannelOptions
     from tests import tiny
 
     base = tiny.write_base(folder / "base", shards=2)
@@ -330,6 +330,7 @@ def _api(folder: Path) -> Case:
     """Arguments of the Python API."""
     import otter_export as api
     from otter_export import add_signal, insert, reshape
+    from otter_export.channel_options import ChannelOptions
     from otter_export.checkpoint import Checkpoint
     from otter_export.modeling.training_config import TrainingConfig
     from otter_export.runtime.scheduler import Limits, Scheduler
@@ -356,12 +357,12 @@ def _api(folder: Path) -> Case:
     checkpoint, out = Checkpoint.open(copied), folder / "out"
 
     def channel(**options: Any) -> None:
-        insert.plan(base, out, insert.ChannelOptions(**options))
+        insert.plan(base, out, ChannelOptions(**options))
 
     def signal(**fields: Any) -> None:
         channel(hidden_size=16, signals=(Signal(**fields),))
 
-    widths = {f.name: f.default for f in dataclasses.fields(insert.ChannelOptions)}
+    widths = {f.name: f.default for f in dataclasses.fields(ChannelOptions)}
     planned = {"base_name": base, "destination": out, "adapter": False, "replacements": None}
     shape = {"first_layer": 1, "attention": "own", "force": False}
     sampling = {"top_k": 4, "temperature": 0.5, "top_p": 0.9, "signal": None}
@@ -384,7 +385,7 @@ def _api(folder: Path) -> Case:
         (api.load_engine, {"directory": str(directory), "provider": "cpu", "threads": 1}),
         (channel, widths | {"hidden_size": 16}),
         (signal, {f.name: getattr(Signal("a"), f.name) for f in dataclasses.fields(Signal)}),
-        (insert.plan, planned | {"options": insert.ChannelOptions(16), "force": False}),
+        (insert.plan, planned | {"options": ChannelOptions(16), "force": False}),
         (Checkpoint.open, {"directory": copied}),
         (reshape.plan, {"checkpoint": checkpoint, "destination": str(out)} | shape),
         (

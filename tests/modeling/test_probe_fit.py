@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from otter_export.channel_options import ChannelOptions
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import ConfigError, UnsupportedError
-from otter_export.insert import ChannelOptions, plan
+from otter_export.insert import plan
 from otter_export.modeling.data import Item, Row, collate, split
 from otter_export.modeling.objectives.drafts import Drafts
 from otter_export.modeling.otter_model import load_base, load_reference

@@ -16,6 +16,7 @@ import torch
 
 from otter_export import load_engine
 from otter_export.base_model import BaseModel
+from otter_export.channel_options import ChannelOptions, channel_config, fewest_key_value_heads
 from otter_export.checkpoint import Checkpoint
 from otter_export.errors import ConfigError
 from otter_export.family import Space
@@ -23,7 +24,6 @@ from otter_export.graph.base import base_graph
 from otter_export.graph.pipeline import run_passes, tensorrt
 from otter_export.graph.widen import widen
 from otter_export.initialization import copied_rows
-from otter_export.insert import ChannelOptions, channel_config, fewest_key_value_heads
 from otter_export.modeling.otter_model import load_base, load_reference
 from otter_export.modeling.torch_engine import TorchOptions, torch_engine
 from otter_export.precision import TENSORRT

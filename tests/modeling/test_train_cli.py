@@ -337,7 +337,7 @@ def test_a_run_that_was_killed_before_its_last_call_is_finished(
     """The tensors are replaced, the state is not removed: it must not be trained a second time."""
     command = ["train", checkpoint, "--data", data, "--objective", "regression", *FAST]
     with monkeypatch.context() as patch:
-        patch.setattr("otter_export.cli.train._finish", lambda *_: None)
+        patch.setattr("otter_export.cli.train.finish", lambda *_: None)
         assert run(*command, "--max-steps", "2") == 0
     tensors = (checkpoint / "otter.safetensors").read_bytes()
     assert (checkpoint / "training_state" / "state.json").is_file()

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 
 from otter_export import load_engine
 from otter_export.base_model import BaseModel
+from otter_export.channel_options import ChannelOptions, channel_config
 from otter_export.checkpoint import Checkpoint
 from otter_export.cli import main
 from otter_export.config import OtterConfig
@@ -25,7 +26,6 @@ from otter_export.converters.tensorrt_llm.pytorch import (
     plan_directory,
 )
 from otter_export.errors import OtterError, UnsupportedError
-from otter_export.insert import ChannelOptions, channel_config
 from otter_export.manifest import EngineManifest
 from otter_export.safetensors_io import TensorStore, from_float32
 from otter_export.shards import in_shards, write_shards
