@@ -29,7 +29,7 @@ from otter_export.modeling.tokenization import (
 from otter_export.probe import Probe
 from otter_export.quoting import quoted
 from otter_export.safetensors_io import WEIGHT_DTYPES
-from otter_export.signals import SIGNALS, Signal
+from otter_export.signals import SIGNALS, Signal, kind_of
 
 
 def _is_count(text: str) -> bool:
@@ -133,8 +133,8 @@ class SignalType(click.ParamType):  # type: ignore[type-arg]
     "--data",
     type=click.Path(path_type=Path),
     metavar="FILE.jsonl",
-    help="Of --init probe: texts (with scores for a value signal) that map and heads are fitted "
-    "to.  [default: a random map]",
+    help="Of --init probe: texts (with scores for a value signal, labels for an expert pair) that "
+    "map and heads are fitted to.  [default: a random map]",
 )
 @click.option(
     "--score-scale",
@@ -236,11 +236,10 @@ def _fit(
         from otter_export.modeling.probe_fit import fit_probe, fittable
     except ModuleNotFoundError as error:
         raise MissingDependencyError(error.name or "?", "train", "insert --data") from error
-    signals = fittable(plan.config.signals)
-    values = [s for s in signals if s.kind == "value"]
+    objective, signals = fittable(plan.config.signals)
     reader = Reader(
-        "regression" if values else "drafts",
-        (values or signals)[0],
+        objective,
+        next((s for s in signals if objective in kind_of(s).objectives), signals[0]),
         load_tokenizer(plan.base.directory),
         end_token_id(plan.base),
         scale,

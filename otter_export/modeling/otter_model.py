@@ -46,6 +46,20 @@ class OtterOutput:
     past_key_values: Any
 
 
+def base_logits(base: Any, state: Tensor) -> Tensor:
+    """Logits of a final state as Hugging Face's causal LM has them: scaled, or capped.
+
+    Args:
+        base: The causal language model.
+        state: ``[..., d]``.
+    """
+    logits: Tensor = base.get_output_embeddings()(state)
+    logits = logits * getattr(base.config, "logit_scale", 1.0)
+    logits = logits / getattr(base.config, "logits_scaling", 1.0)
+    cap = getattr(base.config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
 class OtterModel(nn.Module):
     """A base model with a channel and signal heads; all channel tensors start at zero.
 
@@ -100,19 +114,10 @@ class OtterModel(nn.Module):
         decoded = self.base.base_model(input_ids=input_ids, **arguments)
         state = decoded.last_hidden_state
         channel = state[..., -self.config.hidden_size :]
-        logits = self.logits(state) if compute_logits else state[..., :0]
+        logits = base_logits(self.base, state) if compute_logits else state[..., :0]
         names = self.signals if compute_signals is None else compute_signals
         signals = {name: self.head(name).output(channel) for name in names}
         return OtterOutput(logits, signals, channel, getattr(decoded, "past_key_values", None))
-
-    def logits(self, state: Tensor) -> Tensor:
-        """Logits of a final state as Hugging Face's causal LM has them: scaled, or capped."""
-        config = self.base.config
-        logits: Tensor = self.base.get_output_embeddings()(state)
-        logits = logits * getattr(config, "logit_scale", 1.0)
-        logits = logits / getattr(config, "logits_scaling", 1.0)
-        cap = getattr(config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def head(self, name: str) -> SignalHead:
         """The head of one signal."""

@@ -1,94 +1,52 @@
-"""A probe from data: R and heads in closed form, from moments of the base's final state.
+"""A probe from data: R and heads in closed form, from one reading of the texts.
 
-One pass over the texts collects covariances, so memory does not grow with the data: ``d x d`` of
-the states, and ``d x n d`` for a signal of n drafts. A ``value`` is fitted by ridge regression of
-the score on the state at every token. A ``medusa`` head is fitted to the *state* from which the
-base will choose, i places later, through the base's own language model head; R is then the
-reduced-rank regression (Izenman, 1975), measured in the base's logits.
+Each kind of signal says what it needs of the base's final states (`otter_export.modeling.probes`):
+directions that R has to span, and a head on what R leaves of a state.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from otter_export.base_model import BaseModel
 from otter_export.boundary import errors_as
 from otter_export.config import OtterConfig
-from otter_export.errors import CheckpointError, ConfigError, UnsupportedError
-from otter_export.modeling.data import Batch, Item, batches, split
+from otter_export.errors import CheckpointError, UnsupportedError
+from otter_export.modeling.data import Item, batches, split
 from otter_export.modeling.otter_model import load_base
+from otter_export.modeling.probes import PROBES
+from otter_export.modeling.probes.drafts import DraftsProbe
+from otter_export.modeling.probes.signal_probe import SignalProbe
 from otter_export.probe import Probe, orthonormal
 from otter_export.signals import Signal
 
-FloatMatrix = npt.NDArray[np.float64]
-#: Penalties that are tried on held-out texts, in units of the states' mean variance.
-_PENALTIES = tuple(10.0**power for power in range(-6, 2))
 _HELD_OUT = 0.1
 _BATCH_TOKENS = 2048
-#: Slope and centre of an activation, by which a score becomes the head's output before it.
-_LINEAR = {"identity": (1.0, 0.0), "tanh": (1.0, 0.0), "sigmoid": (4.0, 0.5)}
+#: Its labels are the texts' own, so that any data will do.
+_ANY = DraftsProbe.objective
 
 
-@dataclasses.dataclass
-class Moments:
-    """Sums over rows of states x ``[d]`` and targets y ``[k]``."""
+def fittable(signals: Sequence[Signal]) -> tuple[str, list[Signal]]:
+    """The objective whose data are read, and the signals whose heads they can give.
 
-    count: float
-    x: FloatMatrix
-    y: FloatMatrix
-    xx: FloatMatrix
-    xy: FloatMatrix
-
-    @classmethod
-    def none(cls, d: int, k: int) -> Moments:
-        """Of no rows."""
-        return cls(0.0, np.zeros(d), np.zeros(k), np.zeros((d, d)), np.zeros((d, k)))
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add rows, float32 ``[N, d]`` and ``[N, k]``."""
-        x, y = x.double(), y.double()
-        self.count += len(x)
-        self.x += x.sum(0).numpy()
-        self.y += y.sum(0).numpy()
-        self.xx += (x.T @ x).numpy()
-        self.xy += (x.T @ y).numpy()
-
-    def __add__(self, other: Moments) -> Moments:
-        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
-        return Moments(*(one + two for one, two in pairs))
-
-    def centred(self, about: Moments) -> tuple[FloatMatrix, FloatMatrix]:
-        """Second moments ``[d, d]`` and ``[d, k]`` about the means of others."""
-        x, y, mean_x, mean_y = (
-            *(about.x / about.count, about.y / about.count),
-            *(self.x / self.count, self.y / self.count),
-        )
-        xx = self.xx / self.count - np.outer(x, mean_x) - np.outer(mean_x, x) + np.outer(x, x)
-        xy = self.xy / self.count - np.outer(x, mean_y) - np.outer(mean_x, y) + np.outer(x, y)
-        return xx, xy
-
-
-def fittable(signals: Sequence[Signal]) -> list[Signal]:
-    """The signals whose heads data can give.
+    That of the first signal that learns from what people say of a text, else ``drafts``.
 
     Raises:
         UnsupportedError: There are none.
     """
-    found = [s for s in signals if s.kind in ("value", "medusa")]
-    if not found:
+    objectives = {s.name: PROBES[s.kind].objective for s in signals if s.kind in PROBES}
+    if not objectives:
         kinds = ", ".join(dict.fromkeys(s.kind for s in signals))
         raise UnsupportedError(
-            f"--data fits a probe of a value or a medusa signal, and there is only {kinds}; leave "
-            "it out for a random probe"
+            f"--data fits a probe of a signal that is {' or '.join(PROBES)}, and there is only "
+            f"{kinds}; leave it out for a random probe"
         )
-    return found
+    chosen = next((o for o in objectives.values() if o != _ANY), _ANY)
+    return chosen, [s for s in signals if objectives.get(s.name) in (chosen, _ANY)]
 
 
 @torch.no_grad()
@@ -99,154 +57,47 @@ def fit_probe(
     seed: int,
     progress: Callable[[int], object] = lambda items: None,
 ) -> Probe:
-    """Fit R and the heads of all ``value`` and ``medusa`` signals.
+    """Fit R and the heads of all `fittable` signals.
 
     Args:
         base: Whose states.
         config: Of the channel.
-        items: Texts; with scores, if there is a ``value`` signal.
-        seed: Of which texts choose the penalty, and of the rows of R that no signal needs.
+        items: Texts, with the scores or labels of the objective that `fittable` names.
+        seed: Of which texts are held out, and of the rows of R that no signal needs.
         progress: Called with the number of texts just read.
 
     Raises:
         ConfigError: The texts are too few or too short.
         UnsupportedError: No signal can be fitted.
     """
-    signals = fittable(config.signals)
+    _, signals = fittable(config.signals)
     model = load_base(base)
-    parts = [
-        _moments(base, model, signals, part, progress) for part in split(items, _HELD_OUT, seed)
-    ]
-    rules: dict[str, tuple[Moments, float]] = {}
-    for signal in signals:
-        fit, held_out = (part[signal.name] for part in parts)
-        if not fit.count or not held_out.count:
-            raise ConfigError(
-                f"the texts are too few or too short to fit the signal {signal.name!r}; it needs "
-                f"more than {signal.heads} tokens a text"
-            )
-        rules[signal.name] = fit + held_out, _penalty(fit, held_out)
-    head = model.get_output_embeddings()
-    size = config.hidden_size
-    rows = orthonormal(_directions(signals, rules, head, size), size, seed)
+    probes = [PROBES[signal.kind](signal, model) for signal in signals]
+    for held_out, part in enumerate(split(items, _HELD_OUT, seed)):
+        for batch in batches(part, _BATCH_TOKENS):
+            state = torch.empty(0)
+            if any(probe.reads_state for probe in probes):
+                with errors_as(CheckpointError, f"{base.directory}: the model failed in torch"):
+                    decoded = model.base_model(input_ids=batch.ids, use_cache=False)
+                state = decoded.last_hidden_state.float()
+            for probe in probes:
+                probe.add(state, batch, bool(held_out))
+            progress(len(batch.ids))
+    for probe in probes:
+        probe.solve()
+    directions = np.concatenate(_directions(probes, config.hidden_size))
+    rows = orthonormal(directions.astype(np.float32), config.hidden_size, seed)
     heads: dict[str, Any] = {}
-    for signal in signals:
-        weight, bias = _head(signal, *rules[signal.name], rows, model)
-        heads[f"signals.{signal.name}.weight"] = weight
-        heads[f"signals.{signal.name}.bias"] = bias
+    for probe in probes:
+        stem = f"signals.{probe.signal.name}"
+        heads[f"{stem}.weight"], heads[f"{stem}.bias"] = probe.head(rows.astype(np.float64))
     return Probe(rows, heads)
 
 
-def _moments(
-    base: BaseModel,
-    model: Any,
-    signals: Sequence[Signal],
-    items: Sequence[Item],
-    progress: Callable[[int], object],
-) -> dict[str, Moments]:
-    """Of each signal's rows and targets."""
-    d = base.dimensions.hidden_size
-    sums = {s.name: Moments.none(d, 1 if s.kind == "value" else s.heads * d) for s in signals}
-    for batch in batches(items, _BATCH_TOKENS):
-        with errors_as(CheckpointError, f"{base.directory}: the model failed in torch"):
-            state = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
-        for signal in signals:
-            sums[signal.name].add(*_targets(signal, state.float(), batch))
-        progress(len(batch.ids))
-    return sums
-
-
-def _targets(signal: Signal, state: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Rows ``[N, d]`` of states ``[R, S, d]``, and what each is to predict, ``[N, k]``."""
-    if signal.kind == "value":
-        slope, centre = _LINEAR[signal.activation]
-        scores = (batch.scores[:, None] - centre) * slope
-        return state[batch.supervised], scores.expand_as(batch.supervised)[batch.supervised][
-            :, None
-        ]
-    n, size = signal.heads, state.shape[1]
-    if size <= n:
-        return state[0, :0], state.new_zeros(0, n * state.shape[2])
-    at = batch.supervised[:, : size - n] & batch.supervised[:, n:]
-    later = [state[:, i : size - n + i][at] for i in range(1, n + 1)]
-    return state[:, : size - n][at], torch.cat(later, dim=1)
-
-
-def _penalty(fit: Moments, held_out: Moments) -> float:
-    """The penalty of ridge regression with the least error on the held-out rows."""
-    xx, xy = fit.centred(fit)
-    values, vectors = np.linalg.eigh(xx)
-    held_xx, held_xy = held_out.centred(fit)
-    rotated, cross = vectors.T @ xy, vectors.T @ held_xy
-    turned = vectors.T @ held_xx @ vectors
-    unit = float(np.trace(xx)) / len(xx)
-
-    def error(penalty: float) -> float:
-        solution = rotated / (values.clip(0) + penalty * unit)[:, None]
-        return float(np.sum(solution * (turned @ solution - 2 * cross)))
-
-    return unit * min(_PENALTIES, key=error)
-
-
-def _directions(
-    signals: Sequence[Signal],
-    rules: dict[str, tuple[Moments, float]],
-    head: Any,
-    size: int,
-) -> npt.NDArray[np.float32]:
-    """What R has to span, at most ``size`` rows: one a value, the rest shared by the drafts."""
-    values = [s for s in signals if s.kind == "value"][:size]
-    found = [_solve(*rules[s.name]).T for s in values]
-    drafts = [s for s in signals if s.kind == "medusa"]
-    for i, signal in enumerate(drafts):
-        share = (size - len(values)) * (i + 1) // len(drafts) - (size - len(values)) * i // len(
-            drafts
-        )
-        found.append(_reduced_rank(*rules[signal.name], head.weight, share))
-    return np.concatenate(found).astype(np.float32)
-
-
-def _solve(moments: Moments, penalty: float) -> FloatMatrix:
-    """Ridge regression, ``[d, k]``."""
-    xx, xy = moments.centred(moments)
-    return np.asarray(np.linalg.solve(xx + penalty * np.eye(len(xx)), xy), np.float64)
-
-
-def _reduced_rank(moments: Moments, penalty: float, weight: Tensor, rank: int) -> FloatMatrix:
-    """The ``rank`` directions from which later logits are predicted best, ``[rank, d]``.
-
-    ``|W e|^2 = e^T (W^T W) e`` measures an error e of a predicted state in the base's logits.
-    """
-    xx, xy = moments.centred(moments)
-    values, vectors = np.linalg.eigh(xx + penalty * np.eye(len(xx)))
-    whiten = vectors / np.sqrt(values)  # [d, d]; the whitened state is x @ whiten
-    cross = (whiten.T @ xy).reshape(len(xx), -1, len(xx))
-    wide = weight.float()
-    metric = (wide.T @ wide).double().numpy()
-    explained = np.einsum("ani,ij,bnj->ab", cross, metric, cross, optimize=True)
-    _, best = np.linalg.eigh(explained)
-    return np.ascontiguousarray((whiten @ best[:, ::-1][:, :rank]).T)
-
-
-def _head(
-    signal: Signal, moments: Moments, penalty: float, rows: npt.NDArray[np.float32], model: Any
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Weight ``[*head_dims, d']`` and bias of a signal on ``R n``, by ridge regression."""
-    wide = rows.astype(np.float64)
-    seen = dataclasses.replace(
-        moments, x=wide @ moments.x, xx=wide @ moments.xx @ wide.T, xy=wide @ moments.xy
-    )
-    solution = _solve(seen, penalty)  # [d', k]
-    constant = seen.y / seen.count - solution.T @ (seen.x / seen.count)  # [k]
-    if signal.kind == "value":
-        return solution.T.astype(np.float32), constant.astype(np.float32)
-    d = rows.shape[1]
-    embeddings = model.get_output_embeddings()
-    scale = getattr(model.config, "logit_scale", 1.0) / getattr(model.config, "logits_scaling", 1.0)
-    drafted = slice(signal.draft_vocab)  # a fresh checkpoint drafts the first tokens
-    output = embeddings.weight[drafted].float().numpy() * np.float32(scale)
-    bias = 0.0 if embeddings.bias is None else embeddings.bias[drafted].float().numpy() * scale
-    parts = solution.reshape(len(rows), -1, d).astype(np.float32)
-    weight = np.stack([output @ parts[:, i].T for i in range(signal.heads)])
-    means = constant.reshape(-1, d).astype(np.float32)
-    return weight, np.stack([output @ mean + bias for mean in means])
+def _directions(probes: Sequence[SignalProbe], size: int) -> list[Any]:
+    """What R has to span, at most ``size`` rows: one a value, the rest shared by the others."""
+    found = [probe.directions(1) for probe in probes if not probe.is_wide][:size]
+    wide, left = [probe for probe in probes if probe.is_wide], size - len(found)
+    for i, probe in enumerate(wide):
+        found.append(probe.directions(left * (i + 1) // len(wide) - left * i // len(wide)))
+    return found

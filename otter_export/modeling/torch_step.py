@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from otter_export import engine_io
 from otter_export.modeling.masks import layer_masks
-from otter_export.modeling.otter_model import OtterModel
+from otter_export.modeling.otter_model import OtterModel, base_logits
 from otter_export.runtime.engine import FloatArray
 from otter_export.runtime.executor import StepInputs
 
@@ -161,7 +161,7 @@ class TorchStep:
         )
         state = decoded.last_hidden_state[self._places, inputs[engine_io.KEPT_ROWS]]
         channel = state[..., -self._model.config.hidden_size :]
-        outputs = {engine_io.LOGITS: self._model.logits(state).float()}
+        outputs = {engine_io.LOGITS: base_logits(self._model.base, state).float()}
         for signal in self._model.config.signals:
             outputs[signal.name] = self._model.head(signal.name).output(channel).float()
         return outputs

@@ -358,3 +358,23 @@ def test_a_probe_of_data(cli: Cli, tiny_llama: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose((rows / gain) @ (rows / gain).T, np.eye(8), atol=1e-5)  # float32
     # One direction matters; the others are drawn and correlate with the scores by chance alone.
     assert abs(opened.float32("signals.reward.weight")).max() > 0
+
+
+def test_an_expert_pair_begins_with_the_words_of_its_classes(
+    cli: Cli, tiny_llama: Path, tmp_path: Path
+) -> None:
+    words = {"expert": "w20", "anti": "w30"}
+    lines = [
+        {"text": f"w{3 + i % 9} {words[label]}", "label": label}
+        for i in range(20)
+        for label in words
+    ]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ("insert", tiny_llama, tmp_path / "ck", "--init", "probe", "--data", data)
+    result = cli(*command, "--signal", "kind:expert", "--hidden-size", 8)
+    assert result.status == 0, result.stderr
+    sides = Checkpoint.open(tmp_path / "ck").float32("signals.kind.bias")
+    said = {word: sides[0, int(word[1:])] - sides[1, int(word[1:])] for word in ("w20", "w30")}
+    assert said["w20"] > 1
+    assert said["w30"] == pytest.approx(-said["w20"], abs=1e-5)  # as many of either

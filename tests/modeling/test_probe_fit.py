@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from otter_export.errors import ConfigError, UnsupportedError
 from otter_export.insert import plan
 from otter_export.modeling.data import Item, Row, collate, split
 from otter_export.modeling.objectives.drafts import Drafts
+from otter_export.modeling.objectives.experts import Experts
 from otter_export.modeling.otter_model import load_base, load_reference
-from otter_export.modeling.probe_fit import Moments, fit_probe
+from otter_export.modeling.probe_fit import fit_probe
+from otter_export.modeling.probes.moments import Moments
 from otter_export.signals import Signal
 from tests import tiny
 
@@ -123,6 +126,63 @@ def test_drafts_start_as_good_as_their_width_allows(tmp_path: Path) -> None:
     assert shares[64] > 0.6
 
 
+SIDES = Signal("harmless", "expert", "identity", None)
+
+
+def labelled(count: int) -> list[Item]:
+    """Words of two classes, each with favourites, and of neither."""
+    generator = np.random.default_rng(1)
+    items = []
+    for i in range(count):
+        label = (1.0, -1.0, 0.0)[i % 3]
+        words = generator.integers(3, 60, 12)
+        liked = 60 + int(label) * 20 + generator.integers(0, 5, 12)
+        likes = (generator.random(12) < 0.4) & (label != 0)
+        row = np.where(likes, liked, words).tolist()
+        items.append(Item(i, (Row(tuple(row), 0),), label))
+    return items
+
+
+def naive_bayes(counts: list[np.ndarray], side: int, prior: float) -> list[float]:
+    """How much more often a side says each word than both sides together, in nats."""
+    total = sum(int(count.sum()) for count in counts)
+    share = counts[side].sum() / total
+    return [
+        math.log((own + prior) / (share * both + prior))
+        for own, both in zip(counts[side], sum(counts), strict=True)
+    ]
+
+
+def test_an_expert_pair_starts_as_naive_bayes(tmp_path: Path) -> None:
+    """A token's offsets are the logs of its rates, and they tell the classes of other texts."""
+    items = labelled(300)
+    checkpoint = fitted(tmp_path, items, SIDES, first_layer=2)
+    loaded, ids = load_reference(checkpoint), collate(items).ids
+    counts = [
+        np.bincount([w for i in items if i.score == s for w in i.rows[0].ids], minlength=128)
+        for s in (1.0, -1.0)
+    ]
+    with torch.no_grad():
+        offsets = loaded.head("harmless")(loaded(ids[:1]).channel)[0]
+    # Without context: the same at every place.
+    assert offsets.std(0).max() < 1e-6
+    found = offsets[0].double().numpy()
+    # Word by word, with one of the priors that are tried; float32 biases.
+    assert any(
+        np.allclose(found, [naive_bayes(counts, side, prior) for side in (0, 1)], atol=1e-5)
+        for prior in (2.0**power for power in range(-3, 9))
+    )
+    difference = found[0] - found[1]
+    assert difference[80:85].min() > 2  # the expert's favourites
+    assert difference[40:45].max() < 0  # words of all, and the anti-expert's favourites
+    others = collate(labelled(600)[300:])
+    with torch.no_grad():
+        objective, head = Experts(SIDES, discriminative=1.0), loaded.head("harmless")
+        noted = objective.judge(loaded(others.ids), others, head, False)
+    found_class = objective.metrics(noted)["class"]
+    assert found_class > 0.5  # of log 2
+
+
 def test_a_channel_may_serve_a_value_and_drafts(tmp_path: Path) -> None:
     items = texts(60)
     both = fitted(tmp_path / "both", items, LINEAR, AHEAD)
@@ -135,7 +195,9 @@ def test_a_channel_may_serve_a_value_and_drafts(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_fitted(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="a value or a medusa signal, and there is only q_v"):
+    with pytest.raises(ConfigError, match="it needs texts of both classes, expert and anti"):
+        fitted(tmp_path / "one", [i for i in labelled(60) if i.score >= 0], SIDES)
+    with pytest.raises(UnsupportedError, match="value or medusa or expert, and there is only q_v"):
         fitted(tmp_path / "a", texts(4), tiny.NEXT)
     with pytest.raises(ConfigError, match="too few or too short to fit the signal 'ahead'"):
         short = [Item(i, (Row((3, 4), 0),)) for i in range(4)]
