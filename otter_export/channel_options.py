@@ -1,4 +1,4 @@
-"""What a user may choose of a channel, and the configuration that it makes of a base."""
+"""Options of a channel that a user may choose, and the configuration that they make of a base."""
 
 from __future__ import annotations
 
