@@ -24,8 +24,8 @@ from otter_export.signals import Signal
 
 #: In the order of the head's sides; see `otter_export.signals.expert`.
 _SIDES = (LABELS["expert"], LABELS["anti"])
-#: Priors that are tried, in tokens.
-_PRIORS = tuple(2.0**power for power in range(-3, 9))
+#: Priors that are tried, in tokens, the most cautious first.
+_PRIORS = tuple(2.0**power for power in range(8, -4, -1))
 
 
 class ExpertsProbe(SignalProbe):
@@ -50,16 +50,18 @@ class ExpertsProbe(SignalProbe):
 
     def solve(self) -> None:
         """See `SignalProbe.solve`."""
-        if not self._said.sum(-1).all():
-            raise self.too_few("texts of both classes, expert and anti, in each part")
         fit, held_out = self._said
-        shares = held_out / held_out.sum(-1, keepdims=True)
+        if not fit.sum(-1).all():
+            raise self.too_few("texts of both classes, expert and anti")
+        # A side that no held-out text is of has no say.
+        shares = held_out / np.maximum(held_out.sum(-1, keepdims=True), 1)
 
         def likelihood(prior: float) -> float:
             """Nats a held-out token of each side, by how often tokens come at all."""
             logs = _logs(fit, prior)
             base = fit.sum(0) / fit.sum()
-            return float((shares * logs).sum() - np.log((base * np.exp(logs)).sum(-1)).sum())
+            own = (shares * logs).sum(-1) - np.log((base * np.exp(logs)).sum(-1))
+            return float(own[shares.any(-1)].sum())
 
         self._prior = max(_PRIORS, key=likelihood)
 
