@@ -21,7 +21,7 @@ SIGNAL = "harmless"
 #: As wide as that of the sentiment example, and at the same place: what it reads is the base's.
 SHAPE = (
     *("--hidden-size", "32", "--intermediate-size", "32", "--heads", "3"),
-    *("--first-layer", "14", "--attention", "shared"),
+    *("--first-layer", "14", "--attention", "shared", "--init", "probe"),
 )
 TRAINING = (
     *("--objective", "experts", "--trainable", TRAINABLE, "--max-tokens", "96"),
@@ -48,12 +48,12 @@ def make(
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, texts, engine = out / "checkpoint", out / "texts.jsonl", out / "engine"
     if not engine.is_dir():
-        if not (checkpoint / "training_state").is_dir():
-            places = (str(material.base), str(checkpoint))
-            run(["insert", *places, *SHAPE, "--signal", f"{SIGNAL}:expert", "--adapter", "--force"])
         files = (material.train, material.neutral)
         lines = [line for f in files for line in f.read_text("utf-8").splitlines(True)[:limit]]
         texts.write_text("".join(lines), encoding="utf-8")
+        if not (checkpoint / "training_state").is_dir():
+            places = ("insert", str(material.base), str(checkpoint), *SHAPE, "--data", str(texts))
+            run([*places, "--signal", f"{SIGNAL}:expert", "--adapter", "--force"])
         run(["train", str(checkpoint), "--data", str(texts), *TRAINING, *length])
         build = ("--target", "onnx", "--precision", "int8", "--out", str(engine))
         run(["build", str(checkpoint), *build])
