@@ -8,9 +8,11 @@ interrupted goes on behind them. At the end they are standardised, and the label
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ from typing import Any
 from otter_export.arguments import integer, keep
 from otter_export.config import read_json
 from otter_export.errors import ConfigError
-from otter_export.files import check_writable, replacing, write_json
+from otter_export.files import check_writable, hold, replacing, write_json
 from otter_export.json_lines import read_lines
 from otter_export.modeling.teacher import Passage, Teacher
 from otter_export.quoting import listed, quoted
@@ -128,7 +130,7 @@ def label(
         progress: Called with the number of lines just labelled, those of an earlier run too.
 
     Raises:
-        ConfigError: An unfinished run was another one.
+        ConfigError: An unfinished run was another one, or is still running.
         RequestError: The teacher fails.
     """
     batch_size = integer("batch_size", batch_size, least=1, error=ConfigError)
@@ -138,14 +140,34 @@ def label(
     about = json.loads(json.dumps({**about, "texts": _digest(lines)}))
     if (known := _known(out, about)) is not None:
         return known
-    scores = _resumed(partial, about)
-    progress(len(scores))
-    if len(scores) < len(lines):
-        scores += _scored(teacher(), lines, len(scores), partial, about, batch_size, progress)
-    scale = Scale.of([score for one in scores for score in one])
-    _write(out, lines, scores, scale, about)
-    partial.unlink(missing_ok=True)
+    with _alone(partial):
+        scores = _resumed(partial, about)
+        progress(len(scores))
+        if len(scores) < len(lines):
+            scores += _scored(teacher(), lines, len(scores), partial, about, batch_size, progress)
+        scale = Scale.of([score for one in scores for score in one])
+        _write(out, lines, scores, scale, about)
+        partial.unlink(missing_ok=True)
     return scale
+
+
+@contextlib.contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Hold the file of an unfinished run, so that two runs do not append to it.
+
+    Raises:
+        ConfigError: Another process holds it.
+    """
+    with partial.open("ab") as file:
+        if not hold(file.fileno()):
+            raise ConfigError(
+                f"{partial} is being written by another run; wait for its end, or give another OUT"
+            )
+        try:
+            yield
+        finally:
+            if not os.fstat(file.fileno()).st_size:  # nothing that could go on
+                partial.unlink(missing_ok=True)
 
 
 def read_texts(path: Path, places: Places) -> list[Line]:
@@ -244,9 +266,10 @@ def _resumed(partial: Path, about: Mapping[str, Any]) -> list[tuple[float, ...]]
     Raises:
         ConfigError: It was another run.
     """
-    if not partial.is_file():
+    content = partial.read_bytes()
+    if not content:
         return []
-    first, *rest = partial.read_bytes().split(b"\n")
+    first, *rest = content.split(b"\n")
     try:
         same = json.loads(first) == about
     except ValueError:

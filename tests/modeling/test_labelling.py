@@ -14,6 +14,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from otter_export.files import hold
 from otter_export.modeling import labelling
 from otter_export.modeling.labelling import Places, Scale
 from otter_export.modeling.teacher import Passage, Teacher
@@ -172,6 +173,10 @@ def test_a_killed_run_goes_on_where_it_stopped(
     assert not out.exists()
     partial = labelling.partial_path(out)
     partial.write_bytes(partial.read_bytes() + b"[0.1")  # half a line, as a kill leaves one
+    with partial.open("rb") as other:
+        assert hold(other.fileno())
+        refused = cli(*whole, out)
+    assert (refused.status, "is being written by another run" in refused.stderr) == (2, True)
     refused = cli(*whole, out, "--every", 2)
     assert (refused.status, "is what another run left" in refused.stderr) == (2, True)
     scored.clear()
@@ -182,6 +187,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
     scored.clear()
     assert cli(*whole, out).status == 0  # complete: nothing is scored
     assert scored == []
+    assert not partial.exists()
 
 
 def test_train_labels_and_learns_in_one_command(tmp_path: Path, cli: Cli) -> None:
