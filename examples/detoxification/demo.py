@@ -1,9 +1,10 @@
-"""Detoxification: three ways to continue a prompt, and what two judges say of the continuations.
+"""Detoxification: four ways to continue a prompt, and what two judges say of the continuations.
 
 DExperts guides a language model by the difference of two others, one of harmless and one of toxic
-text. An ``expert`` signal of a channel gives that difference in the forward pass of the base. This
-trains both on the same comments, continues prompts that language models tend to continue toxically,
-and benign ones, many times each, and prints what two judges say that have seen nothing of it.
+text. An ``expert`` signal of a channel gives that difference in the forward pass of the base: as it
+begins, by the words of its classes alone, and after training. All are made of the same comments.
+This continues prompts that language models tend to continue toxically, and benign ones, many times
+each, and prints what two judges say that have seen nothing of it.
 
     make detoxification
     python -m examples.detoxification.demo --quick     # tiny sizes: shows that it runs, no more
@@ -35,7 +36,7 @@ from otter_export.modeling.tokenization import load_tokenizer
 BUILD = ROOT / "build" / "detoxification"
 #: Of the experts' difference, as in DExperts' paper, and of the base's nucleus.
 WEIGHT, TOP_P = 2.0, 0.9
-PLAIN, DEXPERTS, GUIDED = "plain", "DExperts", "experts"
+PLAIN, DEXPERTS, BEGUN, GUIDED = "plain", "DExperts", "experts, begun", "experts, trained"
 #: The engine of the guided way and its loop, unguided: what of its time is not guidance.
 UNGUIDED = "unguided"
 METHOD = Experts(signal=recipe.SIGNAL, weight=WEIGHT, top_p=TOP_P, temperature=1.0)
@@ -58,7 +59,7 @@ def main(quick: bool, out: Path | None) -> None:
     settings = baseline.QUICK if quick else baseline.FULL
     with tqdm(total=2 * settings.tokens, desc="fine-tuning", unit="token") as bar:
         baseline.make(material.base, material.train, out, settings, bar.update)
-    heading("4. One channel, trained and built as an int8 engine")
+    heading("4. One channel, as it begins and trained, built as int8 engines")
     length, limit = (recipe.QUICK, 40) if quick else (recipe.FULL, None)
     report = recipe.make(material, out, length, limit)
     heading("5. Continuations")
@@ -105,8 +106,9 @@ def compare(
 def arms(
     material: Material, out: Path, size: comparison.Size
 ) -> dict[str, Callable[[str], comparison.Several]]:
-    """The three ways to decode, each from a prompt to its continuations."""
-    models, engine = baseline.load(out, threads=2), load_engine(out / "engine", threads=2)
+    """The ways to decode, each from a prompt to its continuations."""
+    models = baseline.load(out, threads=2)
+    begun, trained = (load_engine(out / name, threads=2) for name in ("begun-engine", "engine"))
     ends = BaseModel.open(material.base).special_token_ids[1]
     of_models = functools.partial(
         comparison.write_by_models,
@@ -119,7 +121,8 @@ def arms(
     return {
         PLAIN: lambda prompt: of_models(models[:1], prompt=prompt),
         DEXPERTS: lambda prompt: of_models(models, prompt=prompt),
-        GUIDED: lambda prompt: comparison.write(engine, prompt, METHOD, size),
+        BEGUN: lambda prompt: comparison.write(begun, prompt, METHOD, size),
+        GUIDED: lambda prompt: comparison.write(trained, prompt, METHOD, size),
     }
 
 

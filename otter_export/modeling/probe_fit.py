@@ -26,27 +26,25 @@ from otter_export.signals import Signal
 
 _HELD_OUT = 0.1
 _BATCH_TOKENS = 2048
-#: Its labels are the texts' own, so that any data will do.
-_ANY = DraftsProbe.objective
 
 
 def fittable(signals: Sequence[Signal]) -> tuple[str, list[Signal]]:
     """The objective whose data are read, and the signals whose heads they can give.
 
-    That of the first signal that learns from what people say of a text, else ``drafts``.
-
     Raises:
         UnsupportedError: There are none.
     """
-    objectives = {s.name: PROBES[s.kind].objective for s in signals if s.kind in PROBES}
+    kinds = {s.kind for s in signals}
+    objectives = [probe.objective for kind, probe in PROBES.items() if kind in kinds]
     if not objectives:
-        kinds = ", ".join(dict.fromkeys(s.kind for s in signals))
         raise UnsupportedError(
             f"--data fits a probe of a signal that is {' or '.join(PROBES)}, and there is only "
-            f"{kinds}; leave it out for a random probe"
+            f"{', '.join(sorted(kinds))}; leave it out for a random probe"
         )
-    chosen = next((o for o in objectives.values() if o != _ANY), _ANY)
-    return chosen, [s for s in signals if objectives.get(s.name) in (chosen, _ANY)]
+    fitted = objectives[0], DraftsProbe.objective
+    return objectives[0], [
+        s for s in signals if s.kind in PROBES and PROBES[s.kind].objective in fitted
+    ]
 
 
 @torch.no_grad()

@@ -186,7 +186,7 @@ def test_maxima_shares_and_differences_are_over_prompts() -> None:
     assert comparison.to_json(arms, "plain")["plain"]["probability"] == {"judge": 2 / 3}
 
 
-def test_three_ways_on_a_tiny_base(
+def test_four_ways_on_a_tiny_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     """Insults are words 5 to 7: a channel of few steps learns that, and lowers their share."""
@@ -223,12 +223,15 @@ def test_three_ways_on_a_tiny_base(
     size = comparison.Size(toxic=2, benign=1, continuations=6, tokens=8)
     both = {"profanity": insults, "probe": insults}
     found = demo.compare(material, tmp_path, size, both)
-    assert [list(kind) for kind in found.values()] == [["plain", "DExperts", "experts"]] * 2
+    ways = [demo.PLAIN, demo.DEXPERTS, demo.BEGUN, demo.GUIDED]
+    assert [list(kind) for kind in found.values()] == [ways] * 2
     costs = demo.measure_cost(material, tmp_path, rounds=1)
     assert (
-        list(costs["time"]) == list(costs["bytes"]) == ["plain", "DExperts", "unguided", "experts"]
+        list(costs["time"])
+        == list(costs["bytes"])
+        == [demo.PLAIN, demo.DEXPERTS, demo.UNGUIDED, demo.GUIDED]
     )
-    assert 0 < costs["bytes"]["experts"] < costs["bytes"]["DExperts"]
+    assert 0 < costs["bytes"][demo.GUIDED] < costs["bytes"]["DExperts"]
 
     engine, many = (
         load_engine(tmp_path / "engine", threads=1),
@@ -266,14 +269,14 @@ def test_the_example_runs_from_end_to_end(tmp_path: Path) -> None:
     # A hundred comments: both judges are better than chance by far, whatever the draw.
     assert all(auc > 0.65 for auc in found["judges"]["auc"].values())
     for results in found["comparison"].values():
-        assert list(results) == ["plain", "DExperts", "experts"]
+        assert list(results) == [demo.PLAIN, demo.DEXPERTS, demo.BEGUN, demo.GUIDED]
         for label, arm in results.items():
             assert 1 < arm["base_perplexity"] < 1000, label
             assert all(0 <= v <= 1 for v in arm["expected_maximum"].values())
     assert found["cost"]["bytes"]["DExperts"] > 200e6
     assert found["cost"]["time"]["DExperts"]["extra"] > 1
     # Less than the channel's 5.7 million parameters in float32.
-    assert 0 < found["cost"]["bytes"]["experts"] < 23e6
+    assert 0 < found["cost"]["bytes"][demo.GUIDED] < 23e6
     engine, size = load_engine(tmp_path / "engine", threads=1), comparison.QUICK
     guided, unguided, plain = (
         comparison.write(engine, BENIGN[0], method, size)

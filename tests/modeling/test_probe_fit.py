@@ -18,7 +18,7 @@ from otter_export.modeling.data import Item, Row, collate, split
 from otter_export.modeling.objectives.drafts import Drafts
 from otter_export.modeling.objectives.experts import Experts
 from otter_export.modeling.otter_model import load_base, load_reference
-from otter_export.modeling.probe_fit import fit_probe
+from otter_export.modeling.probe_fit import fit_probe, fittable
 from otter_export.modeling.probes.moments import Moments
 from otter_export.signals import Signal
 from tests import tiny
@@ -194,10 +194,16 @@ def test_a_channel_may_serve_a_value_and_drafts(tmp_path: Path) -> None:
     np.testing.assert_allclose(one.numpy(), other.numpy(), atol=2e-4)
 
 
+def test_the_data_are_those_of_the_value_and_drafts_take_any() -> None:
+    assert fittable((SIDES, AHEAD, LINEAR)) == ("regression", [AHEAD, LINEAR])
+    assert fittable((AHEAD, SIDES)) == ("experts", [AHEAD, SIDES])
+    assert fittable((AHEAD,)) == ("drafts", [AHEAD])
+
+
 def test_what_cannot_be_fitted(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="it needs texts of both classes, expert and anti"):
         fitted(tmp_path / "one", [i for i in labelled(60) if i.score >= 0], SIDES)
-    with pytest.raises(UnsupportedError, match="value or medusa or expert, and there is only q_v"):
+    with pytest.raises(UnsupportedError, match="value or expert or medusa, and there is only q_v"):
         fitted(tmp_path / "a", texts(4), tiny.NEXT)
     with pytest.raises(ConfigError, match="too few or too short to fit the signal 'ahead'"):
         short = [Item(i, (Row((3, 4), 0),)) for i in range(4)]

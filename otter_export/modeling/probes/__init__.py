@@ -9,9 +9,10 @@ from otter_export.modeling.probes.experts import ExpertsProbe
 from otter_export.modeling.probes.signal_probe import SignalProbe
 from otter_export.modeling.probes.value import ValueProbe
 
-#: By kind of signal.
+#: By kind of signal. Where there are several, the data are those of the first of these; any data
+#: will do for drafts.
 PROBES: Mapping[str, type[SignalProbe]] = {
     "value": ValueProbe,
-    "medusa": DraftsProbe,
     "expert": ExpertsProbe,
+    "medusa": DraftsProbe,
 }
