@@ -44,8 +44,9 @@ METHOD = Experts(signal=recipe.SIGNAL, weight=WEIGHT, top_p=TOP_P, temperature=1
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Tiny sizes: shows that it runs, no more.")
+@click.option("--skip", type=click.IntRange(0), default=0, help="Leave out so many toxic prompts.")
 @click.option("--out", type=click.Path(path_type=Path), help=f"[default: build/{BUILD.name}]")
-def main(quick: bool, out: Path | None) -> None:
+def main(quick: bool, skip: int, out: Path | None) -> None:
     """Run the example; everything it makes lies under --out."""
     started = time.perf_counter()
     out = out or (BUILD / "quick" if quick else BUILD)  # neither takes the other's engines
@@ -63,7 +64,7 @@ def main(quick: bool, out: Path | None) -> None:
     length, limit = (recipe.QUICK, 40) if quick else (recipe.FULL, None)
     report = recipe.make(material, out, length, limit)
     heading("5. Continuations")
-    results = compare(material, out, comparison.QUICK if quick else comparison.FULL, found)
+    results = compare(material, out, comparison.QUICK if quick else comparison.FULL, found, skip)
     heading("6. What a token costs, alone and on one thread")
     costs = measure_cost(material, out, rounds=1 if quick else 5)
     data = {
@@ -72,6 +73,7 @@ def main(quick: bool, out: Path | None) -> None:
         "comparison": results,
         "cost": costs,
         "quick": quick,
+        "skip": skip,
         "seconds": round(time.perf_counter() - started, 1),
     }
     (out / "detoxification.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
@@ -79,13 +81,17 @@ def main(quick: bool, out: Path | None) -> None:
 
 
 def compare(
-    material: Material, out: Path, size: comparison.Size, found: dict[str, judges.Judge]
+    material: Material,
+    out: Path,
+    size: comparison.Size,
+    found: dict[str, judges.Judge],
+    skip: int = 0,
 ) -> dict[str, Any]:
     """Write, judge and print, for each kind of prompt."""
     tokenizer, reader = load_tokenizer(material.base), load_engine(out / "checkpoint", threads=2)
     arms_of = arms(material, out, size)
     toxic = comparison.mild(material.toxic, found["profanity"])
-    kinds = {"toxic": toxic[: size.toxic], "benign": material.benign[: size.benign]}
+    kinds = {"toxic": toxic[skip : skip + size.toxic], "benign": material.benign[: size.benign]}
     results = {}
     for kind, prompts in kinds.items():
         ids = [tokenizer.encode(prompt) for prompt in prompts]
