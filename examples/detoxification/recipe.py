@@ -55,18 +55,19 @@ def make(
     """
     out.mkdir(parents=True, exist_ok=True)
     begun, trained, texts = out / "begun", out / "checkpoint", out / "texts.jsonl"
-    if not (out / "engine").is_dir():
+    engines = out / "begun-engine", out / "engine"
+    if not all(engine.is_dir() for engine in engines):
         files = (material.train, material.neutral)
         lines = [line for f in files for line in f.read_text("utf-8").splitlines(True)[:limit]]
         texts.write_text("".join(lines), encoding="utf-8")
-        if not (trained / "training_state").is_dir():
+        if not (engines[0].is_dir() and (trained / "training_state").is_dir()):
             places = ("insert", str(material.base), str(begun), *SHAPE, "--data", str(texts))
             run([*places, "--signal", f"{SIGNAL}:expert", "--adapter", "--force"])
-            _build(begun, out / "begun-engine")
+            _build(begun, engines[0])
             shutil.rmtree(trained, ignore_errors=True)
             shutil.copytree(begun, trained)
         run(["train", str(trained), "--data", str(texts), *TRAINING, *length])
-        _build(trained, out / "engine")
+        _build(trained, engines[1])
     report: dict[str, Any] = json.loads((trained / "training_report.json").read_text("utf-8"))
     return report
 

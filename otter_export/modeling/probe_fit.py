@@ -69,12 +69,13 @@ def fit_probe(
         UnsupportedError: No signal can be fitted.
     """
     _, signals = fittable(config.signals)
-    model = load_base(base)
-    probes = [PROBES[signal.kind](signal, model) for signal in signals]
+    kinds = [PROBES[signal.kind] for signal in signals]
+    model = load_base(base) if any(kind.reads_state for kind in kinds) else None
+    probes = [kind(s, base.dimensions, model) for kind, s in zip(kinds, signals, strict=True)]
     for held_out, part in enumerate(split(items, _HELD_OUT, seed)):
         for batch in batches(part, _BATCH_TOKENS):
             state = torch.empty(0)
-            if any(probe.reads_state for probe in probes):
+            if model is not None:
                 with errors_as(CheckpointError, f"{base.directory}: the model failed in torch"):
                     decoded = model.base_model(input_ids=batch.ids, use_cache=False)
                 state = decoded.last_hidden_state.float()

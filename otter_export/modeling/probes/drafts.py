@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otter_export.family import BaseDimensions
 from otter_export.modeling.data import Batch
-from otter_export.modeling.probes.moments import FloatMatrix, Moments, best_penalty, ridge
-from otter_export.modeling.probes.signal_probe import Float32, SignalProbe
+from otter_export.modeling.probes.moments import FloatMatrix
+from otter_export.modeling.probes.ridge_probe import RidgeProbe
+from otter_export.modeling.probes.signal_probe import Float32
 from otter_export.signals import Signal
 
 
-class DraftsProbe(SignalProbe):
+class DraftsProbe(RidgeProbe):
     """Heads for drafts; see `SignalProbe`."""
 
     objective = "drafts"
 
-    def __init__(self, signal: Signal, model: Any) -> None:
-        super().__init__(signal, model)
-        self._d = d = model.get_output_embeddings().weight.shape[1]
-        self._fit, self._held_out = (Moments.none(d, signal.heads * d) for _ in range(2))
-        self._penalty = 0.0
+    def __init__(self, signal: Signal, dimensions: BaseDimensions, model: Any) -> None:
+        needs = f"more than {signal.heads} tokens a text"
+        super().__init__(signal, dimensions, model, signal.heads * dimensions.hidden_size, needs)
 
     def add(self, state: Tensor, batch: Batch, held_out: bool) -> None:
         """See `SignalProbe.add`."""
@@ -36,23 +36,15 @@ class DraftsProbe(SignalProbe):
             return
         at = batch.supervised[:, : size - n] & batch.supervised[:, n:]
         later = [state[:, i : size - n + i][at] for i in range(1, n + 1)]
-        moments = self._held_out if held_out else self._fit
-        moments.add(state[:, : size - n][at], torch.cat(later, dim=1))
-
-    def solve(self) -> None:
-        """See `SignalProbe.solve`."""
-        if not self._fit.count or not self._held_out.count:
-            raise self.too_few(f"more than {self.signal.heads} tokens a text")
-        self._penalty = best_penalty(self._fit, self._held_out)
-        self._all = self._fit + self._held_out
+        self.moments[held_out].add(state[:, : size - n][at], torch.cat(later, dim=1))
 
     def directions(self, most: int) -> FloatMatrix:
         """The directions from which later logits are predicted best.
 
         ``|W e|^2 = e^T (W^T W) e`` measures an error e of a predicted state in the base's logits.
         """
-        xx, xy = self._all.centred(self._all)
-        values, vectors = np.linalg.eigh(xx + self._penalty * np.eye(len(xx)))
+        xx, xy = self.all.centred(self.all)
+        values, vectors = np.linalg.eigh(xx + self.penalty * np.eye(len(xx)))
         whiten = vectors / np.sqrt(values)  # [d, d]; the whitened state is x @ whiten
         cross = (whiten.T @ xy).reshape(len(xx), -1, len(xx))
         wide = self.model.get_output_embeddings().weight.float()
@@ -63,15 +55,14 @@ class DraftsProbe(SignalProbe):
 
     def head(self, rows: FloatMatrix) -> tuple[Float32, Float32]:
         """See `SignalProbe.head`."""
-        seen = self._all.seen_by(rows)
-        solution = ridge(seen, self._penalty)  # [d', n d]
-        constant = seen.y / seen.count - solution.T @ (seen.x / seen.count)
+        solution, constant = self.regression(rows)
+        d = self.dimensions.hidden_size
         embeddings, config = self.model.get_output_embeddings(), self.model.config
         scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
         drafted = slice(self.signal.draft_vocab)  # a fresh checkpoint drafts the first tokens
         output = embeddings.weight[drafted].float().numpy() * np.float32(scale)
         bias = 0.0 if embeddings.bias is None else embeddings.bias[drafted].float().numpy() * scale
-        parts = solution.reshape(len(rows), -1, self._d).astype(np.float32)
+        parts = solution.reshape(len(rows), -1, d).astype(np.float32)
         weight = np.stack([output @ parts[:, i].T for i in range(self.signal.heads)])
-        means = constant.reshape(-1, self._d).astype(np.float32)
+        means = constant.reshape(-1, d).astype(np.float32)
         return weight, np.stack([output @ mean + bias for mean in means])

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otter_export.family import BaseDimensions
 from otter_export.modeling.data import LABELS, Batch
 from otter_export.modeling.probes.moments import FloatMatrix
 from otter_export.modeling.probes.signal_probe import Float32, SignalProbe
@@ -34,18 +35,17 @@ class ExpertsProbe(SignalProbe):
     objective = "experts"
     reads_state = False
 
-    def __init__(self, signal: Signal, model: Any) -> None:
-        super().__init__(signal, model)
-        self._shape = model.get_output_embeddings().weight.shape
+    def __init__(self, signal: Signal, dimensions: BaseDimensions, model: Any) -> None:
+        super().__init__(signal, dimensions, model)
         # [part, side, V]
-        self._said = np.zeros((2, len(_SIDES), self._shape[0]))
+        self._said = np.zeros((2, len(_SIDES), dimensions.vocab_size))
         self._prior = _PRIORS[0]
 
     def add(self, state: Tensor, batch: Batch, held_out: bool) -> None:
         """See `SignalProbe.add`."""
         for side, label in enumerate(_SIDES):
             at = batch.supervised & (batch.scores == label)[:, None]
-            said = torch.bincount(batch.ids[at], minlength=self._shape[0])
+            said = torch.bincount(batch.ids[at], minlength=self.dimensions.vocab_size)
             self._said[int(held_out), side] += said.numpy()
 
     def solve(self) -> None:
@@ -67,7 +67,7 @@ class ExpertsProbe(SignalProbe):
 
     def directions(self, most: int) -> FloatMatrix:
         """None: nothing is read of the state."""
-        return np.zeros((0, self._shape[1]))
+        return np.zeros((0, self.dimensions.hidden_size))
 
     def head(self, rows: FloatMatrix) -> tuple[Float32, Float32]:
         """See `SignalProbe.head`."""

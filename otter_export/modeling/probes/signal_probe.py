@@ -10,6 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from otter_export.errors import ConfigError
+from otter_export.family import BaseDimensions
 from otter_export.modeling.data import Batch
 from otter_export.modeling.probes.moments import FloatMatrix
 from otter_export.signals import Signal
@@ -22,7 +23,8 @@ class SignalProbe(abc.ABC):
 
     Args:
         signal: Of which kind it is.
-        model: The base, as a causal language model of transformers.
+        dimensions: Of the base.
+        model: The base, as a causal language model of transformers; None where no state is read.
 
     Attributes:
         objective: Whose data it is fitted to.
@@ -34,8 +36,9 @@ class SignalProbe(abc.ABC):
     is_wide: ClassVar[bool] = True
     reads_state: ClassVar[bool] = True
 
-    def __init__(self, signal: Signal, model: Any) -> None:
+    def __init__(self, signal: Signal, dimensions: BaseDimensions, model: Any) -> None:
         self.signal = signal
+        self.dimensions = dimensions
         self.model = model
 
     @abc.abstractmethod
