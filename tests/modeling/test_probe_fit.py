@@ -194,6 +194,17 @@ def test_a_channel_may_serve_a_value_and_drafts(tmp_path: Path) -> None:
     np.testing.assert_allclose(one.numpy(), other.numpy(), atol=2e-4)
 
 
+def test_a_token_that_the_embedding_has_not_is_left_out(tmp_path: Path) -> None:
+    """No state is read for an expert pair, so nothing else would stop at it."""
+    items = labelled(60)
+    strange = Item(60, (Row((3, 127, 128, 5000), 0),), 1.0)
+    biases = [
+        fitted(tmp_path / str(i), some, SIDES).float32("signals.harmless.bias")
+        for i, some in enumerate(([*items, strange], items))
+    ]
+    assert biases[0].shape == biases[1].shape == (2, 128)
+
+
 def test_the_data_are_those_of_the_value_and_drafts_take_any() -> None:
     assert fittable((SIDES, AHEAD, LINEAR)) == ("regression", [AHEAD, LINEAR])
     assert fittable((AHEAD, SIDES)) == ("experts", [AHEAD, SIDES])

@@ -46,7 +46,8 @@ class ExpertsProbe(SignalProbe):
         for side, label in enumerate(_SIDES):
             at = batch.supervised & (batch.scores == label)[:, None]
             said = torch.bincount(batch.ids[at], minlength=self.dimensions.vocab_size)
-            self._said[int(held_out), side] += said.numpy()
+            # A tokenizer may have tokens beyond the embedding, which no head has a row for.
+            self._said[int(held_out), side] += said[: self.dimensions.vocab_size].numpy()
 
     def solve(self) -> None:
         """See `SignalProbe.solve`."""
